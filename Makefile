@@ -1,0 +1,88 @@
+# Everything runs in .venv, which these rules make from the hash-pinned locks: requirements.lock for `make run`,
+# requirements-dev.lock on top of it for the rest. A stamp in .venv says which lock is installed.
+
+PYTHON ?=
+HOST ?=
+PORT ?=
+ARGS ?=
+UPGRADE ?=
+TEST_SECONDS ?= 1800
+
+PY  := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+UV_COMPILE := $(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate $(if $(UPGRADE),--upgrade)
+# INT lets the tests stop their servers; whatever hangs after that is killed.
+LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TEST_SECONDS))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check lint types architecture format bench wheel lock clean browser
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@echo '  Options: run HOST= PORT= · test ARGS="-k name" · PYTHON=python3.12 (before .venv is made)'
+
+run: .venv/.runtime ## serve on http://127.0.0.1:8000 (HOST= and PORT= override)
+	@$(PY) -m turnkeeper serve $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
+
+test: .venv/.dev browser ## run every test: SQLite, PostgreSQL, Redis and a browser (ARGS= goes to pytest)
+	@$(LIMIT) $(PY) -m pytest $(ARGS)
+
+check: lint types architecture test ## all that CI runs; do this before a commit
+
+lint: .venv/.dev ## is it formatted, and does the linter agree?
+	@$(PY) -m ruff format --check --quiet || { echo 'Not formatted. Run: make format'; exit 1; }
+	@$(PY) -m ruff check --quiet
+
+types: .venv/.dev ## do the types hold?
+	@$(PY) -m mypy --no-error-summary
+
+architecture: .venv/.dev ## does every module import only what it may?
+	@$(PY) -m pytest -q tests/test_architecture.py
+
+format: .venv/.dev ## format the code and sort its imports
+	@$(PY) -m ruff check --quiet --fix --exit-zero
+	@$(PY) -m ruff format
+
+bench: .venv/.dev ## measure (ARGS= goes to the benchmarks)
+	@$(PY) -m benchmarks $(ARGS)
+
+wheel: .venv/.runtime ## build dist/turnkeeper-….whl
+	@$(PY) -m hatchling build --target wheel
+
+lock: .venv/bin/python .venv/bin/pip ## pin again what pyproject.toml asks for (UPGRADE=1: newer versions too)
+	@$(PY) -m uv --version >/dev/null 2>&1 || $(PIP) install uv
+	@$(UV_COMPILE) pyproject.toml --group build -o requirements.lock >/dev/null
+	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock >/dev/null
+
+clean: ## remove .venv, caches and builds; var/, with your data, stays
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. bin/pip comes last, so an interrupted start is begun again; bin/python goes when its Python goes.
+.venv/bin/python .venv/bin/pip:
+	@for python in $(if $(PYTHON),'$(PYTHON)',python3 python3.14 python3.13 python3.12 python3.11); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		echo 'Setting up .venv (once, about a minute) …'; \
+		"$$python" -m venv --clear .venv && exit; \
+		rm -rf .venv; exit 1; \
+	done; \
+	echo 'Turnkeeper needs Python 3.11 or newer, and $(if $(PYTHON),$(PYTHON) is not,there is none on the PATH). Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1
+
+.venv/.runtime: requirements.lock pyproject.toml .venv/bin/python .venv/bin/pip
+	@echo 'Installing what it needs to run …'
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-index --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: requirements-dev.lock .venv/.runtime
+	@echo 'Installing what it needs to be tested …'
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+browser: .venv/.dev
+	@$(PY) -m tests.servers || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo 'Installing Chromium with apt-get (once) …' && apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+		apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+		echo 'No Chromium: tests in a browser will fail. Install it, or set CHROMIUM=/path/to/chromium.' >&2

@@ -1,0 +1,548 @@
+"""DbSession: the unit of work and the named queries; the only place that knows SQLite from PostgreSQL.
+
+A query outside a transaction stands alone. `transaction()` opens one, or joins the one that is open: only the
+outermost commits. Rows come as Piccolo objects with the attributes of `db.tables`; rules live in `services`.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import date, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import uuid_utils
+from piccolo.columns import Column
+from piccolo.table import Table
+
+from db.engine import Conflict, DatabaseUnavailable, Engine
+from db.tables import (
+    Account,
+    AccountGroup,
+    ApiToken,
+    Idempotency,
+    Journal,
+    LimitRule,
+    Login,
+    Model,
+    RateBucket,
+    Session,
+    SetupLink,
+    Turn,
+    TurnPiece,
+    Usage,
+)
+
+__all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "new_id"]
+
+Row = TypeVar("Row", bound=Table)
+
+
+def new_id() -> UUID:
+    """A UUIDv7: ordered by the time it was made (RFC 9562 §5.7)."""
+    return UUID(int=uuid_utils.uuid7().int)
+
+
+class DbSession:
+    """One caller's view of the database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._rules: tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]] | None = None
+
+    # ------------------------------------------------------------ unit of work
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """All or nothing. On SQLite it holds the one write lock from the start."""
+        outermost = self.engine.own_transaction() is None
+        async with self.engine.transaction():
+            try:
+                yield
+            finally:
+                if outermost:
+                    self._rules = None
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the open transaction is committed; it must not wait."""
+        transaction = self.engine.own_transaction()
+        assert transaction is not None, "after_commit needs an open transaction"
+        transaction.after_commit(callback)
+
+    async def lock(self, *names: str) -> None:
+        """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits."""
+        if self._postgres:
+            for name in sorted(names):
+                await self.engine.run("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [name])
+
+    @property
+    def _postgres(self) -> bool:
+        return self.engine.engine_type == "postgres"
+
+    async def add(self, row: Table) -> None:
+        """Insert a row. Raises Conflict where its key is taken."""
+        await type(row).insert(row)
+
+    async def update(self, row: Table, **changes: Any) -> None:
+        """Change columns of a row by its primary key, and on the object."""
+        if not changes:
+            return
+        table = type(row)
+        key = table._meta.primary_key
+        values: dict[Column | str, Any] = {getattr(table, name): value for name, value in changes.items()}
+        await table.update(values).where(key == getattr(row, key._meta.name))
+        for name, value in changes.items():
+            setattr(row, name, value)
+
+    async def _object(self, table: type[Row], *where: Any, lock: bool = False) -> Row | None:
+        query = table.objects().where(*where).limit(1)
+        if lock and self._postgres:
+            query = query.lock_rows("UPDATE")
+        rows = await query
+        return rows[0] if rows else None
+
+    async def _rows(self, table: type[Row], sql: str, *args: Any) -> list[Row]:
+        return [table(**row, _exists_in_db=True) for row in await table.raw(sql, *args)]
+
+    # ------------------------------------------------------------ accounts
+
+    async def find_account(self, account_id: UUID) -> Account | None:
+        return await self._object(Account, Account.id == account_id)
+
+    async def find_account_by_name(self, name: str) -> Account | None:
+        return await self._object(Account, Account.name == name)
+
+    async def add_account_once(self, account: Account) -> None:
+        """Insert an account unless its id is there already."""
+        await Account.insert(account).on_conflict(target=Account.id, action="DO NOTHING")
+
+    async def list_accounts(self, ids: Iterable[UUID]) -> dict[UUID, Account]:
+        wanted = list(set(ids))
+        rows = await Account.objects().where(Account.id.is_in(wanted)) if wanted else []
+        return {row.id: row for row in rows}
+
+    async def has_admin(self) -> bool:
+        return bool(await Account.exists().where(Account.role == "admin"))
+
+    async def add_setup_link(self, token_hash: str, now: datetime) -> None:
+        """Make `token_hash` the one link that works."""
+        await SetupLink.delete().where(SetupLink.used_at.is_null())
+        await SetupLink.insert(SetupLink(token_hash=token_hash, created_at=now))
+
+    async def has_setup_link(self, token_hash: str) -> bool:
+        return bool(await SetupLink.exists().where(SetupLink.token_hash == token_hash, SetupLink.used_at.is_null()))
+
+    async def use_setup_link(self, token_hash: str, now: datetime) -> bool:
+        """Spend the link; of several at once one is told True."""
+        spent = await (
+            SetupLink.update({SetupLink.used_at: now})
+            .where(SetupLink.token_hash == token_hash, SetupLink.used_at.is_null())
+            .returning(SetupLink.token_hash)
+        )
+        return bool(spent)
+
+    async def find_login(self, token_hash: str, now: datetime) -> Login | None:
+        return await self._object(
+            Login, Login.token_hash == token_hash, Login.revoked_at.is_null(), Login.expires_at > now
+        )
+
+    async def revoke_login(self, token_hash: str, now: datetime) -> None:
+        await Login.update({Login.revoked_at: now}).where(Login.token_hash == token_hash, Login.revoked_at.is_null())
+
+    async def find_api_token(self, token_hash: str, now: datetime) -> ApiToken | None:
+        return await self._object(
+            ApiToken,
+            ApiToken.token_hash == token_hash,
+            ApiToken.revoked_at.is_null(),
+            (ApiToken.expires_at.is_null()) | (ApiToken.expires_at > now),
+        )
+
+    # ------------------------------------------------------------ catalogue and limits
+
+    async def rules(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """The rows of model, account_group and limit_rule; read once per transaction."""
+        inside = self.engine.own_transaction() is not None
+        if self._rules is not None and inside:
+            return self._rules
+        rules = (
+            await Model.select().order_by(Model.position),
+            await AccountGroup.select(),
+            await LimitRule.select(),
+        )
+        if inside:
+            self._rules = rules
+        return rules
+
+    async def put_model(self, row: Model) -> None:
+        """Insert a catalogue row, or rewrite it unless an admin's change stands."""
+        columns = [column for column in Model.all_columns() if column is not Model.id]
+        await Model.insert(row).on_conflict(
+            target=Model.id, action="DO UPDATE", values=columns, where=Model.set_by == "config"
+        )
+
+    async def disable_models_except(self, ids: Sequence[str], reason: str) -> None:
+        """Switch off what the configuration no longer names."""
+        query = Model.update({Model.state: "disabled", Model.state_reason: reason}).where(Model.set_by == "config")
+        await (query.where(Model.id.not_in(list(ids))) if ids else query)
+
+    async def put_group(self, row: AccountGroup) -> None:
+        await AccountGroup.insert(row).on_conflict(
+            target=AccountGroup.name,
+            action="DO UPDATE",
+            values=[AccountGroup.default_model, AccountGroup.on_missing_model],
+            where=AccountGroup.set_by == "config",
+        )
+
+    async def put_limit(self, row: LimitRule) -> None:
+        """Insert or rewrite one limit; the configuration never overwrites an admin's."""
+        await LimitRule.raw(
+            "INSERT INTO limit_rule (group_name, name, value, set_by) VALUES ({}, {}, {}, {}) "
+            "ON CONFLICT (group_name, name) DO UPDATE SET value = excluded.value, set_by = excluded.set_by "
+            "WHERE limit_rule.set_by = 'config' OR excluded.set_by <> 'config'",
+            row.group_name,
+            row.name,
+            row.value,
+            row.set_by,
+        )
+
+    async def take_from_bucket(self, key: str, now_us: int, interval_us: int, burst: int) -> int | None:
+        """Take one place of a rate in one statement (GCRA); the new arrival time, or None where it is full."""
+        taken = await RateBucket.raw(
+            "INSERT INTO rate_bucket (key, tat_us) VALUES ({}, {}) ON CONFLICT (key) DO UPDATE SET tat_us = "
+            "CASE WHEN rate_bucket.tat_us > {} THEN rate_bucket.tat_us ELSE {} END + {} "
+            "WHERE rate_bucket.tat_us <= {} RETURNING tat_us",
+            key,
+            now_us + interval_us,
+            now_us,
+            now_us,
+            interval_us,
+            now_us + (burst - 1) * interval_us,
+        )
+        return int(taken[0]["tat_us"]) if taken else None
+
+    async def bucket_tat(self, key: str) -> int:
+        """The bucket's theoretical arrival time in microseconds; 0 where it was never used."""
+        rows = await RateBucket.select(RateBucket.tat_us).where(RateBucket.key == key)
+        return int(rows[0]["tat_us"]) if rows else 0
+
+    async def add_usage(self, owner_id: UUID, day: date, tokens: int, cost_nanos: int) -> None:
+        await Usage.raw(
+            "INSERT INTO usage (owner_id, day, tokens, cost_nanos) VALUES ({}, {}, {}, {}) "
+            "ON CONFLICT (owner_id, day) DO UPDATE SET tokens = usage.tokens + excluded.tokens, "
+            "cost_nanos = usage.cost_nanos + excluded.cost_nanos",
+            owner_id,
+            day,
+            tokens,
+            cost_nanos,
+        )
+
+    async def usage_since(self, owner_id: UUID, day: date) -> tuple[int, int]:
+        """Tokens and nano-money used by ended turns since `day`."""
+        rows = await Usage.raw(
+            "SELECT COALESCE(SUM(tokens), 0) AS tokens, COALESCE(SUM(cost_nanos), 0) AS cost_nanos "
+            "FROM usage WHERE owner_id = {} AND day >= {}",
+            owner_id,
+            day,
+        )
+        return int(rows[0]["tokens"]), int(rows[0]["cost_nanos"])
+
+    # ------------------------------------------------------------ sessions
+
+    async def find_session(self, session_id: UUID, owner_id: UUID | None, *, lock: bool = False) -> Session | None:
+        """A session of `owner_id`, or anybody's for None; `lock` keeps others from changing it until commit."""
+        mine = [] if owner_id is None else [Session.owner_id == owner_id]
+        return await self._object(Session, Session.id == session_id, *mine, lock=lock)
+
+    async def delete_session(self, session_id: UUID) -> None:
+        """Take away a session with its turns; its journal stays."""
+        await Session.delete().where(Session.id == session_id)
+
+    async def count_open_sessions(
+        self, owner_id: UUID, now: datetime, active_after: datetime | None, created_after: datetime | None
+    ) -> int:
+        """Sessions of one owner that are active and not past their end."""
+        query = Session.count().where(
+            Session.owner_id == owner_id,
+            Session.state == "active",
+            (Session.expires_at.is_null()) | (Session.expires_at > now),
+        )
+        if active_after is not None:
+            query = query.where(Session.last_activity_at > active_after)
+        if created_after is not None:
+            query = query.where(Session.created_at > created_after)
+        return int(await query)
+
+    async def find_untouched_session(self, owner_id: UUID, created_after: datetime) -> Session | None:
+        """The newest session of one owner in which nothing has happened yet."""
+        query = (
+            Session.objects()
+            .where(
+                Session.owner_id == owner_id,
+                Session.state == "active",
+                Session.turn_count == 0,
+                Session.version == 0,
+                Session.title == "",
+                Session.locked.eq(False),
+                Session.created_at > created_after,
+            )
+            .order_by(Session.created_at, ascending=False)
+            .limit(1)
+        )
+        rows = await (query.lock_rows("UPDATE") if self._postgres else query)
+        return rows[0] if rows else None
+
+    async def list_sessions(
+        self,
+        *,
+        owner_id: UUID | None,
+        limit: int,
+        after: tuple[datetime, UUID] | None = None,
+        state: str = "",
+        model: str = "",
+        q: str = "",
+    ) -> list[Session]:
+        """Newest activity first; `owner_id=None` for everybody's; `after` is the last row of the page before."""
+        where: list[str] = ["1 = 1"]
+        args: list[Any] = []
+        for condition, value in (
+            ("owner_id = {}", owner_id),
+            ("state = {}", state),
+            ("last_model = {}", model),
+            ("LOWER(title) LIKE {} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
+        ):
+            if value:
+                where.append(condition)
+                args.append(value)
+        if after is not None:
+            where.append("(last_activity_at, id) < ({}, {})")
+            args += list(after)
+        return await self._rows(
+            Session,
+            f"SELECT * FROM session WHERE {' AND '.join(where)} "  # noqa: S608 - conditions are ours, values are bound
+            "ORDER BY last_activity_at DESC, id DESC LIMIT {}",
+            *args,
+            limit,
+        )
+
+    async def list_lapsed_sessions(
+        self,
+        group_name: str,
+        now: datetime,
+        active_before: datetime | None,
+        created_before: datetime | None,
+        limit: int,
+    ) -> list[Session]:
+        """Sessions of a group still marked active whose end has passed; locked, those held by others passed over."""
+        ends, args = ["session.expires_at <= {}"], [group_name, now]
+        if active_before is not None:
+            ends.append("session.last_activity_at <= {}")
+            args.append(active_before)
+        if created_before is not None:
+            ends.append("session.created_at <= {}")
+            args.append(created_before)
+        return await self._rows(
+            Session,
+            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
+            f"WHERE session.state = 'active' AND account.group_name = {{}} AND ({' OR '.join(ends)}) LIMIT {{}}"
+            + (" FOR UPDATE OF session SKIP LOCKED" if self._postgres else ""),
+            *args,
+            limit,
+        )
+
+    # ------------------------------------------------------------ turns
+
+    async def find_turn(self, turn_id: UUID, *, lock: bool = False) -> Turn | None:
+        return await self._object(Turn, Turn.id == turn_id, lock=lock)
+
+    async def find_running_turn(self, session_id: UUID) -> Turn | None:
+        return await self._object(Turn, Turn.session_id == session_id, Turn.state == "running")
+
+    async def list_running_turns(self, session_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+        """{session id: running turn id} of those that have one."""
+        if not session_ids:
+            return {}
+        rows = await Turn.select(Turn.id, Turn.session_id).where(
+            Turn.session_id.is_in(list(session_ids)), Turn.state == "running"
+        )
+        return {row["session_id"]: row["id"] for row in rows}
+
+    async def list_lapsed_turns(self, now: datetime, limit: int) -> list[UUID]:
+        rows = await Turn.select(Turn.id).where(Turn.state == "running", Turn.lease_until <= now).limit(limit)
+        return [row["id"] for row in rows]
+
+    async def list_turns_not_leased_to(self, worker: UUID) -> list[UUID]:
+        rows = await Turn.select(Turn.id).where(Turn.state == "running", Turn.lease_owner != worker)
+        return [row["id"] for row in rows]
+
+    async def count_running_turns(self, now: datetime, *, owner_id: UUID | None = None, model: str = "") -> int:
+        """Held slots: rows that run and whose lease lives."""
+        query = Turn.count().where(Turn.state == "running", Turn.lease_until > now)
+        if owner_id is not None:
+            query = query.where(Turn.owner_id == owner_id)
+        if model:
+            query = query.where(Turn.model == model)
+        return int(await query)
+
+    async def reserved_of(self, owner_id: UUID, now: datetime) -> tuple[int, int]:
+        """Tokens and nano-money that an owner's running turns hold."""
+        rows = await Turn.raw(
+            "SELECT COALESCE(SUM(reserved_tokens), 0) AS tokens, COALESCE(SUM(reserved_nanos), 0) AS nanos "
+            "FROM turn WHERE owner_id = {} AND state = 'running' AND lease_until > {}",
+            owner_id,
+            now,
+        )
+        return int(rows[0]["tokens"]), int(rows[0]["nanos"])
+
+    async def list_path(self, last_id: UUID | None, limit: int) -> list[Turn]:
+        """The last `limit` turns of the transcript that ends with `last_id`, oldest first."""
+        if last_id is None:
+            return []
+        rows = await self._rows(
+            Turn,
+            "SELECT * FROM turn WHERE id IN (WITH RECURSIVE path (id, parent_id, depth) AS ("
+            "SELECT id, parent_id, 1 FROM turn WHERE id = {} UNION ALL "
+            "SELECT turn.id, turn.parent_id, path.depth + 1 FROM turn JOIN path ON turn.id = path.parent_id "
+            "WHERE path.depth < {}) SELECT id FROM path)",
+            last_id,
+            limit,
+        )
+        by_id = {row.id: row for row in rows}
+        path: list[Turn] = []
+        following = by_id.get(last_id)
+        while following is not None:
+            path.append(following)
+            following = by_id.get(following.parent_id)
+        return path[::-1]
+
+    async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
+        """Every turn of a session, siblings too, oldest first."""
+        query = Turn.objects().where(Turn.session_id == session_id)
+        if after is not None:
+            query = query.where(Turn.id > after)
+        return await query.order_by(Turn.id).limit(limit)
+
+    async def renew_leases(self, worker: UUID, now: datetime, until: datetime) -> None:
+        """Extend the leases a worker holds; a lapsed one is lost for good."""
+        await Turn.update({Turn.lease_until: until}).where(
+            Turn.state == "running", Turn.lease_owner == worker, Turn.lease_until > now
+        )
+
+    async def list_held_turns(self, turn_ids: Sequence[UUID], worker: UUID, now: datetime) -> set[UUID]:
+        """Those of `turn_ids` that `worker` may still write to; until commit nobody ends them."""
+        rows = await Turn.raw(
+            f"SELECT id FROM turn WHERE id IN ({_marks(turn_ids)}) "  # noqa: S608
+            "AND state = 'running' AND lease_owner = {} AND lease_until > {}"
+            + (" FOR SHARE" if self._postgres else ""),
+            *turn_ids,
+            worker,
+            now,
+        )
+        return {row["id"] for row in rows}
+
+    async def add_pieces(self, pieces: Sequence[tuple[UUID, int, str]], now: datetime) -> None:
+        """Append text to running turns: (turn, start, text)."""
+        values = ", ".join(["({}, {}, {})"] * len(pieces))
+        await TurnPiece.raw(
+            f"INSERT INTO turn_piece (turn_id, start, text) VALUES {values}",  # noqa: S608
+            *(value for piece in pieces for value in piece),
+        )
+        if begun := [turn_id for turn_id, start, _ in pieces if start == 0]:
+            await Turn.update({Turn.first_text_at: now}).where(Turn.id.is_in(begun))
+
+    async def list_pieces(self, turn_id: UUID, end_after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
+        """(start, text) in order, from the piece that holds the character `end_after` on."""
+        rows = await TurnPiece.raw(
+            "SELECT start, text FROM turn_piece WHERE turn_id = {} AND start >= COALESCE("
+            "(SELECT MAX(start) FROM turn_piece WHERE turn_id = {} AND start <= {}), 0) ORDER BY start LIMIT {}",
+            turn_id,
+            turn_id,
+            end_after,
+            limit,
+        )
+        return [(row["start"], row["text"]) for row in rows]
+
+    async def text_of(self, turn_id: UUID) -> str:
+        """The whole text of a running turn so far."""
+        rows = await TurnPiece.raw("SELECT text FROM turn_piece WHERE turn_id = {} ORDER BY start", turn_id)
+        return "".join(row["text"] for row in rows)
+
+    async def delete_pieces(self, turn_id: UUID) -> None:
+        await TurnPiece.delete().where(TurnPiece.turn_id == turn_id)
+
+    # ------------------------------------------------------------ idempotency and journal
+
+    async def claim_key(self, row: Idempotency) -> Idempotency | None:
+        """Reserve a key until commit; the row that already holds it, or None when it is ours now."""
+        claimed = await Idempotency.raw(
+            "INSERT INTO idempotency (actor_id, verb, key, fingerprint, answer, created_at) "
+            "VALUES ({}, {}, {}, {}, '', {}) ON CONFLICT (actor_id, verb, key) DO NOTHING RETURNING key",
+            row.actor_id,
+            row.verb,
+            row.key,
+            row.fingerprint,
+            row.created_at,
+        )
+        if claimed:
+            return None
+        return await self._object(
+            Idempotency,
+            Idempotency.actor_id == row.actor_id,
+            Idempotency.verb == row.verb,
+            Idempotency.key == row.key,
+        )
+
+    async def answer_key(self, row: Idempotency, answer: str) -> None:
+        await Idempotency.update({Idempotency.answer: answer}).where(
+            Idempotency.actor_id == row.actor_id, Idempotency.verb == row.verb, Idempotency.key == row.key
+        )
+
+    async def delete_keys_before(self, before: datetime) -> None:
+        await Idempotency.delete().where(Idempotency.created_at < before)
+
+    async def record(self, what: str, actor: Any, at: datetime, **facts: Any) -> None:
+        """Write one decision into the journal: past tense, who (an Actor), when, and columns of `Journal`."""
+        await self.add(
+            Journal(
+                id=new_id(),
+                at=at,
+                actor_kind=actor.kind,
+                actor_id=actor.id,
+                actor_name=actor.name,
+                request_id=actor.request_id,
+                what=what,
+                **facts,
+            )
+        )
+
+    async def list_journal(self, session_id: UUID, limit: int = 200) -> list[Journal]:
+        """A session's decisions, newest first."""
+        return await (
+            Journal.objects().where(Journal.session_id == session_id).order_by(Journal.id, ascending=False).limit(limit)
+        )
+
+    async def find_last_switch(self, session_id: UUID) -> Journal | None:
+        """The decision that put the session on its model."""
+        rows = await (
+            Journal.objects()
+            .where(Journal.session_id == session_id, Journal.what == "model_switched")
+            .order_by(Journal.version, ascending=False)
+            .limit(1)
+        )
+        return rows[0] if rows else None
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join(["{}"] * len(values))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+
+
+def changes_between(before: Mapping[str, Any], row: Table) -> dict[str, Any]:
+    """The columns of `row` that differ from the snapshot `before`."""
+    return {name: value for name, old in before.items() if (value := getattr(row, name)) != old}
+
+
+def snapshot(row: Table) -> dict[str, Any]:
+    """The columns of a row as they are now."""
+    return {column._meta.name: getattr(row, column._meta.name) for column in row.all_columns()}

@@ -1,0 +1,457 @@
+"""URL → engine: SQLite with one fair writer, PostgreSQL with a pool; both safe to cancel.
+
+Piccolo's own engines open a connection per query (SQLite) or leak one when a transaction is cancelled (PostgreSQL).
+These keep its queries and migrations and replace only how connections are held:
+
+- A transaction belongs to the task that opened it. Child tasks inherit the context variable but not the transaction.
+- Commit or rollback, release, and the after-commit callbacks are one shielded step: a cancelled caller leaves
+  nothing half done.
+- Driver errors leave here as `DatabaseUnavailable` or `Conflict`.
+"""
+
+import asyncio
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import aiosqlite
+import asyncpg
+from piccolo.apps.migrations.commands.forwards import run_forwards
+from piccolo.apps.migrations.tables import Migration
+from piccolo.engine.postgres import PostgresEngine
+from piccolo.engine.sqlite import SQLiteEngine, dict_factory
+from piccolo.querystring import QueryString
+from piccolo.table import Table
+
+from db import piccolo_conf
+from db.tables import TABLES
+
+log = logging.getLogger(__name__)
+
+#: how long a writer waits for another process's transaction before it gives up
+BUSY_SECONDS = 10.0
+SQLITE_READERS = 3
+POSTGRES_CONNECTIONS = 10
+#: Piccolo finds the engine for its migrations through this module
+os.environ.setdefault("PICCOLO_CONF", "db.piccolo_conf")
+
+
+class DatabaseUnavailable(Exception):
+    """The database did not answer, is locked, full or read-only; what was asked did not happen."""
+
+
+class Conflict(Exception):
+    """A unique key or a constraint stands against the write."""
+
+
+class Transaction(Protocol):
+    """What both engines hand out while a transaction is open."""
+
+    task: asyncio.Task[Any] | None
+
+    async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]: ...
+
+    def after_commit(self, callback: Callable[[], None]) -> None: ...
+
+
+class _Transaction:
+    """A transaction of one task; nested use joins the outer one, which alone commits."""
+
+    def __init__(self, engine: "Engine", allow_nested: bool = True) -> None:
+        self.engine = engine
+        self.parent = engine.own_transaction()
+        self.task = asyncio.current_task()
+        self.connection: Any = None
+        self.callbacks: list[Callable[[], None]] = []
+
+    async def __aenter__(self) -> "_Transaction":
+        if self.parent is not None:
+            return self.parent
+        await self.begin()
+        self.engine.current_transaction.set(self)
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.parent is not None:
+            return
+        # None, not reset(token): the exit may run in another context than the entry (a cancelled generator).
+        self.engine.current_transaction.set(None)
+        await _whole(self._end(commit=error is None))
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the outermost transaction is committed; never when it is rolled back."""
+        self.callbacks.append(callback)
+
+    async def _end(self, commit: bool) -> None:
+        await self.end(commit)
+        if commit:
+            for callback in self.callbacks:
+                try:
+                    callback()
+                except Exception:
+                    log.exception("an after-commit callback failed")
+
+    async def begin(self) -> None:
+        raise NotImplementedError
+
+    async def end(self, commit: bool) -> None:
+        raise NotImplementedError
+
+    async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+        raise NotImplementedError
+
+
+_shielded: set[asyncio.Task[Any]] = set()
+
+
+async def _whole(step: Any) -> Any:
+    """Run `step` to its end even when the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(step)
+    _shielded.add(task)
+    task.add_done_callback(_shielded.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        # A result nobody waits for any more must not be reported as never retrieved.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise
+
+
+class _OwnTransactions:
+    """The part that both engines share: whose transaction is it, and where does a statement go."""
+
+    current_transaction: Any
+    engine_type: str
+    transaction_class: type[_Transaction]
+
+    def own_transaction(self) -> _Transaction | None:
+        """The open transaction of this very task, if there is one."""
+        transaction = self.current_transaction.get()
+        if transaction is None or transaction.task is not asyncio.current_task():
+            return None
+        return transaction
+
+    def transaction(self, *_: Any, allow_nested: bool = True, **__: Any) -> Any:
+        return self.transaction_class(self, allow_nested)  # type: ignore[arg-type]
+
+    def transaction_exists(self) -> bool:
+        return self.own_transaction() is not None
+
+    async def run_querystring(self, querystring: QueryString, in_pool: bool = True) -> list[Any]:
+        sql, args = querystring.compile_string(engine_type=self.engine_type)
+        return await self.run(sql, args)
+
+    async def run_ddl(self, ddl: str, in_pool: bool = True) -> list[Any]:
+        return await self.run(ddl)
+
+    async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+        """Run one statement: in this task's transaction, or on its own."""
+        if (transaction := self.own_transaction()) is not None:
+            return await transaction.run(sql, args)
+        return await self.run_alone(sql, args)
+
+    async def run_alone(self, sql: str, args: Sequence[Any]) -> list[Any]:
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------- SQLite
+
+
+class SqliteTransaction(_Transaction):
+    engine: "SqliteEngine"
+
+    async def begin(self) -> None:
+        await self.engine.writing.acquire()
+        try:
+            self.connection = await self.engine.writer()
+            await _sqlite(self.connection.execute("BEGIN IMMEDIATE"))
+        except BaseException:
+            # The BEGIN may still happen behind a cancellation: its rollback queues up after it.
+            await _whole(self.end(commit=False))
+            raise
+
+    async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+        return list(await _sqlite(self.connection.execute_fetchall(sql, args)))
+
+    async def end(self, commit: bool) -> None:
+        try:
+            if self.connection is None:
+                return
+            if commit:
+                try:
+                    await _sqlite(self.connection.execute("COMMIT"))
+                    return
+                except BaseException:
+                    await self._rollback()
+                    raise
+            await self._rollback()
+        finally:
+            self.engine.writing.release()
+
+    async def _rollback(self) -> None:
+        try:
+            await self.connection.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            if "no transaction is active" not in str(error):
+                await self.engine.drop_writer()
+
+
+class SqliteEngine(_OwnTransactions, SQLiteEngine):
+    """SQLite in WAL mode: one writer behind a fair lock, a few readers, one thread hop per statement."""
+
+    transaction_class = SqliteTransaction
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path=path, timeout=BUSY_SECONDS)
+        self.writing = asyncio.Lock()
+        self._writer: aiosqlite.Connection | None = None
+        self._readers: asyncio.Queue[aiosqlite.Connection | None] = asyncio.Queue()
+        for _ in range(SQLITE_READERS):
+            self._readers.put_nowait(None)
+
+    async def writer(self) -> aiosqlite.Connection:
+        if self._writer is None:
+            self._writer = await self._connect()
+        return self._writer
+
+    async def drop_writer(self) -> None:
+        """Forget a writer whose state is unknown; the next transaction opens another."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.close()
+
+    async def _connect(self, *, readonly: bool = False) -> aiosqlite.Connection:
+        async def opened() -> aiosqlite.Connection:
+            connection = aiosqlite.connect(**self.connection_kwargs)
+            # A process must be able to end while a connection is still open somewhere.
+            connection._thread.daemon = True
+            await connection
+            try:
+                connection.row_factory = dict_factory  # type: ignore[assignment]
+                await connection.execute("PRAGMA journal_mode = WAL")
+                # Safe against a killed process; a power cut may lose the last commits, never the file.
+                await connection.execute("PRAGMA synchronous = NORMAL")
+                await connection.execute("PRAGMA foreign_keys = ON")
+                await connection.execute(f"PRAGMA query_only = {int(readonly)}")
+            except BaseException:
+                await connection.close()
+                raise
+            return connection
+
+        return await _sqlite(_whole(opened()))
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
+        connection = await self._readers.get()
+        try:
+            if connection is None:
+                connection = await self._connect(readonly=True)
+            yield connection
+        finally:
+            self._readers.put_nowait(connection)
+
+    async def run_alone(self, sql: str, args: Sequence[Any]) -> list[Any]:
+        if sql.lstrip()[:8].upper().startswith(("SELECT", "PRAGMA", "EXPLAIN", "WITH")):
+            async with self._reader() as connection:
+                return list(await _sqlite(connection.execute_fetchall(sql, args)))
+        async with self.transaction() as transaction:
+            return await transaction.run(sql, args)
+
+    async def start(self) -> None:
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        await self.run("SELECT 1")
+
+    async def stop(self) -> None:
+        async with self.writing:
+            await self.drop_writer()
+            for _ in range(SQLITE_READERS):
+                if (connection := await self._readers.get()) is not None:
+                    await connection.close()
+                self._readers.put_nowait(None)
+
+
+async def _sqlite(operation: Awaitable[Any]) -> Any:
+    try:
+        return await operation
+    except sqlite3.IntegrityError as error:
+        raise Conflict(str(error)) from error
+    except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+        if _is_programming(error):
+            raise
+        raise DatabaseUnavailable(str(error)) from error
+
+
+def _is_programming(error: sqlite3.Error) -> bool:
+    """A wrong statement is a bug and must stay visible as one."""
+    text = str(error)
+    return isinstance(error, sqlite3.ProgrammingError) or "syntax error" in text or "no such" in text
+
+
+# ---------------------------------------------------------------- PostgreSQL
+
+
+class PostgresTransaction(_Transaction):
+    engine: "PooledPostgresEngine"
+
+    async def begin(self) -> None:
+        try:
+            pool = await self.engine.started_pool()
+            self.connection = await _postgres(_whole_acquire(pool))
+            self.transaction = self.connection.transaction()
+            await _postgres(self.transaction.start())
+        except BaseException:
+            await _whole(self._abandon())
+            raise
+
+    async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+        return await _postgres(self.connection.fetch(sql, *args))
+
+    async def end(self, commit: bool) -> None:
+        try:
+            await _postgres(self.transaction.commit() if commit else self.transaction.rollback())
+        except DatabaseUnavailable:
+            # A rollback on a lost connection has already happened on the other side.
+            if commit:
+                raise
+        finally:
+            await self._release()
+
+    async def _abandon(self) -> None:
+        """The BEGIN may have happened behind a cancellation: undo it before the connection goes back."""
+        try:
+            if self.connection is not None and self.connection.is_in_transaction():
+                await _postgres(self.connection.execute("ROLLBACK"))
+        finally:
+            await self._release()
+
+    async def _release(self) -> None:
+        if self.connection is not None:
+            await self.engine.pool.release(self.connection, timeout=BUSY_SECONDS)  # type: ignore[union-attr]
+
+
+async def _whole_acquire(pool: asyncpg.Pool) -> Any:
+    """Acquire a connection; when the caller is cancelled meanwhile, give it back."""
+    task = asyncio.ensure_future(pool.acquire(timeout=BUSY_SECONDS))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: _give_back(pool, done))
+        raise
+
+
+def _give_back(pool: asyncpg.Pool, acquired: "asyncio.Task[Any]") -> None:
+    if not acquired.cancelled() and acquired.exception() is None:
+        release = asyncio.ensure_future(pool.release(acquired.result()))
+        _shielded.add(release)
+        release.add_done_callback(_shielded.discard)
+
+
+class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
+    """PostgreSQL through one pool of connections."""
+
+    transaction_class = PostgresTransaction
+
+    def __init__(self, url: str) -> None:
+        self._starting = asyncio.Lock()
+        super().__init__(config={"dsn": url, "database": None})
+
+    async def check_version(self) -> None:
+        """Piccolo would connect here, while the engine is only being made."""
+
+    async def started_pool(self) -> asyncpg.Pool:
+        async with self._starting:
+            if self.pool is None:
+                self.pool = await _postgres(
+                    asyncpg.create_pool(
+                        dsn=self.config["dsn"],
+                        min_size=1,
+                        max_size=POSTGRES_CONNECTIONS,
+                        timeout=BUSY_SECONDS,
+                        command_timeout=3 * BUSY_SECONDS,
+                    )
+                )
+        return self.pool
+
+    async def run_alone(self, sql: str, args: Sequence[Any]) -> list[Any]:
+        pool = await self.started_pool()
+        return await _postgres(pool.fetch(sql, *args))
+
+    async def start(self) -> None:
+        await self.run("SELECT 1")
+
+    async def stop(self) -> None:
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            try:
+                async with asyncio.timeout(BUSY_SECONDS):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+
+
+async def _postgres(operation: Awaitable[Any]) -> Any:
+    try:
+        return await operation
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise Conflict(str(error)) from error
+    except (
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.InsufficientResourcesError,
+        asyncpg.TransactionRollbackError,
+        asyncpg.ReadOnlySQLTransactionError,
+        asyncpg.QueryCanceledError,
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.InterfaceError,
+        OSError,
+        TimeoutError,
+    ) as error:
+        raise DatabaseUnavailable(str(error) or type(error).__name__) from error
+
+
+# ---------------------------------------------------------------- either
+
+Engine = SqliteEngine | PooledPostgresEngine
+
+
+def open_engine(url: str) -> Engine:
+    """Make the engine for `url` and bind the tables to it; `sqlite:///relative`, `sqlite:////absolute`, `postgresql://…`."""
+    engine: Engine
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        engine = SqliteEngine(unquote(parts.path)[1:])
+    elif parts.scheme in ("postgresql", "postgres"):
+        engine = PooledPostgresEngine(url)
+    else:
+        raise ValueError(f"the database URL must begin with sqlite:/// or postgresql://, not {parts.scheme!r}")
+    piccolo_conf.DB = engine  # type: ignore[attr-defined]
+    tables: tuple[type[Table], ...] = (*TABLES, Migration)
+    for table in tables:
+        table._meta._db = engine
+    return engine
+
+
+async def migrate(engine: Engine) -> list[str]:
+    """Bring the schema up to date in one transaction, also when several start at once; the migrations that ran."""
+    async with engine.transaction() as transaction:
+        if engine.engine_type == "postgres":
+            await transaction.run("SELECT pg_advisory_xact_lock(7307199)")
+        before = set(await Migration.get_migrations_which_ran()) if await _has_migrations(engine) else set()
+        with redirect_stdout(StringIO()) as said:
+            result = await run_forwards("turnkeeper")
+        if not result.success:
+            raise RuntimeError(f"the migration failed: {said.getvalue()}")
+        return sorted(set(await Migration.get_migrations_which_ran()) - before)
+
+
+async def _has_migrations(engine: Engine) -> bool:
+    catalogue = "sqlite_master" if engine.engine_type == "sqlite" else "pg_catalog.pg_tables"
+    column = "name" if engine.engine_type == "sqlite" else "tablename"
+    return bool(await engine.run(f"SELECT 1 FROM {catalogue} WHERE {column} = 'migration'"))  # noqa: S608

@@ -1,0 +1,264 @@
+"""The schema as Piccolo tables; the constraints and indexes stand in `migrations/`.
+
+Ids are UUIDv7 made by the server, instants are aware and in UTC, money is in nano-units (10⁻⁹) of the currency.
+A comment above a column tells its unit and who writes it.
+"""
+
+from piccolo.columns import (
+    UUID,
+    BigInt,
+    Boolean,
+    Date,
+    Integer,
+    Text,
+    Timestamptz,
+)
+from piccolo.table import Table
+
+
+class Account(Table, tablename="account"):
+    """Somebody who owns sessions: a guest, a user or an admin."""
+
+    id = UUID(primary_key=True, default=None)
+    #: unique; what people and the journal see
+    name = Text()
+    #: guest · user · admin
+    role = Text()
+    #: the group whose limits and models apply
+    group_name = Text()
+    #: argon2id; NULL for guests
+    password_hash = Text(null=True, default=None)
+    #: the model of a session that names none; the account's own choice
+    default_model = Text(null=True, default=None)
+    disabled_at = Timestamptz(null=True, default=None)
+    created_at = Timestamptz(default=None)
+
+
+class Login(Table, tablename="login"):
+    """A browser's sign-in; not a session, and its end touches none."""
+
+    id = UUID(primary_key=True, default=None)
+    account_id = UUID(default=None)
+    #: SHA-256 of the cookie, hex
+    token_hash = Text()
+    created_at = Timestamptz(default=None)
+    #: the absolute end
+    expires_at = Timestamptz(default=None)
+    revoked_at = Timestamptz(null=True, default=None)
+
+
+class ApiToken(Table, tablename="api_token"):
+    """A script's key, acting for an account within its scopes."""
+
+    id = UUID(primary_key=True, default=None)
+    account_id = UUID(default=None)
+    name = Text()
+    #: SHA-256 of the token, hex
+    token_hash = Text()
+    #: words of read · chat · admin, parted by spaces
+    scopes = Text()
+    created_at = Timestamptz(default=None)
+    expires_at = Timestamptz(null=True, default=None)
+    revoked_at = Timestamptz(null=True, default=None)
+
+
+class SetupLink(Table, tablename="setup_link"):
+    """The one-time link that makes its visitor the first admin."""
+
+    #: SHA-256 of the link's secret, hex
+    token_hash = Text(primary_key=True, default="")
+    created_at = Timestamptz(default=None)
+    used_at = Timestamptz(null=True, default=None)
+
+
+class Session(Table, tablename="session"):
+    """A governed conversation. Written by SessionService alone."""
+
+    id = UUID(primary_key=True, default=None)
+    owner_id = UUID(default=None)
+    title = Text()
+    #: page · script · auto · fork · import
+    origin = Text()
+    #: the one truth about the model; NULL until asked for or first used
+    last_model = Text(null=True, default=None)
+    #: an admin holds the model: the owner cannot switch it
+    locked = Boolean(default=False)
+    #: active · expired · closed; `expired` may lag until the sweep, the deadline never does
+    state = Text()
+    #: counts governed changes (model, lock, title, state, expiry)
+    version = Integer(default=0)
+    created_at = Timestamptz(default=None)
+    last_activity_at = Timestamptz(default=None)
+    #: an end set by hand; the policy may end it earlier
+    expires_at = Timestamptz(null=True, default=None)
+    #: the last turn of the transcript shown
+    head_id = UUID(null=True, default=None)
+    turn_count = Integer(default=0)
+
+
+class Turn(Table, tablename="turn"):
+    """One prompt and its reply: a leased row while it runs, unchanged once it ended."""
+
+    id = UUID(primary_key=True, default=None)
+    session_id = UUID(default=None)
+    #: the session's owner, repeated so that counting what runs needs no join
+    owner_id = UUID(default=None)
+    parent_id = UUID(null=True, default=None)
+    prompt = Text()
+    #: NULL while it runs: the text is then in `turn_piece`
+    reply = Text(null=True, default=None)
+    #: the catalogue id of the model really called
+    model = Text()
+    #: running · done · stopped · failed · interrupted
+    state = Text()
+    error_code = Text(null=True, default=None)
+    error_detail = Text(null=True, default=None)
+    prompt_tokens = Integer(default=0)
+    reply_tokens = Integer(default=0)
+    #: the token counts are ours, not the provider's
+    estimated = Boolean(default=True)
+    cost_nanos = BigInt(default=0)
+    #: what the turn may use at most, held while it runs
+    reserved_tokens = BigInt(default=0)
+    reserved_nanos = BigInt(default=0)
+    #: earlier turns that did not fit the model's window
+    context_left_out = Integer(default=0)
+    #: the process that runs it, and until when it may write
+    lease_owner = UUID(default=None)
+    lease_until = Timestamptz(default=None)
+    created_at = Timestamptz(default=None)
+    first_text_at = Timestamptz(null=True, default=None)
+    ended_at = Timestamptz(null=True, default=None)
+
+
+class TurnPiece(Table, tablename="turn_piece"):
+    """Text of a running turn; the key is (turn_id, start). Gone once `turn.reply` holds the whole."""
+
+    turn_id = UUID(primary_key=True, default=None)
+    #: characters of the reply before this piece
+    start = Integer(default=0)
+    text = Text()
+
+
+class Model(Table, tablename="model"):
+    """The catalogue: what may be used."""
+
+    id = Text(primary_key=True, default="")
+    provider = Text()
+    #: the name the provider is asked for
+    upstream = Text()
+    label = Text()
+    #: active · deprecated · retired · disabled
+    state = Text()
+    #: why, where the state is not `active`
+    state_reason = Text(default="")
+    replacement = Text(null=True, default=None)
+    #: other names it answers to, parted by spaces
+    aliases = Text(default="")
+    #: who may use it, parted by spaces; empty for everybody
+    group_names = Text(default="")
+    #: 0 where it is not known
+    context_tokens = Integer(default=0)
+    max_reply_tokens = Integer(default=0)
+    #: nano-money per token
+    price_in_nanos = BigInt(default=0)
+    price_out_nanos = BigInt(default=0)
+    #: turns at once over all sessions; 0 for no limit
+    concurrent_turns = Integer(default=0)
+    #: order in lists, as configured
+    position = Integer(default=0)
+    #: `config`, or the admin whose change a restart must keep
+    set_by = Text(default="config")
+
+
+class AccountGroup(Table, tablename="account_group"):
+    """What a group's sessions fall back to; the row `*` is the instance."""
+
+    name = Text(primary_key=True, default="")
+    default_model = Text(null=True, default=None)
+    #: fallback · block
+    on_missing_model = Text(default="fallback")
+    set_by = Text(default="config")
+
+
+class LimitRule(Table, tablename="limit_rule"):
+    """One limit of one group (or of the instance, `*`); the key is (group_name, name)."""
+
+    group_name = Text(primary_key=True, default="")
+    #: a field of `services.policies.Policies`
+    name = Text()
+    #: as written in the configuration: "10/min burst 5", "3", "30d"
+    value = Text()
+    set_by = Text(default="config")
+
+
+class RateBucket(Table, tablename="rate_bucket"):
+    """A rate's state: the theoretical arrival time of GCRA, in microseconds since 1970."""
+
+    key = Text(primary_key=True, default="")
+    tat_us = BigInt(default=0)
+
+
+class Usage(Table, tablename="usage"):
+    """What an account's ended turns used on one day; the key is (owner_id, day)."""
+
+    owner_id = UUID(primary_key=True, default=None)
+    day = Date(default=None)
+    tokens = BigInt(default=0)
+    cost_nanos = BigInt(default=0)
+
+
+class Journal(Table, tablename="journal"):
+    """Every decision, append-only, in the transaction of what it tells. Never holds message text or secrets."""
+
+    id = UUID(primary_key=True, default=None)
+    at = Timestamptz(default=None)
+    #: guest · user · admin · token · system
+    actor_kind = Text()
+    actor_id = UUID(null=True, default=None)
+    actor_name = Text()
+    #: the account it concerns
+    owner_id = UUID(null=True, default=None)
+    session_id = UUID(null=True, default=None)
+    turn_id = UUID(null=True, default=None)
+    #: past tense: session_created, model_switched, …
+    what = Text()
+    #: done, or the code of the refusal
+    outcome = Text(default="done")
+    reason = Text(default="")
+    from_value = Text(null=True, default=None)
+    to_value = Text(null=True, default=None)
+    #: the session's version afterwards
+    version = Integer(null=True, default=None)
+    request_id = Text(default="")
+
+
+class Idempotency(Table, tablename="idempotency"):
+    """One key, one effect; the key is (actor_id, verb, key)."""
+
+    actor_id = UUID(primary_key=True, default=None)
+    verb = Text()
+    key = Text()
+    #: SHA-256 of the request's content, hex
+    fingerprint = Text()
+    #: what the verb made, as JSON
+    answer = Text(default="")
+    created_at = Timestamptz(default=None)
+
+
+TABLES: tuple[type[Table], ...] = (
+    Account,
+    Login,
+    ApiToken,
+    SetupLink,
+    Session,
+    Turn,
+    TurnPiece,
+    Model,
+    AccountGroup,
+    LimitRule,
+    RateBucket,
+    Usage,
+    Journal,
+    Idempotency,
+)

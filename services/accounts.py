@@ -1,0 +1,279 @@
+"""Accounts, passwords, logins, tokens: who is asking, for every transport, in one `authenticate`."""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import cache
+from ipaddress import ip_address, ip_network
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from db.db_session import Conflict, DbSession, new_id
+from db.tables import Account, ApiToken, Login
+from services.actor import SYSTEM, Actor
+from services.errors import Forbidden, InvalidRequest, RateLimited, Unauthenticated
+from services.policies import Rate, microseconds
+
+LOGIN = timedelta(days=30)
+PASSWORD_CHARACTERS = (8, 1000)
+SCOPES = ("read", "chat", "admin")
+#: what each scope brings along
+_IMPLIED = {"read": {"read"}, "chat": {"read", "chat"}, "admin": {"read", "chat", "admin"}}
+SIGN_INS = Rate(10, timedelta(minutes=10), 10)
+#: argon2 takes 64 MiB each time
+_HASHING = asyncio.Semaphore(2)
+_DECOY = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHRzb21lc2FsdA$6k7mYbvA0QBMgo/6rTnTrf8vm1KQn0iRxFUTsjtSJhA"
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What a request brings to say who it is."""
+
+    #: the token of `Authorization: Bearer`; None without that header
+    bearer: str | None
+    login_cookie: str
+    guest_cookie: str
+    #: the network address it comes from
+    address: str
+    request_id: str
+
+
+class Accounts:
+    """Accounts and the ways to prove one."""
+
+    def __init__(self, secret: bytes, *, guests: bool, now: Callable[[], datetime]) -> None:
+        self._secret = secret
+        #: whether a browser without an account may use it
+        self.guests = guests
+        self.now = now
+
+    # ------------------------------------------------------------ who is asking
+
+    async def authenticate(self, given: Credentials, db_session: DbSession) -> Actor:
+        """The one answer to who asks. Raises Unauthenticated."""
+        if given.bearer is not None:
+            return await self._token_actor(given, db_session)
+        if given.login_cookie:
+            login = await db_session.find_login(_hash(given.login_cookie), self.now())
+            if login is not None:
+                return await self._account_actor(login.account_id, given, db_session)
+        guest_id = self.guest_of(given.guest_cookie)
+        if self.guests and guest_id is not None:
+            return Actor(
+                kind="guest",
+                id=guest_id,
+                name=f"guest-{guest_id.hex[-12:]}",
+                group="guest",
+                rate_key=f"address:{self._masked(given.address)}",
+                role="guest",
+                request_id=given.request_id,
+            )
+        raise Unauthenticated()
+
+    async def _token_actor(self, given: Credentials, db_session: DbSession) -> Actor:
+        token = await db_session.find_api_token(_hash(given.bearer or ""), self.now())
+        if token is None:
+            raise Unauthenticated("This token is not valid.")
+        actor = await self._account_actor(token.account_id, given, db_session)
+        scopes = frozenset().union(*(_IMPLIED.get(scope, set()) for scope in token.scopes.split()))
+        return msgspec.structs.replace(actor, kind="token", scopes=scopes)
+
+    async def _account_actor(self, account_id: UUID, given: Credentials, db_session: DbSession) -> Actor:
+        account = await db_session.find_account(account_id)
+        if account is None or account.disabled_at is not None:
+            raise Unauthenticated("This account is disabled.")
+        return Actor(
+            kind="admin" if account.role == "admin" else "user",
+            id=account.id,
+            name=account.name,
+            group=account.group_name,
+            rate_key=f"account:{account.id}",
+            role=account.role,
+            request_id=given.request_id,
+        )
+
+    # ------------------------------------------------------------ guests
+
+    def new_guest_cookie(self) -> str:
+        """A cookie that proves a guest id of ours; nothing is stored until the guest makes something."""
+        guest_id = new_id()
+        return f"{guest_id.hex}.{self._signature(guest_id)}"
+
+    def guest_of(self, cookie: str) -> UUID | None:
+        """The guest id a cookie proves; None for one we did not make."""
+        name, _, signature = cookie.partition(".")
+        try:
+            guest_id = UUID(hex=name)
+        except ValueError:
+            return None
+        return guest_id if hmac.compare_digest(signature.encode(), self._signature(guest_id).encode()) else None
+
+    def _signature(self, guest_id: UUID) -> str:
+        return hmac.new(self._secret, b"guest:" + guest_id.bytes, hashlib.sha256).hexdigest()
+
+    def _masked(self, address: str) -> str:
+        """A network address as a rate's key: IPv6 by /64, and never readable in the database."""
+        try:
+            parsed = ip_address(address)
+            block = str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
+        except ValueError:
+            block = address
+        return hmac.new(self._secret, b"address:" + block.encode(), hashlib.sha256).hexdigest()[:32]
+
+    # ------------------------------------------------------------ accounts
+
+    async def create_account(
+        self,
+        name: str,
+        password: str,
+        db_session: DbSession,
+        *,
+        role: Literal["user", "admin"] = "user",
+        group: str = "",
+        actor: Actor = SYSTEM,
+    ) -> Account:
+        """Make an account. Raises InvalidRequest."""
+        name = name.strip()
+        if not name or len(name) > 80 or not name.isprintable() or name.startswith("guest-"):
+            raise InvalidRequest("A name has 1 to 80 characters and does not begin with “guest-”.", field="name")
+        low, high = PASSWORD_CHARACTERS
+        if not low <= len(password) <= high:
+            raise InvalidRequest(f"A password has {low} to {high} characters.", field="password")
+        account = Account(
+            id=new_id(),
+            name=name,
+            role=role,
+            group_name=group or role,
+            password_hash=await _hashed(password),
+            created_at=self.now(),
+        )
+        try:
+            async with db_session.transaction():
+                await db_session.add(account)
+                await db_session.record("account_created", actor, self.now(), owner_id=account.id, to_value=role)
+        except Conflict as error:
+            raise InvalidRequest(f"There is an account “{name}” already.", field="name") from error
+        return account
+
+    async def create_token(
+        self, account_name: str, name: str, scopes: tuple[str, ...], db_session: DbSession, *, actor: Actor = SYSTEM
+    ) -> str:
+        """Make a script's token; the text is told only here. Raises InvalidRequest."""
+        account = await db_session.find_account_by_name(account_name)
+        if account is None or account.role == "guest":
+            raise InvalidRequest(f"There is no account “{account_name}”.", field="account")
+        if wrong := set(scopes) - set(SCOPES):
+            raise InvalidRequest(f"There is no scope {', '.join(sorted(wrong))}; there are {', '.join(SCOPES)}.")
+        if "admin" in scopes and account.role != "admin":
+            raise Forbidden(f"“{account_name}” is not an admin, so its token cannot be one.")
+        token = f"tk_{secrets.token_urlsafe(32)}"
+        async with db_session.transaction():
+            await db_session.add(
+                ApiToken(
+                    id=new_id(),
+                    account_id=account.id,
+                    name=name,
+                    token_hash=_hash(token),
+                    scopes=" ".join(scopes),
+                    created_at=self.now(),
+                )
+            )
+            await db_session.record(
+                "token_created", actor, self.now(), owner_id=account.id, to_value=" ".join(scopes), reason=name
+            )
+        return token
+
+    # ------------------------------------------------------------ logins
+
+    async def sign_in(self, name: str, password: str, address: str, db_session: DbSession) -> str:
+        """Check a password and make a login; returns the cookie's text. Raises Unauthenticated, RateLimited."""
+        for key in (f"sign_in:name:{name.strip()[:80]}", f"sign_in:address:{self._masked(address)}"):
+            now = self.now()
+            async with db_session.transaction():
+                taken = await db_session.take_from_bucket(key, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst)
+            if taken is None:
+                state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(key), now)
+                raise RateLimited("Too many attempts to sign in. Please wait.", state, now)
+        account = await db_session.find_account_by_name(name.strip())
+        known = account is not None and account.password_hash is not None and account.disabled_at is None
+        right = await _verified(account.password_hash if known and account else _DECOY, password)
+        if account is None or not known or not right:
+            raise Unauthenticated("The name or the password is wrong.")
+        return await self._new_login(account.id, db_session)
+
+    async def sign_out(self, login_cookie: str, db_session: DbSession) -> None:
+        """End the login of a cookie."""
+        await db_session.revoke_login(_hash(login_cookie), self.now())
+
+    async def _new_login(self, account_id: UUID, db_session: DbSession) -> str:
+        cookie, now = secrets.token_urlsafe(32), self.now()
+        await db_session.add(
+            Login(
+                id=new_id(),
+                account_id=account_id,
+                token_hash=_hash(cookie),
+                created_at=now,
+                expires_at=now + LOGIN,
+            )
+        )
+        return cookie
+
+    # ------------------------------------------------------------ the first admin
+
+    async def new_setup_link(self, db_session: DbSession) -> str | None:
+        """The secret of a one-time link that makes its visitor the admin; None where there is an admin."""
+        async with db_session.transaction():
+            await db_session.lock("setup")
+            if await db_session.has_admin():
+                return None
+            secret = secrets.token_urlsafe(24)
+            await db_session.add_setup_link(_hash(secret), self.now())
+        return secret
+
+    async def check_setup_link(self, secret: str, db_session: DbSession) -> None:
+        """Raises Forbidden for a link that does not work (any more)."""
+        if not await db_session.has_setup_link(_hash(secret)):
+            raise Forbidden(
+                "This set-up link does not work any more. A restart prints a new one while there is no admin."
+            )
+
+    async def set_up(self, secret: str, name: str, password: str, db_session: DbSession) -> str:
+        """Spend the link: make the admin and sign in; the cookie's text. Of two at once one is refused."""
+        async with db_session.transaction():
+            if not await db_session.use_setup_link(_hash(secret), self.now()):
+                raise Forbidden("This set-up link does not work any more.")
+            account = await self.create_account(name, password, db_session, role="admin")
+            return await self._new_login(account.id, db_session)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+@cache
+def _hasher():  # type: ignore[no-untyped-def]
+    from argon2 import PasswordHasher
+
+    return PasswordHasher()
+
+
+async def _hashed(password: str) -> str:
+    async with _HASHING:
+        return await asyncio.to_thread(lambda: _hasher().hash(password))
+
+
+async def _verified(password_hash: str | None, password: str) -> bool:
+    from argon2.exceptions import Argon2Error, InvalidHashError
+
+    def verify() -> bool:
+        try:
+            return bool(_hasher().verify(password_hash, password))
+        except (Argon2Error, InvalidHashError):
+            return False
+
+    async with _HASHING:
+        return await asyncio.to_thread(verify)

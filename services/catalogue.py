@@ -1,0 +1,138 @@
+"""Which models may be used: a snapshot of the `model` and `account_group` rows, and the questions asked of it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from services.actor import Actor
+from services.errors import ModelDisabled, ModelRetired, UnknownModel
+
+EVERYBODY = "*"
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[[models]]` entry of the configuration."""
+
+    id: str
+    provider: str
+    #: the name the provider is asked for; default: `id`
+    upstream: str = ""
+    label: str = ""
+    state: Literal["active", "deprecated", "retired", "disabled"] = "active"
+    replacement: str | None = None
+    aliases: list[str] = []
+    #: groups that may use it; empty for everybody
+    groups: list[str] = []
+    context_tokens: int = 0
+    max_reply_tokens: int = 0
+    #: money per million tokens
+    price_in: float = 0.0
+    price_out: float = 0.0
+    #: turns at once over all sessions; 0 for no limit
+    concurrent_turns: int = 0
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One model of the catalogue."""
+
+    id: str
+    provider: str
+    upstream: str
+    label: str
+    state: str
+    state_reason: str
+    replacement: str | None
+    aliases: tuple[str, ...]
+    groups: tuple[str, ...]
+    context_tokens: int
+    max_reply_tokens: int
+    price_in_nanos: int
+    price_out_nanos: int
+    concurrent_turns: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Entry":
+        """From a `model` row."""
+        return cls(
+            **{name: row[name] for name in cls.__struct_fields__ if name not in ("aliases", "groups")},
+            aliases=tuple(row["aliases"].split()),
+            groups=tuple(row["group_names"].split()),
+        )
+
+    @property
+    def serves(self) -> bool:
+        """Whether its state lets it answer; a deprecated model still does."""
+        return self.state in ("active", "deprecated")
+
+    def open_to(self, group: str) -> bool:
+        return not self.groups or group in self.groups
+
+
+class GroupDefaults(msgspec.Struct, frozen=True):
+    """What a group's sessions use when nothing else is said."""
+
+    default_model: str | None = None
+    on_missing_model: str = "fallback"
+
+
+class CurrentModel(msgspec.Struct, frozen=True):
+    """The answer to "which model is in use", with its reason."""
+
+    #: None where nothing is usable
+    id: str | None
+    #: session · replacement · fallback · default · none
+    source: str
+    usable: bool
+    #: a sentence
+    reason: str
+    #: the model asked for, where it is another
+    wanted: str | None = None
+
+
+class Catalogue:
+    """A snapshot of what may be used; hidden models do not exist for those they are hidden from."""
+
+    def __init__(self, models: Iterable[Mapping[str, Any]], groups: Iterable[Mapping[str, Any]]) -> None:
+        self.entries = {row["id"]: Entry.of(row) for row in models}
+        self._names = {alias: entry.id for entry in self.entries.values() for alias in entry.aliases}
+        self._names.update({name: name for name in self.entries})
+        self._groups = {row["name"]: GroupDefaults(row["default_model"], row["on_missing_model"]) for row in groups}
+
+    def visible_to(self, actor: Actor) -> list[Entry]:
+        """What `actor` may know of, in the configured order."""
+        return [entry for entry in self.entries.values() if actor.is_admin or entry.open_to(actor.group)]
+
+    def find(self, name: str | None, group: str) -> Entry | None:
+        """The model behind a name or alias, if `group` may use it."""
+        entry = self.entries.get(self._names.get(name or "", ""))
+        return entry if entry is not None and entry.open_to(group) else None
+
+    def require(self, name: str, actor: Actor) -> Entry:
+        """The model behind a name or alias. Raises UnknownModel, ModelDisabled, ModelRetired."""
+        entry = self.entries.get(self._names.get(name, ""))
+        if entry is None or not (actor.is_admin or entry.open_to(actor.group)):
+            raise UnknownModel(f"There is no model “{name[:80]}”.")
+        if entry.state == "disabled":
+            raise ModelDisabled(f"“{entry.label}” is switched off.", replacement=entry.replacement)
+        if entry.state == "retired":
+            raise ModelRetired(f"“{entry.label}” is retired.", replacement=entry.replacement)
+        return entry
+
+    def replacement_of(self, entry: Entry, group: str) -> Entry | None:
+        """The first usable model along the chain of replacements."""
+        seen = {entry.id}
+        following = self.find(entry.replacement, group)
+        while following is not None and following.id not in seen:
+            if following.serves:
+                return following
+            seen.add(following.id)
+            following = self.find(following.replacement, group)
+        return None
+
+    def defaults_of(self, group: str) -> GroupDefaults:
+        return self._groups.get(group, GroupDefaults())
+
+    @property
+    def instance(self) -> GroupDefaults:
+        return self.defaults_of(EVERYBODY)

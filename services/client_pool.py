@@ -1,0 +1,217 @@
+"""Which providers can be called now: a client for each, and whether it answers; and which ones are found nearby."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from services.clients import Client, ClientError
+from services.clients.builtin import BuiltinClient
+from services.clients.openai import Bounds, OpenAIClient
+
+PROBE_EVERY_SECONDS = 30.0
+#: a probe that takes longer is given up, whatever the client thinks
+PROBE_SECONDS = 10.0
+
+OPENAI_URL = "https://api.openai.com/v1"
+# Anthropic's own wire form has no adapter yet: this is its OpenAI-compatible endpoint, which serves chat completions.
+ANTHROPIC_URL = "https://api.anthropic.com/v1/"
+#: ids and usual ports of model servers on this machine
+LOCAL_PORTS: Mapping[str, int] = {"ollama": 11434, "llamacpp": 8080, "lmstudio": 1234, "vllm": 8000}
+DISCOVERY_SECONDS = 1.4
+
+log = logging.getLogger(__name__)
+
+
+class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_defaults=True):
+    """One `[[providers]]` entry of the configuration, its secret resolved."""
+
+    id: str
+    kind: Literal["openai", "anthropic", "builtin"]
+    #: ends where `/chat/completions` begins; default for anthropic: its own
+    base_url: str = ""
+    api_key: str = ""
+    #: read by the settings; nobody looks at it here
+    api_key_file: str = ""
+
+    def __repr__(self) -> str:
+        """The key stays out of logs and tracebacks."""
+        return f"Provider({self.id!r}, {self.kind!r}, {self.base_url!r}{', key set' if self.api_key else ''})"
+
+
+class UnknownProvider(KeyError):
+    """No provider has this id."""
+
+
+def client_for(provider: Provider, bounds: Bounds | None = None) -> Client:
+    """The client that speaks to a provider. Raises ValueError for an address or a key that cannot be one."""
+    match provider.kind:
+        case "builtin":
+            return BuiltinClient()
+        case "openai":
+            return OpenAIClient(provider.base_url or OPENAI_URL, provider.api_key, bounds=bounds)
+        case "anthropic":
+            # Its list of models is its own form's, and wants the key under that form's name.
+            listing = {"x-api-key": provider.api_key, "anthropic-version": "2023-06-01"}
+            return OpenAIClient(
+                provider.base_url or ANTHROPIC_URL, provider.api_key, listing_headers=listing, bounds=bounds
+            )
+
+
+class ClientPool:
+    """A client for every provider, and what is last known of its health."""
+
+    def __init__(
+        self,
+        providers: Iterable[Provider],
+        *,
+        connect: Callable[[Provider], Client] = client_for,
+        probe_every_seconds: float = PROBE_EVERY_SECONDS,
+    ) -> None:
+        self._clients: dict[str, Client] = {}
+        self._is_up: dict[str, bool] = {}
+        self._probed: list[str] = []
+        self._probe_every_seconds = probe_every_seconds
+        for provider in providers:
+            if provider.id in self._clients:
+                raise ValueError(f"Two providers are called “{provider.id}”.")
+            try:
+                self._clients[provider.id] = connect(provider)
+            except ValueError as error:
+                raise ValueError(f"Provider “{provider.id}”: {error}") from None
+            if provider.kind == "builtin":
+                self._is_up[provider.id] = True
+            else:
+                self._probed.append(provider.id)
+
+    def has(self, provider_id: str) -> bool:
+        return provider_id in self._clients
+
+    def is_up(self, provider_id: str) -> bool | None:
+        """The last known answer; None while nothing is known."""
+        return self._is_up.get(provider_id)
+
+    def client_of(self, provider_id: str) -> Client:
+        """Raises UnknownProvider."""
+        try:
+            return self._clients[provider_id]
+        except KeyError:
+            raise UnknownProvider(provider_id) from None
+
+    def note(self, provider_id: str, up: bool) -> None:
+        """Learn from how a turn went, sooner than the next probe."""
+        if provider_id in self._probed and self._is_up.get(provider_id) != up:
+            self._is_up[provider_id] = up
+            log.log(logging.INFO if up else logging.WARNING, "provider %s is %s", provider_id, "up" if up else "down")
+
+    async def watch(self) -> None:
+        """Probe every provider now and again, until cancelled."""
+        while True:
+            await self.probe()
+            await asyncio.sleep(self._probe_every_seconds)
+
+    async def probe(self) -> None:
+        """Ask every provider once, all at the same time; none can hold up or break the others."""
+        await asyncio.gather(*(self._probe(provider_id) for provider_id in self._probed))
+
+    async def _probe(self, provider_id: str) -> None:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                up = await self._clients[provider_id].is_up()
+        except Exception:
+            log.exception("provider %s could not be probed", provider_id)
+            up = False
+        self.note(provider_id, up)
+
+    async def aclose(self) -> None:
+        """Close every client; an error of one keeps no other open."""
+        for closed in await asyncio.gather(*(each.aclose() for each in self._clients.values()), return_exceptions=True):
+            if isinstance(closed, Exception):
+                log.warning("a client did not close cleanly", exc_info=closed)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A provider that can be used without configuration."""
+
+    provider: Provider
+    #: those that can chat
+    models: tuple[str, ...]
+    #: a sentence where something is odd; else empty
+    note: str = ""
+
+
+async def discover(
+    openai_api_key: str = "",
+    anthropic_api_key: str = "",
+    ports: Mapping[str, int] = LOCAL_PORTS,
+    *,
+    skip_ports: Iterable[int] = (),
+) -> list[Found]:
+    """Providers whose key is given, and model servers on loopback; takes `DISCOVERY_SECONDS` at most.
+
+    What is not there is not mentioned; a key that cannot be used is, in its note. `skip_ports` are those we listen on.
+    """
+    skipped = frozenset(skip_ports)
+    searches: list[Awaitable[Found | None]] = []
+    if openai_api_key:
+        searches.append(_found_by_key(Provider("openai", "openai", OPENAI_URL, openai_api_key), openai_chat_models))
+    if anthropic_api_key:
+        searches.append(_found_by_key(Provider("anthropic", "anthropic", ANTHROPIC_URL, anthropic_api_key), tuple))
+    searches += [_found_nearby(name, port) for name, port in ports.items() if port not in skipped]
+    return [found for found in await asyncio.gather(*searches) if found is not None]
+
+
+async def _found_by_key(provider: Provider, chat_models: Callable[[Iterable[str]], tuple[str, ...]]) -> Found:
+    try:
+        models = chat_models(await _listed(provider, DISCOVERY_SECONDS))
+    except ClientError as error:
+        return Found(provider, (), error.detail)
+    return Found(provider, models, "" if models else "It lists no models that chat.")
+
+
+async def _found_nearby(name: str, port: int) -> Found | None:
+    try:
+        async with asyncio.timeout(DISCOVERY_SECONDS / 2):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        provider = Provider(name, "openai", f"http://127.0.0.1:{port}/v1")
+        listed = await _listed(provider, DISCOVERY_SECONDS / 2)
+    except (OSError, ClientError):  # nobody there, or somebody who is no model server
+        return None
+    models = tuple(model for model in listed if not _NO_CHAT_ANYWHERE.search(model))
+    return Found(provider, models) if models else None
+
+
+async def _listed(provider: Provider, seconds: float) -> tuple[str, ...]:
+    try:
+        client = client_for(provider, Bounds(probe_seconds=seconds))
+    except ValueError as error:
+        raise ClientError("provider_refused", str(error)) from None
+    try:
+        return await client.models()
+    finally:
+        await client.aclose()
+
+
+_NO_CHAT_ANYWHERE = re.compile(r"embed|rerank|whisper|\btts\b", re.IGNORECASE)
+_OPENAI_CHAT = re.compile(r"(?:gpt-|chatgpt-|o(?=\d))(\d+(?:\.\d+)?)?")
+#: families that share the prefix and speak another interface
+_OPENAI_OTHER = re.compile(
+    r"audio|codex|computer-use|deep-research|embed|image|instruct|live|moderation|-pro\b|realtime|search|transcri|\btts\b"
+)
+_SNAPSHOT = re.compile(r"-(?:\d{4}-\d\d-\d\d|\d{4})$")
+
+
+def openai_chat_models(names: Iterable[str]) -> tuple[str, ...]:
+    """The models of OpenAI's list that chat, newest family first; dated snapshots only where there is no other."""
+    listed = {name for name in names if _OPENAI_CHAT.match(name) and not _OPENAI_OTHER.search(name)}
+    current = [name for name in listed if (plain := _SNAPSHOT.sub("", name)) == name or plain not in listed]
+
+    def rank(name: str) -> tuple[bool, float, int, str]:
+        version = _OPENAI_CHAT.match(name)
+        return (not name.startswith("gpt-"), -float(version[1] or 0) if version else 0.0, len(name), name)
+
+    return tuple(sorted(current, key=rank))

@@ -1,0 +1,198 @@
+"""Refusals: why a verb did not do what was asked, in one tree.
+
+    Refusal
+    ├── InvalidRequest              malformed input
+    ├── Unauthenticated             nobody is asking, where somebody must
+    ├── NotFound                    absent, or not yours: the two are the same
+    ├── Ended
+    │   ├── SessionExpired          read-only; may name reopen
+    │   └── SessionClosed           read-only for good
+    ├── Forbidden
+    │   └── ModelLocked             an admin holds the model
+    ├── UnknownModel                absent, or hidden from you
+    ├── UnusableModel
+    │   ├── ModelDisabled           visible but off
+    │   └── ModelRetired            names its replacement
+    ├── NoModelAvailable            nothing usable at all
+    ├── ModelUnavailable            its provider is down; the session is unchanged
+    ├── VersionConflict             carries the current model and version
+    ├── SessionBusy                 carries the running turn
+    ├── IdempotencyKeyReused        same key, other content
+    ├── SessionQuota                too many open sessions
+    ├── LimitReached                names the limit, its size, what remains, when it resets
+    │   ├── RateLimited
+    │   ├── ConcurrencyLimited
+    │   └── BudgetExhausted
+    ├── PromptTooLong               over the size cap
+    ├── ContextOverflow             cannot fit the model even after trimming
+    └── StorageUnavailable          the database failed before or during commit
+
+The text is a sentence for the user; the facts are attributes, listed by `facts`.
+"""
+
+from datetime import datetime
+from typing import ClassVar
+from uuid import UUID
+
+from services.policies import Allowance
+
+
+class Refusal(Exception):
+    """Something was asked that is not done; nothing has changed."""
+
+    code: ClassVar[str] = "refused"
+    text: ClassVar[str] = "This cannot be done."
+
+    def __init__(self, text: str = "", **facts: object) -> None:
+        super().__init__(text or self.text)
+        self.facts = {name: fact for name, fact in facts.items() if fact is not None}
+
+
+class InvalidRequest(Refusal):
+    code = "invalid_request"
+    text = "The request is malformed."
+
+
+class Unauthenticated(Refusal):
+    code = "unauthenticated"
+    text = "Please sign in first."
+
+
+class NotFound(Refusal):
+    code = "session_not_found"
+    text = "There is no such session."
+
+
+class Ended(Refusal):
+    """The session can be read, exported and deleted, and no more."""
+
+
+class SessionExpired(Ended):
+    code = "session_expired"
+    text = "This session has expired. You can still read it."
+
+    def __init__(self, text: str = "", *, can_reopen: bool = False) -> None:
+        super().__init__(text, can_reopen=can_reopen)
+
+
+class SessionClosed(Ended):
+    code = "session_closed"
+    text = "This session is closed. You can still read it."
+
+
+class Forbidden(Refusal):
+    code = "forbidden"
+    text = "You may not do this."
+
+
+class ModelLocked(Forbidden):
+    code = "model_locked"
+    text = "An admin has fixed the model of this session."
+
+
+class UnknownModel(Refusal):
+    code = "model_unknown"
+    text = "There is no such model."
+
+
+class UnusableModel(Refusal):
+    """A model that can be seen and not used; names what to use instead."""
+
+    def __init__(self, text: str = "", *, replacement: str | None = None) -> None:
+        super().__init__(text, replacement=replacement)
+
+
+class ModelDisabled(UnusableModel):
+    code = "model_disabled"
+    text = "This model is switched off."
+
+
+class ModelRetired(UnusableModel):
+    code = "model_retired"
+    text = "This model is retired."
+
+
+class NoModelAvailable(Refusal):
+    code = "no_model_available"
+    text = "No model can be used at the moment. An admin needs to enable one."
+
+
+class ModelUnavailable(Refusal):
+    code = "model_unavailable"
+    text = "The model's provider does not answer at the moment. The session is unchanged."
+
+
+class VersionConflict(Refusal):
+    code = "version_conflict"
+    text = "The session has changed meanwhile."
+
+    def __init__(self, *, current_model: str | None, version: int) -> None:
+        super().__init__(current_model=current_model, version=version)
+
+
+class SessionBusy(Refusal):
+    code = "session_busy"
+    text = "A reply is still being written in this session."
+
+    def __init__(self, *, running_turn: UUID) -> None:
+        super().__init__(running_turn=running_turn)
+
+
+class IdempotencyKeyReused(Refusal):
+    code = "idempotency_key_reused"
+    text = "This key was already used for another request."
+
+
+class SessionQuota(Refusal):
+    code = "session_quota"
+    text = "You have as many open sessions as you may. Close or delete one."
+
+    def __init__(self, *, size: int, used: int) -> None:
+        super().__init__(limit="open_sessions", size=size, used=used)
+
+
+class LimitReached(Refusal):
+    """A limit is used up; `allowance` is its state, `retry_after_seconds` a wait that suffices."""
+
+    def __init__(self, text: str, allowance: Allowance, now: datetime) -> None:
+        self.allowance = allowance
+        self.retry_after_seconds = allowance.retry_after_seconds(now)
+        super().__init__(
+            text,
+            limit=allowance.name,
+            size=allowance.size,
+            remaining=allowance.remaining,
+            resets_at=allowance.resets_at,
+            retry_after_seconds=self.retry_after_seconds,
+        )
+
+
+class RateLimited(LimitReached):
+    code = "rate_limited"
+
+
+class ConcurrencyLimited(LimitReached):
+    code = "concurrency_limited"
+
+
+class BudgetExhausted(LimitReached):
+    code = "budget_exhausted"
+
+
+class PromptTooLong(Refusal):
+    code = "prompt_too_long"
+    text = "This text is too long."
+
+    def __init__(self, *, characters: int, limit: int) -> None:
+        super().__init__(f"This text has {characters:,} characters; {limit:,} are allowed.", size=limit)
+
+
+class ContextOverflow(Refusal):
+    code = "context_overflow"
+    text = "This text does not fit into the model's window."
+
+
+class StorageUnavailable(Refusal):
+    code = "storage_unavailable"
+    text = "The database does not answer. Nothing was changed; please try again."
+    retry_after_seconds = 2

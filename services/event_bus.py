@@ -1,0 +1,80 @@
+"""Live hints inside one process; the row in the database is the truth.
+
+A subscriber that falls behind loses hints, never facts: it is woken, finds a gap, and reads the rows. Other transports
+(several processes) implement the same two methods.
+"""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+
+#: hints a slow subscriber may lag behind before the oldest are dropped
+BACKLOG = 256
+
+
+class Hint(msgspec.Struct, frozen=True):
+    """Something was committed in a session."""
+
+    session_id: UUID
+    #: session · turn_begun · text · turn_ended
+    kind: str
+    turn_id: UUID | None = None
+    #: characters of the reply before `text`
+    offset: int = 0
+    text: str = ""
+
+
+class Subscription:
+    """The hints of one session since the subscription began."""
+
+    def __init__(self) -> None:
+        self.hints: deque[Hint] = deque(maxlen=BACKLOG)
+        self.woken = asyncio.Event()
+
+    def put(self, hint: Hint) -> None:
+        self.hints.append(hint)
+        self.woken.set()
+
+    def take(self) -> list[Hint]:
+        """All hints that have come, oldest first."""
+        hints = list(self.hints)
+        self.hints.clear()
+        self.woken.clear()
+        return hints
+
+
+class EventBus(Protocol):
+    """Carries hints from whoever committed to whoever watches the session."""
+
+    def publish(self, hint: Hint) -> None: ...
+
+    def subscribe(self, session_id: UUID) -> AbstractContextManager[Subscription]: ...
+
+
+class MemoryEventBus:
+    """Hints inside this process."""
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[UUID, set[Subscription]] = defaultdict(set)
+
+    def publish(self, hint: Hint) -> None:
+        for subscription in self._subscriptions.get(hint.session_id, ()):
+            subscription.put(hint)
+
+    @contextmanager
+    def subscribe(self, session_id: UUID) -> Iterator[Subscription]:
+        """Watch one session; subscribe before reading its rows, so that nothing falls between."""
+        subscription = Subscription()
+        self._subscriptions[session_id].add(subscription)
+        try:
+            yield subscription
+        finally:
+            watching = self._subscriptions[session_id]
+            watching.discard(subscription)
+            if not watching:
+                del self._subscriptions[session_id]

@@ -1,0 +1,70 @@
+"""What pages list: transcripts and timelines, through their owner; nothing here writes."""
+
+from uuid import UUID
+
+import msgspec
+
+from db.db_session import DbSession
+from db.tables import Journal, Turn
+from services.actor import Actor
+from services.errors import Forbidden, NotFound
+from services.session_service import LiveSession, SessionService
+
+
+class Transcript(msgspec.Struct, frozen=True):
+    """Part of a session's transcript, oldest first."""
+
+    turns: list[Turn]
+    #: what the running turn among them has written so far
+    text: str
+    #: the last turn of the part before; None at the beginning
+    earlier: UUID | None
+
+
+class Reads:
+    """Reading, scoped to the owner. An admin steers what others own and does not read it."""
+
+    def __init__(self, sessions: SessionService) -> None:
+        self._sessions = sessions
+
+    async def transcript(
+        self, session: LiveSession, db_session: DbSession, *, actor: Actor, last: UUID | None = None, limit: int = 50
+    ) -> Transcript:
+        """The turns that end with `last`, or with the session's head. Raises Forbidden, NotFound."""
+        require_owner(session, actor)
+        turns = await db_session.list_path(last or session.row.head_id, limit)
+        if any(turn.session_id != session.row.id for turn in turns):
+            raise NotFound("There is no such turn.")
+        running = bool(turns) and turns[-1].reply is None
+        text = await db_session.text_of(turns[-1].id) if running else ""
+        return Transcript(turns, text, turns[0].parent_id if turns else None)
+
+    async def siblings(
+        self, session: LiveSession, db_session: DbSession, *, actor: Actor, after: UUID | None = None, limit: int = 50
+    ) -> list[Turn]:
+        """Every turn of a session, in the order they were begun. Raises Forbidden."""
+        require_owner(session, actor)
+        return await db_session.list_all_turns(session.row.id, after, limit)
+
+    async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, str]:
+        """A turn, and what it has written so far while it runs. Raises NotFound, Forbidden."""
+        turn = await db_session.find_turn(turn_id)
+        if turn is None:
+            raise NotFound("There is no such turn.")
+        try:
+            session = await self._sessions.get_session(turn.session_id, db_session, actor=actor)
+        except NotFound as error:
+            raise NotFound("There is no such turn.") from error
+        require_owner(session, actor)
+        return turn, await db_session.text_of(turn.id) if turn.reply is None else ""
+
+    async def timeline(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> list[Journal]:
+        """What was decided about a session, newest first. Raises NotFound."""
+        session = await self._sessions.get_session(session_id, db_session, actor=actor)
+        return await db_session.list_journal(session.row.id)
+
+
+def require_owner(session: LiveSession, actor: Actor) -> None:
+    """Raise Forbidden unless the session is the actor's own."""
+    if session.row.owner_id != actor.id:
+        raise Forbidden("Only its owner reads a session.")

@@ -1,0 +1,238 @@
+"""Follows a session live: what its rows say since a position, then what the hints bring, without gap or double.
+
+A reader holds a `Position`; the event bus only wakes it. Text whose offset fits is passed on as it comes (it was
+committed before it was published); at any gap, and at every heartbeat, the rows are read again.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from uuid import UUID
+
+import msgspec
+
+from db.db_session import DbSession
+from db.tables import Session, Turn
+from services.actor import Actor
+from services.errors import NotFound
+from services.event_bus import EventBus, Hint
+from services.session_service import LiveSession, SessionService
+
+HEARTBEAT_SECONDS = 15.0
+#: how many turns a reader that was away long is shown again
+CATCH_UP_TURNS = 50
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A turn the reader has not seen yet."""
+
+    turn: Turn
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """Text of a turn, `offset` characters into its reply."""
+
+    turn_id: UUID
+    offset: int
+    text: str
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A turn with its whole reply."""
+
+    turn: Turn
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """The session is another than before: model, lock, title, state."""
+
+    session: LiveSession
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """Nothing happened for a while; the session's version tells a reader that missed something."""
+
+    version: int
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """The session is no longer there for this reader."""
+
+
+Event = Begun | Delta | Ended | Changed | Beat | Gone
+
+
+class Position(msgspec.Struct):
+    """Where a reader stands: everything of earlier turns, and `offset` characters of this one."""
+
+    turn_id: UUID | None = None
+    offset: int = 0
+    #: the end of the turn has been shown too
+    ended: bool = False
+    #: the version the reader has seen; None for whatever it is now
+    version: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.turn_id}:{'end' if self.ended else self.offset}" if self.turn_id is not None else ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Read `<turn>:<offset>` or `<turn>:end`; what is neither is the beginning."""
+        turn, _, offset = text.partition(":")
+        try:
+            if offset == "end":
+                return cls(UUID(turn), ended=True)
+            return cls(UUID(turn), max(0, min(int(offset or 0), 2**31)))
+        except ValueError:
+            return cls()
+
+    @classmethod
+    def after(cls, turns: Sequence[Turn]) -> "Position":
+        """Behind a transcript that was shown: its last turn if that has ended, else the one before."""
+        ended = [turn for turn in turns if turn.reply is not None]
+        return cls(ended[-1].id, ended=True) if ended else cls()
+
+
+class TurnLog:
+    """Readers of live sessions."""
+
+    def __init__(
+        self,
+        sessions: SessionService,
+        bus: EventBus,
+        open_session: Callable[[], DbSession],
+        draining: asyncio.Event,
+    ) -> None:
+        self._sessions = sessions
+        self._bus = bus
+        self._open_session = open_session
+        #: set when the server shuts down: streams end
+        self._draining = draining
+
+    async def follow_turn(self, turn: Turn, offset: int, actor: Actor) -> AsyncGenerator[Event, None]:
+        """One turn from `offset` to its end."""
+        yield Begun(turn)
+        reader = _Reader(self._sessions, self._open_session, turn.session_id, Position(turn.id, offset), actor, turn.id)
+        async with aclosing(self._follow(reader)) as events:
+            async for event in events:
+                yield event
+                if isinstance(event, Ended | Gone):
+                    return
+
+    async def follow_session(self, session_id: UUID, position: Position, actor: Actor) -> AsyncGenerator[Event, None]:
+        """Everything live in a session from `position` on, until it is gone or the server stops."""
+        reader = _Reader(self._sessions, self._open_session, session_id, position, actor)
+        async with aclosing(self._follow(reader)) as events:
+            async for event in events:
+                yield event
+                if isinstance(event, Gone):
+                    return
+
+    async def _follow(self, reader: "_Reader") -> AsyncGenerator[Event, None]:
+        with self._bus.subscribe(reader.session_id) as subscription:
+            async for event in reader.catch_up():
+                yield event
+            draining = asyncio.ensure_future(self._draining.wait())
+            woken = draining
+            try:
+                while not self._draining.is_set():
+                    woken = asyncio.ensure_future(subscription.woken.wait())
+                    await asyncio.wait(
+                        {woken, draining}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    woken.cancel()
+                    async for event in reader.read(subscription.take()):
+                        yield event
+            finally:
+                woken.cancel()
+                draining.cancel()
+
+
+class _Reader:
+    """One reader's way through a session."""
+
+    def __init__(
+        self,
+        sessions: SessionService,
+        open_session: Callable[[], DbSession],
+        session_id: UUID,
+        position: Position,
+        actor: Actor,
+        only: UUID | None = None,
+    ) -> None:
+        self._sessions, self._open_session = sessions, open_session
+        self.session_id, self._at, self._actor = session_id, position, actor
+        #: the one turn to follow; None for the whole session
+        self._only = only
+
+    async def read(self, hints: list[Hint]) -> AsyncIterator[Event]:
+        """What the hints say, or the rows where the hints do not join."""
+        for place, hint in enumerate(hints):
+            if not self._joins(hint):
+                async for event in self.catch_up():
+                    yield event
+                hints = [later for later in hints[place + 1 :] if self._joins(later)]
+                for later in hints:
+                    if delta := self._delta(later):
+                        yield delta
+                return
+            if delta := self._delta(hint):
+                yield delta
+        if not hints:
+            async for event in self.catch_up():
+                yield event
+            yield Beat(self._at.version or 0)
+
+    def _joins(self, hint: Hint) -> bool:
+        return hint.kind == "text" and hint.turn_id == self._at.turn_id and hint.offset <= self._at.offset
+
+    def _delta(self, hint: Hint) -> Delta | None:
+        """The part of a hint's text that is new to this reader."""
+        text = hint.text[self._at.offset - hint.offset :] if hint.offset <= self._at.offset else ""
+        if not text or self._at.ended:
+            return None
+        delta = Delta(self._at.turn_id, self._at.offset, text)  # type: ignore[arg-type]
+        self._at.offset += len(text)
+        return delta
+
+    async def catch_up(self) -> AsyncIterator[Event]:
+        """What the rows say since the position."""
+        db_session = self._open_session()
+        try:
+            session = await self._sessions.get_session(self.session_id, db_session, actor=self._actor)
+        except NotFound:
+            yield Gone()
+            return
+        async for event in self._turns(session.row, db_session):
+            yield event
+        seen, self._at.version = self._at.version, session.row.version
+        if seen is not None and seen != session.row.version:
+            yield Changed(session)
+
+    async def _turns(self, session: Session, db_session: DbSession) -> AsyncIterator[Event]:
+        for turn in await self._unseen(session, db_session):
+            if turn.id != self._at.turn_id:
+                self._at = Position(turn.id, version=self._at.version)
+                yield Begun(turn)
+            while turn.reply is None:
+                pieces = await db_session.list_pieces(turn.id, self._at.offset)
+                for start, text in pieces:
+                    if delta := self._delta(Hint(session.id, "text", turn.id, start, text)):
+                        yield delta
+                if len(pieces) < 2:
+                    break
+            if turn.reply is not None and not self._at.ended:
+                if delta := self._delta(Hint(session.id, "text", turn.id, 0, turn.reply)):
+                    yield delta
+                self._at.ended = True
+                yield Ended(turn)
+
+    async def _unseen(self, session: Session, db_session: DbSession) -> list[Turn]:
+        """The turns from the position on, oldest first; all that fit where the position is not on the path."""
+        if self._only is not None:
+            return await db_session.list_path(self._only, 1)
+        if session.head_id == self._at.turn_id:
+            return [] if self._at.ended else await db_session.list_path(session.head_id, 1)
+        path = await db_session.list_path(session.head_id, CATCH_UP_TURNS)
+        ids = [turn.id for turn in path]
+        return path[ids.index(self._at.turn_id) :] if self._at.turn_id in ids else path

@@ -1,0 +1,222 @@
+"""Runs begun turns to their end, outside any request.
+
+Each turn is a task that asks the client and collects text. One ticker commits the text of all running turns together:
+the first piece of a reply at once, later ones about every 50 ms. Nobody is shown what is not committed.
+"""
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from uuid import UUID
+
+from db.db_session import DbSession
+from services.client_pool import ClientPool
+from services.clients import ClientError, Text, Usage
+from services.errors import NotFound, StorageUnavailable
+from services.session_service import LEASE, End, SessionService, TurnOrder
+
+log = logging.getLogger(__name__)
+
+#: seconds between two commits of the text of all running turns
+TICK_SECONDS = 0.05
+#: what a provider may send that a database cannot hold
+_UNSTORABLE = {0: "\ufffd"} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+
+
+class Draft:
+    """The text of one running turn that is not committed yet."""
+
+    def __init__(self, order: TurnOrder) -> None:
+        self.order = order
+        self.start = 0
+        self.parts: list[str] = []
+
+    def add(self, text: str) -> None:
+        if not text.isascii() or "\0" in text:
+            text = text.translate(_UNSTORABLE)
+        if text:
+            self.parts.append(text)
+
+    def take(self) -> tuple[UUID, UUID, int, str] | None:
+        """What has come since the last time: (session, turn, start, text)."""
+        if not self.parts:
+            return None
+        text = "".join(self.parts)
+        self.parts.clear()
+        piece = (self.order.session_id, self.order.turn_id, self.start, text)
+        self.start += len(text)
+        return piece
+
+    def put_back(self, piece: tuple[UUID, UUID, int, str]) -> None:
+        """Undo a `take` whose commit failed."""
+        self.start = piece[2]
+        self.parts.insert(0, piece[3])
+
+
+class TurnRunner:
+    """The running turns of this process."""
+
+    def __init__(self, sessions: SessionService, pool: ClientPool, open_session: Callable[[], DbSession]) -> None:
+        self._sessions = sessions
+        self._pool = pool
+        self._open_session = open_session
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._drafts: dict[UUID, Draft] = {}
+        #: tasks that write a turn's end; no longer stoppable
+        self._ending: set[asyncio.Task[None]] = set()
+        self._due = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._upkeep: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------ from the service, after a commit
+
+    def start(self, order: TurnOrder) -> None:
+        """Run a begun turn."""
+        # A clean context: the caller's holds its open transaction.
+        task = asyncio.create_task(self._run(order), context=contextvars.Context())
+        self._tasks[order.turn_id] = task
+
+    def stop(self, turn_id: UUID) -> None:
+        """Close the provider's connection of a turn that has ended in the database."""
+        if (task := self._tasks.pop(turn_id, None)) is not None:
+            self._drafts.pop(turn_id, None)
+            task.cancel("ended")
+
+    # ------------------------------------------------------------ the process's life
+
+    async def open(self) -> None:
+        """Begin committing and renewing leases."""
+        self._upkeep = [
+            asyncio.create_task(self._tick(), context=contextvars.Context()),
+            asyncio.create_task(self._renew(), context=contextvars.Context()),
+        ]
+
+    async def close(self) -> None:
+        """End every running turn as interrupted, with all its text."""
+        running, self._tasks = self._tasks, {}
+        for task in running.values():
+            task.cancel("shutdown")
+        await asyncio.gather(*running.values(), return_exceptions=True)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.gather(*self._upkeep, return_exceptions=True)
+
+    @property
+    def running(self) -> int:
+        """How many turns run here."""
+        return len(self._tasks)
+
+    # ------------------------------------------------------------ one turn
+
+    async def _run(self, order: TurnOrder) -> None:
+        draft = self._drafts[order.turn_id] = Draft(order)
+        usage: Usage | None = None
+        state: End = "done"
+        error: tuple[str, str] | None = None
+        try:
+            client = self._pool.client_of(order.provider)
+            async with aclosing(client.stream(order.ask)) as events:
+                async for event in events:
+                    if isinstance(event, Text):
+                        draft.add(event.text)
+                        if draft.parts:
+                            self._due.set()
+                            if not draft.start:
+                                self._hurry.set()
+                    else:
+                        usage = event
+            self._pool.note(order.provider, True)
+        except ClientError as failure:
+            state, error = "failed", (failure.code, failure.detail)
+            if failure.code == "provider_unreachable":
+                self._pool.note(order.provider, False)
+        except asyncio.CancelledError as stop:
+            if "shutdown" not in stop.args:
+                return
+            state, error = "interrupted", ("interrupted", "The server stopped while this reply was being written.")
+        except Exception:
+            log.exception("a turn failed unexpectedly")
+            state, error = "failed", ("internal", "Something went wrong here; the log says more.")
+        self._tasks.pop(order.turn_id, None)
+        ending = asyncio.create_task(self._end(draft, state, usage, error), context=contextvars.Context())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        await asyncio.shield(ending)
+
+    async def _end(self, draft: Draft, state: End, usage: Usage | None, error: tuple[str, str] | None) -> None:
+        """Write the end; while the database is away, try again as long as the lease lives."""
+        give_up = time.monotonic() + LEASE.total_seconds()
+        while True:
+            try:
+                # Not between a tick's taking of text and its commit.
+                async with self._committing:
+                    self._drafts.pop(draft.order.turn_id, None)
+                    await self._sessions.finish_turn(
+                        draft.order.turn_id,
+                        self._open_session(),
+                        state=state,
+                        usage=usage,
+                        error=error,
+                        tail="".join(draft.parts),
+                    )
+                return
+            except NotFound:
+                return
+            except StorageUnavailable:
+                if time.monotonic() > give_up:
+                    log.error("the end of turn %s could not be written", draft.order.turn_id)
+                    return
+                await asyncio.sleep(0.5)
+            except Exception:
+                log.exception("the end of turn %s could not be written", draft.order.turn_id)
+                return
+
+    # ------------------------------------------------------------ all turns
+
+    async def _tick(self) -> None:
+        while True:
+            await self._due.wait()
+            if not self._hurry.is_set():
+                try:
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await self._hurry.wait()
+                except TimeoutError:
+                    pass
+            self._due.clear()
+            self._hurry.clear()
+            try:
+                await self._commit()
+            except Exception:
+                log.exception("text could not be committed; trying again")
+                self._due.set()
+                await asyncio.sleep(0.5)
+
+    async def _commit(self) -> None:
+        async with self._committing:
+            taken = {turn_id: piece for turn_id, draft in self._drafts.items() if (piece := draft.take()) is not None}
+            if not taken:
+                return
+            try:
+                held = await self._sessions.append(list(taken.values()), self._open_session())
+            except BaseException:
+                for turn_id, piece in taken.items():
+                    if turn_id in self._drafts:
+                        self._drafts[turn_id].put_back(piece)
+                raise
+        for turn_id in taken.keys() - held:
+            self.stop(turn_id)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE.total_seconds() / 3)
+            try:
+                if self._tasks or self._ending:
+                    await self._sessions.heartbeat(self._open_session())
+                await self._sessions.sweep(self._open_session())
+            except Exception:
+                log.exception("leases could not be renewed; trying again")

@@ -1,0 +1,144 @@
+"""What both engines promise: no lock errors, safe cancellation, nothing leaked."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from db.db_session import DbSession
+from db.engine import Conflict, DatabaseUnavailable, Engine, migrate, open_engine
+from db.tables import RateBucket
+
+
+async def write(engine: Engine, key: str) -> None:
+    await RateBucket.insert(RateBucket(key=key, tat_us=1))
+
+
+async def keys() -> set[str]:
+    return {row["key"] for row in await RateBucket.select()}
+
+
+async def test_fifty_tasks_write_a_hundred_times_each_without_an_error(engine: Engine) -> None:
+    async def task(number: int) -> None:
+        for place in range(100):
+            async with engine.transaction():
+                before = await RateBucket.count()
+                await write(engine, f"{number}-{place}")
+                assert await RateBucket.count() == before + 1 or engine.engine_type == "postgres"
+
+    async with asyncio.timeout(120):
+        await asyncio.gather(*(task(number) for number in range(50)))
+    assert await RateBucket.count() == 5000
+
+
+async def test_a_transaction_is_all_or_nothing(engine: Engine) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with engine.transaction():
+            await write(engine, "lost")
+            raise ZeroDivisionError
+    assert await keys() == set()
+
+
+async def test_a_nested_transaction_joins_the_outer_one(db_session: DbSession) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with db_session.transaction():
+            async with db_session.transaction():
+                await write(db_session.engine, "inner")
+            raise ZeroDivisionError
+    assert await keys() == set()
+
+
+async def test_a_child_task_is_outside_its_parents_transaction(engine: Engine) -> None:
+    async with engine.transaction():
+        await write(engine, "parent")
+        assert await asyncio.create_task(keys()) == set()
+    assert await keys() == {"parent"}
+
+
+async def test_a_caller_cancelled_anywhere_leaves_all_or_nothing_and_no_lock(engine: Engine) -> None:
+    async def pair(number: int) -> None:
+        async with engine.transaction():
+            await write(engine, f"{number}-a")
+            await write(engine, f"{number}-b")
+
+    for number in range(60):
+        task = asyncio.create_task(pair(number))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(20):
+        await write(engine, "after")
+    found = await keys()
+    for number in range(60):
+        assert (f"{number}-a" in found) == (f"{number}-b" in found)
+
+
+async def test_a_cancelled_transaction_gives_its_connection_back(engine: Engine) -> None:
+    async def hold() -> None:
+        async with engine.transaction():
+            await write(engine, "held")
+            await asyncio.sleep(60)
+
+    for _ in range(25):
+        task = asyncio.create_task(hold())
+        await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(20):
+        await write(engine, "after")
+    assert await keys() == {"after"}
+
+
+async def test_callbacks_run_after_the_commit_and_only_then(db_session: DbSession) -> None:
+    seen: list[str] = []
+    async with db_session.transaction():
+        db_session.after_commit(lambda: seen.append("committed"))
+        assert seen == []
+    assert seen == ["committed"]
+    with pytest.raises(ZeroDivisionError):
+        async with db_session.transaction():
+            db_session.after_commit(lambda: seen.append("never"))
+            raise ZeroDivisionError
+    assert seen == ["committed"]
+
+
+async def test_a_taken_key_is_a_conflict(engine: Engine) -> None:
+    await write(engine, "one")
+    with pytest.raises(Conflict):
+        await write(engine, "one")
+
+
+async def test_migrating_twice_changes_nothing(engine: Engine) -> None:
+    assert await migrate(engine) == []
+
+
+async def test_four_processes_that_migrate_at_once_apply_each_migration_once(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("CREATE DATABASE fresh")
+    fresh = postgres_url.rsplit("/", 1)[0] + "/fresh"
+    for url in (fresh, f"sqlite:///{tmp_path / 'fresh.db'}"):
+        command = [sys.executable, "-m", "turnkeeper", "migrate"]
+        environment = {**os.environ, "TURNKEEPER_DATABASE_URL": url}
+        running = [
+            await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+            for _ in range(4)
+        ]
+        told = [(await one.communicate())[0].decode() for one in running]
+        assert [one.returncode for one in running] == [0, 0, 0, 0]
+        assert sum("applied" in text for text in told) == 1, told
+    await connection.execute("DROP DATABASE fresh WITH (FORCE)")
+    await connection.close()
+
+
+async def test_a_database_that_is_not_there_is_unavailable() -> None:
+    for url in ("postgresql://nobody@127.0.0.1:9/none", "sqlite:////proc/turnkeeper/none.db"):
+        engine = open_engine(url)
+        with pytest.raises((DatabaseUnavailable, OSError)):
+            await engine.start()
+        await engine.stop()

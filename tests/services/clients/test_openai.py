@@ -1,0 +1,815 @@
+"""The OpenAI adapter against a provider that does everything wrong (checks E31–E37 of the threat model)."""
+
+import asyncio
+import gc
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from time import monotonic
+
+import msgspec
+import openai.resources.chat  # noqa: F401  so that no test's clock counts a second of imports
+import pytest
+
+from services.clients import Ask, ClientError, Message, Text, Usage
+from services.clients.openai import Bounds, OpenAIClient
+from services.clients.openai_wire import Reply
+from tests.services.clients.provider import (
+    CHUNKED_HEAD,
+    DONE,
+    STREAM_HEAD,
+    Asked,
+    Script,
+    Wire,
+    chunked,
+    data,
+    event,
+    provider,
+    usage,
+    whole,
+)
+
+KEY = "sk-canary-5f0c9e"
+ASK = Ask("m1", (Message("system", "Be brief."), Message("user", "Hi")), 0)
+QUICK = Bounds(
+    connect_seconds=1.0,
+    first_text_seconds=0.4,
+    idle_seconds=0.3,
+    closing_seconds=0.15,
+    reply_seconds=3.0,
+    reply_characters=20_000,
+    reply_bytes=2 << 20,
+    event_bytes=64 << 10,
+    document_bytes=128 << 10,
+    error_seconds=0.2,
+    probe_seconds=0.5,
+)
+FINISH = event(finish="stop")
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+async def in_time() -> AsyncIterator[None]:
+    """No test waits longer than a real user would have to."""
+    async with asyncio.timeout(10):
+        yield
+
+
+def answering(*pieces: bytes) -> Script:
+    """A provider that sends these and closes."""
+
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(*pieces)
+        raise ConnectionError
+
+    return script
+
+
+async def ask(url: str, ask: Ask = ASK, bounds: Bounds = QUICK) -> tuple[str, Usage | None]:
+    """The whole reply."""
+    client = OpenAIClient(url, KEY, bounds=bounds)
+    try:
+        return await listen(client, ask)
+    finally:
+        await client.aclose()
+
+
+async def listen(client: OpenAIClient, ask: Ask = ASK) -> tuple[str, Usage | None]:
+    text, counted = "", None
+    async with aclosing(client.stream(ask)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Text):
+                assert counted is None, "usage comes last"
+                assert piece.text
+                text += piece.text
+            else:
+                counted = piece
+    return text, counted
+
+
+async def refused(script: Script, bounds: Bounds = QUICK) -> ClientError:
+    """The error a provider's answer becomes; it tells nobody a key or an address."""
+    async with provider(script) as served:
+        with pytest.raises(ClientError) as caught:
+            await ask(served.url, bounds=bounds)
+    said = f"{caught.value!r} {caught.value}"
+    assert KEY not in said
+    assert "127.0.0.1" not in said
+    assert caught.value.detail.endswith(".")
+    return caught.value
+
+
+async def test_a_reply_is_streamed_and_its_usage_comes_last() -> None:
+    async with provider(answering(STREAM_HEAD, event("Hel"), event("lo"), FINISH, usage(9, 2), DONE)) as served:
+        assert await ask(served.url) == ("Hello", Usage(9, 2))
+    (asked,) = served.asked
+    assert (asked.method, asked.path) == ("POST", "/v1/chat/completions")
+    assert asked.headers["authorization"] == f"Bearer {KEY}"
+    assert asked.headers["accept-encoding"] == "identity"
+    assert asked.json == {
+        "model": "m1",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def test_a_piece_is_passed_on_before_the_next_one_comes() -> None:
+    proceed = asyncio.Event()
+
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD, event("first"))
+        await proceed.wait()
+        await wire.send(event(" second"), DONE)
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url, bounds=QUICK)
+        async with aclosing(client.stream(ASK)) as pieces:
+            assert await anext(pieces) == Text("first")
+            proceed.set()
+            assert [piece async for piece in pieces] == [Text(" second")]
+        await client.aclose()
+
+
+async def test_the_reply_cap_is_passed_on_under_the_name_the_provider_knows() -> None:
+    async with provider(answering(STREAM_HEAD, event("x"), DONE)) as served:
+        await ask(served.url, Ask("m1", ASK.messages, 5))
+    assert served.asked[0].json["max_tokens"] == 5
+    assert OpenAIClient("https://api.openai.com/v1")._limit_name == "max_completion_tokens"
+
+
+async def test_no_key_from_the_environment_reaches_a_provider_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, KEY)
+    async with provider(answering(STREAM_HEAD, event("x"), DONE)) as served:
+        client = OpenAIClient(served.url, bounds=QUICK)
+        await listen(client)
+        await client.aclose()
+    assert KEY not in str(served.asked)
+
+
+@pytest.mark.parametrize("key", ["sk-1\n", "sk-1\r\nX-Evil: 1", "schlüssel", "two words"])
+async def test_a_key_that_cannot_be_one_is_refused_without_naming_it(key: str) -> None:
+    with pytest.raises(ValueError, match="characters that no key has") as caught:
+        OpenAIClient("http://127.0.0.1:1/v1", key)
+    assert key not in str(caught.value)
+
+
+async def test_the_connection_is_used_again() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(CHUNKED_HEAD, chunked(event("Hi"), FINISH, DONE))
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url, bounds=QUICK)
+        for _ in range(3):
+            assert await listen(client) == ("Hi", None)
+        await client.aclose()
+        assert served.connections == 1
+
+
+async def test_many_replies_at_once_each_get_their_own_text() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        name = asked.json["model"]
+        await wire.send(CHUNKED_HEAD, *(chunked(event(f"{name} "), end=False) for _ in range(5)), every=0.01)
+        await wire.send(chunked(DONE))
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url)
+        replies = await asyncio.gather(*(listen(client, Ask(f"m{n}", ASK.messages, 0)) for n in range(150)))
+        await client.aclose()
+    assert [text for text, _ in replies] == [f"m{n} " * 5 for n in range(150)]
+
+
+# What servers do differently, and may
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(event("Hello") + FINISH, id="no [DONE]"),
+        pytest.param(event("Hello") + DONE, id="no finish_reason"),
+        pytest.param(event("Hello") + b"data: [DONE]", id="no line end at the end"),
+        pytest.param(event(None) + event("") + event("Hello") + DONE, id="null and empty content"),
+        pytest.param((event("Hello") + DONE).replace(b"\n", b"\r\n"), id="CRLF"),
+        pytest.param(b"\xef\xbb\xbf\n: hi\n\n" + event("Hello") + b": ping\n\n" + DONE, id="BOM and comments"),
+        pytest.param((event("Hello") + DONE).replace(b"data: ", b"data:"), id="no blank after the colon"),
+        pytest.param(event("Hello").replace(b", ", b",\ndata: ") + DONE, id="one event over several lines"),
+        pytest.param(b"event: message\nid: 7\nretry: 10\n" + event("Hello") + DONE, id="other fields"),
+        pytest.param(data({"type": "ping"}) + event("Hello") + DONE, id="unknown events"),
+        pytest.param(
+            data({"choices": [{"delta": {"content": "Hello", "new": {"a": [1]}}, "x": 1}], "y": None}) + DONE,
+            id="unknown fields",
+        ),
+        pytest.param(data({"choices": None}) + data({"choices": []}) + event("Hello") + DONE, id="no choices"),
+        pytest.param(data({"choices": [{"delta": {"refusal": "Hello"}}]}) + DONE, id="a refusal is text"),
+        pytest.param(event("Hello") + DONE + event("!") + b"data: junk\n\n", id="anything after [DONE]"),
+        pytest.param(event("Hello") + FINISH + b"data: {junk\n\n", id="junk after the finish"),
+    ],
+)
+async def test_servers_may_differ(stream: bytes) -> None:
+    async with provider(answering(STREAM_HEAD, stream)) as served:
+        assert await ask(served.url) == ("Hello", None)
+
+
+async def test_a_whole_document_instead_of_a_stream_is_a_reply() -> None:
+    completion = {
+        "object": "chat.completion",
+        "choices": [{"message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+    async with provider(answering(whole(json.dumps(completion).encode()))) as served:
+        assert await ask(served.url) == ("Hello", Usage(3, 1))
+
+
+async def test_a_reply_that_is_done_ends_even_if_the_connection_does_not() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(CHUNKED_HEAD, chunked(event("Hello"), FINISH, end=False))
+        await wire.silence()
+
+    async with provider(script) as served:
+        assert await ask(served.url) == ("Hello", None)
+
+
+async def test_text_holds_no_nul() -> None:
+    async with provider(answering(STREAM_HEAD, event("a\0b"), DONE)) as served:
+        assert await ask(served.url) == ("a\ufffdb", None)
+
+
+async def test_a_stream_may_be_cut_anywhere_and_reads_the_same() -> None:
+    stream = b"\xef\xbb\xbf: hi\r\n\r\n" + event("Grüße 👩‍🚀") + event("\n\r\x0b\u2028\ufeff") + usage(1, 2) + DONE
+    for cut in range(len(stream) + 1):
+        reply = Reply(max_event_bytes=1000, max_document_bytes=1000)
+        text = reply.feed(stream[:cut]) + reply.feed(stream[cut:]) + reply.close()
+        assert text == "Grüße 👩‍🚀\n\r\x0b\u2028\ufeff"
+        assert reply.usage == Usage(1, 2)
+        assert reply.ended
+
+
+async def test_a_character_may_arrive_byte_by_byte() -> None:
+    stream = event("👩‍🚀 – ü") + DONE
+
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD, *(stream[n : n + 1] for n in range(len(stream))), every=0.0005)
+        raise ConnectionError
+
+    async with provider(script) as served:
+        assert await ask(served.url) == ("👩‍🚀 – ü", None)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reply"), [(-1, 2), (2, -1), (10**30, 1), ("many", 1), (None, None), (1.5, 1), (True, 1)]
+)
+async def test_a_count_that_cannot_be_true_costs_nothing_but_itself(prompt: object, reply: object) -> None:
+    async with provider(answering(STREAM_HEAD, event("Hello"), usage(prompt, reply), DONE)) as served:
+        assert await ask(served.url) == ("Hello", None)
+
+
+# E31: cut off, at every point
+
+
+async def test_nobody_listening_is_unreachable() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        client = OpenAIClient(f"http://127.0.0.1:{port}/v1", KEY, bounds=QUICK)
+        with pytest.raises(ClientError) as caught:
+            await listen(client)
+        assert caught.value.code == "provider_unreachable"
+        assert str(port) not in str(caught.value)
+        with pytest.raises(ClientError, match="provider_unreachable"):
+            await client.models()
+        assert not await client.is_up()
+
+
+@pytest.mark.parametrize("url", ["http://host.invalid/v1", "ftp://127.0.0.1/v1", "127.0.0.1:80", "http://"])
+async def test_an_address_that_leads_nowhere_is_unreachable(url: str) -> None:
+    client = OpenAIClient(url, bounds=QUICK)
+    with pytest.raises(ClientError) as caught:
+        await listen(client)
+    assert caught.value.code == "provider_unreachable"
+
+
+async def test_an_address_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="URL"):
+        OpenAIClient("http://[/")
+
+
+async def test_a_backlog_that_never_accepts_is_unreachable_in_time() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        waiting = []
+        for _ in range(4):
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(address)
+        client = OpenAIClient(
+            f"http://127.0.0.1:{address[1]}/v1", bounds=msgspec.structs.replace(QUICK, connect_seconds=0.3)
+        )
+        with pytest.raises(ClientError) as caught:
+            await listen(client)
+        assert caught.value.code == "provider_unreachable"
+        for one in waiting:
+            one.close()
+
+
+STEPS = (STREAM_HEAD, event("Hel"), event("lo"), FINISH, DONE)
+
+
+@pytest.mark.parametrize("steps", range(len(STEPS) + 1))
+@pytest.mark.parametrize("fault", ["close", "reset", "half-close", "silence"])
+async def test_a_provider_may_fail_at_any_point(fault: str, steps: int) -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(*STEPS[:steps], every=0.01)
+        if fault == "reset":
+            wire.reset()
+        elif fault == "half-close":
+            wire.half_close()
+            await wire.silence()
+        elif fault == "silence":
+            await wire.silence()
+        raise ConnectionError
+
+    started = monotonic()
+    if steps > 3:  # the model had said that it was done
+        async with provider(script) as served:
+            assert await ask(served.url) == ("Hello", None)
+    else:
+        error = await refused(script)
+        assert error.code == ("provider_timeout" if fault == "silence" else "provider_broken")
+    assert monotonic() - started < 1.5
+
+
+async def test_a_cut_chunk_is_not_an_end() -> None:
+    cut = chunked(event("Hello"), FINISH[:20], end=False)[:-9]
+    assert (await refused(answering(CHUNKED_HEAD, cut))).code == "provider_broken"
+
+
+async def test_a_body_shorter_than_announced_is_not_an_end() -> None:
+    cut = whole(json.dumps({"choices": [{"message": {"content": "x"}}]}).encode())[:-1]
+    assert (await refused(answering(cut))).code == "provider_broken"
+
+
+async def test_one_byte_a_second_is_silence() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD, event("Hello"))
+        while True:
+            await wire.send(b"d", every=0.05)
+
+    started = monotonic()
+    assert (await refused(script)).code == "provider_timeout"
+    assert monotonic() - started < 1.5
+
+
+async def test_endless_pings_end_with_the_time_of_a_reply() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD)
+        while True:
+            await wire.send(b": ping\n\n", every=0.05)
+
+    started = monotonic()
+    assert (await refused(script, msgspec.structs.replace(QUICK, reply_seconds=0.8))).code == "provider_timeout"
+    assert 0.7 < monotonic() - started < 2
+
+
+async def test_a_reader_who_takes_long_does_not_make_the_provider_silent() -> None:
+    async with provider(answering(STREAM_HEAD, event("Hel"), event("lo"), DONE)) as served:
+        client = OpenAIClient(served.url, bounds=QUICK)
+        text = ""
+        async with aclosing(client.stream(ASK)) as pieces:
+            async for piece in pieces:
+                await asyncio.sleep(QUICK.idle_seconds * 2)
+                text += piece.text if isinstance(piece, Text) else ""
+        assert text == "Hello"
+
+
+# E32: without end
+
+
+async def flood(wire: Wire, piece: bytes) -> None:
+    while True:
+        await wire.send(piece)
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        pytest.param(STREAM_HEAD, event("word " * 100), id="text"),
+        pytest.param(STREAM_HEAD, event(None) * 100, id="events without text"),
+        pytest.param(STREAM_HEAD, b": comment\n" * 1000, id="comments"),
+        pytest.param(STREAM_HEAD, b"data: " + b"x" * 9000, id="a line"),
+        pytest.param(STREAM_HEAD, b"data: 1\n" * 1000, id="an event"),
+        pytest.param(STREAM_HEAD, b'{"choices": ' + b" " * 9000, id="a document"),
+        pytest.param(STREAM_HEAD, b"\n" * 9000, id="blank lines"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 9000, id="a header"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n", b"X: x\r\n" * 1000, id="headers"),
+        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100, id="provisional answers"),
+        pytest.param(CHUNKED_HEAD + chunked(event("x")), b"X: x\r\n" * 1000, id="trailers"),
+        pytest.param(b"HTTP/1.1 500 X\r\n\r\n", b"x" * 9000, id="an error page"),
+        pytest.param(b"", b"\0" * 9000, id="no HTTP at all"),
+    ],
+)
+async def test_what_does_not_end_is_cut_and_memory_stays_flat(head: bytes, piece: bytes) -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(head)
+        await flood(wire, piece)
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        error = await refused(script)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert error.code in ("provider_broken", "provider_failed", "provider_timeout")
+    assert peak < 4 << 20
+
+
+async def test_a_slow_reader_slows_the_provider_down() -> None:
+    sent = 0
+
+    async def script(asked: Asked, wire: Wire) -> None:
+        nonlocal sent
+        await wire.send(STREAM_HEAD)
+        while True:
+            await wire.send(event("word " * 2000))
+            sent += 1
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url, bounds=Bounds())
+        async with aclosing(client.stream(ASK)) as pieces:
+            await anext(pieces)
+            await asyncio.sleep(0.3)
+            before = sent
+            await asyncio.sleep(0.3)
+            assert sent == before
+        await client.aclose()
+
+
+async def test_a_compressed_bomb_is_not_unpacked() -> None:
+    bomb = zlib.compress(b" " * 50_000_000)
+    for status in (200, 400):
+        error = await refused(answering(whole(bomb, status=status, headers="Content-Encoding: deflate\r\n")))
+        assert error.code == ("provider_broken" if status == 200 else "provider_refused")
+
+
+# E33: every status
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (204, "provider_broken"),
+        (206, "provider_broken"),
+        (304, "provider_broken"),
+        (400, "provider_refused"),
+        (401, "provider_refused"),
+        (402, "provider_refused"),
+        (403, "provider_refused"),
+        (404, "model_missing"),
+        (408, "provider_timeout"),
+        (413, "context_overflow"),
+        (418, "provider_refused"),
+        (422, "provider_refused"),
+        (429, "provider_rate_limited"),
+        (500, "provider_failed"),
+        (502, "provider_failed"),
+        (503, "provider_failed"),
+        (529, "provider_failed"),
+        (599, "provider_failed"),
+        (999, "provider_failed"),
+    ],
+)
+async def test_every_status_has_one_meaning(status: int, code: str) -> None:
+    body = (
+        b"" if status in (204, 304) else f'{{"error": {{"message": "Incorrect API key {KEY} at 127.0.0.1"}}}}'.encode()
+    )
+    error = await refused(answering(whole(body, status=status)))
+    assert error.code == code
+    assert str(status) in error.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "code"),
+    [
+        (400, {"code": "context_length_exceeded", "message": "…"}, "context_overflow"),
+        (400, {"type": "exceed_context_size_error", "message": "the request exceeds …"}, "context_overflow"),
+        (400, {"message": "This model's maximum context length is 4096 tokens."}, "context_overflow"),
+        (400, {"message": "prompt is too long: 210000 tokens > 200000 maximum"}, "context_overflow"),
+        (500, {"message": "the input exceeds the context size"}, "context_overflow"),
+        (400, {"code": "model_not_found"}, "model_missing"),
+        (400, {"message": "model 'llama9' not found, try pulling it first"}, "model_missing"),
+        (429, {"code": "insufficient_quota"}, "provider_rate_limited"),
+        (401, {"message": "rate_limit, context length, overloaded"}, "provider_refused"),
+    ],
+)
+async def test_what_an_error_says_counts_where_its_status_says_little(status: int, message: object, code: str) -> None:
+    error = await refused(answering(whole(json.dumps({"error": message}).encode(), status=status)))
+    assert error.code == code
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("-3", 0.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("soon", None),
+        ("nan", None),
+        ("1e99", None),
+    ],
+)
+async def test_a_provider_says_how_long_to_wait(value: str, seconds: float | None) -> None:
+    error = await refused(answering(whole(b"{}", status=429, headers=f"Retry-After: {value}\r\n")))
+    assert error.retry_after_seconds == seconds
+
+
+async def test_an_error_whose_page_never_comes_is_still_that_error() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 503 X\r\nContent-Length: 99\r\n\r\n")
+        await wire.silence()
+
+    assert (await refused(script)).code == "provider_failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ({"message": f"key {KEY}", "type": "server_error"}, "provider_failed"),
+        ("something", "provider_failed"),
+        (["odd"], "provider_failed"),
+        ({"code": 429, "message": "slow down"}, "provider_rate_limited"),
+        ({"code": "rate_limit_exceeded"}, "provider_rate_limited"),
+        ({"type": "overloaded_error"}, "provider_failed"),
+        ({"message": "greater than the context length"}, "context_overflow"),
+        ({"code": 404, "message": "no"}, "model_missing"),
+    ],
+)
+async def test_an_error_inside_a_stream_keeps_the_text_before_it(error: object, code: str) -> None:
+    async with provider(answering(STREAM_HEAD, event("Hel"), data({"error": error}))) as served:
+        client, text = OpenAIClient(served.url, KEY, bounds=QUICK), ""
+        with pytest.raises(ClientError) as caught:
+            async for piece in client.stream(ASK):
+                text += piece.text if isinstance(piece, Text) else ""
+    assert text == "Hel"
+    assert caught.value.code == code
+    assert KEY not in str(caught.value)
+
+
+async def test_a_web_page_is_not_a_reply() -> None:
+    error = await refused(answering(whole(b"<!doctype html><h1>It works!</h1>", kind="text/html")))
+    assert error.code == "provider_broken"
+    assert "web page" in error.detail
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'"text"', b'{"error": null}', b"hello"])
+async def test_an_answer_without_a_reply_is_broken(body: bytes) -> None:
+    assert (await refused(answering(whole(body)))).code == "provider_broken"
+
+
+# E34
+
+
+async def test_nothing_is_asked_twice() -> None:
+    for script in (answering(whole(b"{}", status=500)), answering(whole(b"{}", status=429)), answering()):
+        async with provider(script) as served:
+            with pytest.raises(ClientError):
+                await ask(served.url)
+            assert len(served.asked) == 1
+
+
+# E35
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"data: {",
+        b"data: null",
+        b"data: []",
+        b"data: 7",
+        b"data: {}{}",
+        b'data: {"choices": {}}',
+        b'data: {"choices": [null]}',
+        b'data: {"choices": [{"delta": {"content": 7}}]}',
+        b'data: {"choices": [{"delta": {"content": ["a"]}}]}',
+        b'data: {"choices": [{"delta": {"content": "\xff"}}]}',
+        b'data: {"choices": [{"delta": {"content": "\\ud800"}}]}',
+        b'data: {"choices": [{"finish_reason": 1}]}',
+        b"data: " + b"[" * 30_000,
+        b'data: {"choices": ' + b"[" * 30_000,
+        b'data: {"unknown": ' + b"[" * 30_000,
+    ],
+)
+async def test_what_cannot_be_read_is_broken(line: bytes) -> None:
+    error = await refused(answering(STREAM_HEAD, event("Hello"), line + b"\n\n", DONE))
+    assert error.code == "provider_broken"
+
+
+# E36
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_refused(status: int) -> None:
+    async with provider(answering(whole(b"{}"))) as inner:
+        error = await refused(answering(whole(b"", status=status, headers=f"Location: {inner.url}/inner\r\n")))
+        assert error.code == "provider_broken"
+        assert "redirect" in error.detail
+        assert inner.asked == []
+
+
+async def test_a_proxy_named_in_the_environment_is_used_except_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with provider(answering(STREAM_HEAD, event("Hello"), FINISH, DONE)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert await ask("http://provider.invalid/v1") == ("Hello", None)
+        assert proxy.asked[0].path == "http://provider.invalid/v1/chat/completions"
+        async with provider(answering(STREAM_HEAD, event("direct"), DONE)) as served:
+            assert await ask(served.url) == ("direct", None)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for this machine that nobody trusts, with its key in the same file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    path = tmp_path_factory.mktemp("tls") / "loopback.pem"
+    options = "-x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=test"
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            *options.split(),
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            path,
+            "-out",
+            f"{path}.crt",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+async def test_a_reply_comes_over_tls_and_its_connection_is_used_again(
+    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(CHUNKED_HEAD, chunked(*(event("word ") for _ in range(5000)), FINISH, DONE))
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with provider(script, tls) as served:
+        client = OpenAIClient(served.url)
+        for _ in range(3):
+            assert await listen(client) == ("word " * 5000, None)
+        assert served.connections == 1
+        async with aclosing(client.stream(ASK)) as pieces:
+            await anext(pieces)
+        await client.aclose()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(tls: ssl.SSLContext) -> None:
+    async with provider(answering(STREAM_HEAD, event("Hello"), DONE), tls) as served:
+        with pytest.raises(ClientError) as caught:
+            await ask(served.url, bounds=Bounds())
+        assert caught.value.code == "provider_unreachable"
+        assert served.asked == []
+
+
+# E39
+
+
+@pytest.mark.parametrize("how", ["close", "cancel", "forget"])
+async def test_stopping_closes_the_connection_within_a_second(how: str) -> None:
+    closed = asyncio.Event()
+
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD, event("Hello"))
+        await wire.silence()
+        closed.set()
+        raise ConnectionError
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url)
+        if how == "cancel":
+            task = asyncio.create_task(listen(client))
+            await asyncio.sleep(0.3)
+            task.cancel()
+        else:
+            pieces = client.stream(ASK)
+            assert await anext(pieces) == Text("Hello")
+            if how == "close":
+                await pieces.aclose()
+            else:
+                del pieces
+                gc.collect()
+        async with asyncio.timeout(1):
+            await closed.wait()
+        await client.aclose()
+
+
+async def test_closing_the_client_closes_every_connection() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(CHUNKED_HEAD, chunked(event("Hello"), DONE))
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url)
+        await listen(client)
+        assert served.open == 1
+        await client.aclose()
+        await asyncio.sleep(0.05)
+        assert served.open == 0
+
+
+# Probes
+
+
+@pytest.mark.parametrize(
+    ("answer", "up"),
+    [
+        (whole(b"{}"), True),
+        (whole(b"", status=401), True),
+        (whole(b"", status=404), True),
+        (whole(b"", status=302), True),
+        (whole(b"", status=500), False),
+        (whole(b"", status=503), False),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", False),
+        (b"", False),
+    ],
+)
+async def test_any_answer_but_a_failure_means_up(answer: bytes, up: bool) -> None:
+    async with provider(answering(answer)) as served:
+        client = OpenAIClient(served.url, KEY, bounds=QUICK)
+        assert await client.is_up() is up
+        assert (served.asked[0].method, served.asked[0].path) == ("GET", "/v1/models")
+        await client.aclose()
+
+
+async def test_a_provider_that_says_nothing_is_down_in_time() -> None:
+    async with provider(lambda asked, wire: wire.silence()) as served:
+        client = OpenAIClient(served.url, bounds=QUICK)
+        started = monotonic()
+        assert not await client.is_up()
+        assert monotonic() - started < 1
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answer", "models"),
+    [
+        (whole(b'{"object": "list", "data": [{"id": "b"}, {"id": "a", "x": 1}, {"id": "b"}, {"id": ""}]}'), ("b", "a")),
+        (whole(b'{"object": "list", "data": null}'), ()),
+        (whole(b"{}", status=404), ()),
+        (whole(b"", status=500), ()),
+        (whole(b"<html>"), ()),
+        (whole(b'{"data": [1]}'), ()),
+    ],
+)
+async def test_models_lists_what_there_is(answer: bytes, models: tuple[str, ...]) -> None:
+    async with provider(answering(answer)) as served:
+        client = OpenAIClient(served.url, KEY, bounds=QUICK, listing_headers={"x-api-key": KEY})
+        assert await client.models() == models
+        assert served.asked[0].headers["x-api-key"] == KEY
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (whole(b"{}", status=401), "provider_refused"),
+        (whole(b"x" * 200_000), "provider_broken"),
+        (b"", "provider_broken"),
+    ],
+)
+async def test_models_that_cannot_be_asked_for_are_an_error(answer: bytes, code: str) -> None:
+    async with provider(answering(answer)) as served:
+        client = OpenAIClient(served.url, KEY, bounds=QUICK)
+        with pytest.raises(ClientError) as caught:
+            await client.models()
+        assert caught.value.code == code
+        await client.aclose()

@@ -1,0 +1,108 @@
+"""Who may import whom, and what may be written where."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: layer → what it may not import
+FORBIDDEN = {
+    "db": {"services", "web", "litestar", "jinja2"},
+    "services": {"web", "litestar", "jinja2", "piccolo", "asyncpg", "aiosqlite"},
+    "web": {"piccolo", "asyncpg", "aiosqlite", "sqlite3"},
+}
+#: HTTP's words have no place in the services
+HTTP_WORDS = re.compile(r"\b(status_code|HTTPException|Response|Request|cookie_jar|hx_|text/html)\b")
+
+
+def modules(layer: str) -> list[Path]:
+    found = sorted((ROOT / layer).rglob("*.py"))
+    assert found, layer
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports, whole names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("layer", FORBIDDEN)
+def test_a_layer_imports_only_what_lies_below_it(layer: str) -> None:
+    for path in modules(layer):
+        wrong = {name for name in imports(path) if name.split(".")[0] in FORBIDDEN[layer]}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_the_web_sees_tables_only_as_types() -> None:
+    """A view is built from a row; nothing in web/ queries or makes one."""
+    for path in modules("web"):
+        source = path.read_text()
+        tables = {name for name in imports(path) if name.startswith("db.tables.")}
+        assert not tables or path.name == "views.py", path
+        assert not re.search(r"\.(select|insert|objects|raw)\(|\bdb\.tables\b.*import \*", source), path
+        engine = {name for name in imports(path) if name.startswith("db.engine")}
+        assert not engine or path.name in ("app.py", "__main__.py", "check.py"), path
+
+
+def test_the_services_know_no_http() -> None:
+    for path in modules("services"):
+        if path.parent.name != "clients":  # a provider is spoken to over HTTP
+            assert not HTTP_WORDS.search(path.read_text()), path
+
+
+def test_only_the_service_and_its_collaborators_write_sessions_and_turns() -> None:
+    writes = re.compile(r"db_session\.(add|update|delete_session|add_pieces|delete_pieces|record)\(")
+    allowed = {"session_service.py", "accounts.py"}
+    writers = {path.name for path in modules("services") + modules("web") if writes.search(path.read_text())}
+    assert "session_service.py" in writers
+    assert writers <= allowed
+
+
+def test_the_model_of_a_session_is_written_in_one_place() -> None:
+    assigned = re.compile(r"\.last_model\s*=[^=]|last_model\s*=\s*(?!session\.last_model)[a-z\"']|, session\.last_model =")
+    found = [
+        (path.name, line.strip())
+        for layer in ("services", "web", "db")
+        for path in modules(layer)
+        if path.name != "tables.py"
+        for line in path.read_text().splitlines()
+        if assigned.search(line)
+    ]
+    assert len(found) == 1, found
+
+
+def test_only_settings_reads_the_environment() -> None:
+    for layer in ("services", "web", "db"):
+        for path in modules(layer):
+            if "os.environ" in path.read_text():
+                assert path.name in ("__main__.py", "engine.py"), path
+
+
+def test_templates_say_what_they_want_and_mark_nothing_safe() -> None:
+    templates = sorted((ROOT / "web/templates").rglob("*.html"))
+    assert templates
+    for path in templates:
+        text = path.read_text()
+        assert text.startswith(f"{{# {path.relative_to(ROOT / 'web/templates')}: "), path
+        assert not re.search(r"\|\s*safe|Markup\(|<script>|<style|\son\w+=|\sstyle=", text), path
+
+
+def test_nothing_turns_certificates_off_or_marks_text_safe() -> None:
+    for layer in ("services", "web", "db"):
+        for path in modules(layer):
+            assert not re.search(r"verify\s*=\s*False|Markup\(|autoescape\s*=\s*False", path.read_text()), path
+
+
+def test_sql_is_never_formatted_from_values() -> None:
+    """Every f-string of SQL is in DbSession or the engine, where only our own names go in."""
+    for layer in ("services", "web"):
+        for path in modules(layer):
+            assert not re.search(r"f\"[^\"]*\b(SELECT|INSERT|UPDATE|DELETE)\b ", path.read_text()), path

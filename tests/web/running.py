@@ -1,0 +1,180 @@
+"""A real server: `python -m turnkeeper serve` in a process of its own, on a loopback port, with its own database."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers import free_port
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 20
+
+SETTINGS = """
+default_model = "fast"
+
+[[models]]
+id = "fast"
+provider = "builtin"
+upstream = "echo"
+label = "Fast"
+
+[[models]]
+id = "smart"
+provider = "builtin"
+upstream = "echo"
+label = "Smart"
+
+[[models]]
+id = "guide"
+provider = "builtin"
+
+[groups.guest]
+sessions_created = "100/min burst 100"
+turns = "200/min burst 100"
+switches = "200/min burst 100"
+concurrent_turns = 20
+open_sessions = 500
+
+[groups.user]
+turns = "200/min burst 100"
+switches = "200/min burst 100"
+sessions_created = "100/min burst 100"
+concurrent_turns = 20
+"""
+
+
+class Server:
+    """One running Turnkeeper."""
+
+    def __init__(self, folder: Path, settings: str = SETTINGS, **environment: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        (folder / "turnkeeper.toml").write_text(settings)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TURNKEEPER_")}
+        self.environment = clean | {
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "TURNKEEPER_PORT": str(self.port),
+            **environment,
+        }
+        self.output = ""
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error::DeprecationWarning", "-m", "turnkeeper", "serve"],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                pytest.fail(f"the server did not start:\n{self.output}", pytrace=False)
+            time.sleep(0.05)
+
+    def _listen(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.output += line
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it and wait; its exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                pytest.fail(f"the server did not stop:\n{self.output}", pytrace=False)
+        return self.process.returncode
+
+    def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run a command of the command line beside it, on the same settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "turnkeeper", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    @property
+    def setup_url(self) -> str:
+        """The one-time link the start printed."""
+        found = re.search(r"http://\S+/setup/\S+", self.output)
+        assert found, self.output
+        return found[0]
+
+    def guest(self, **headers: str) -> httpx.Client:
+        """A browser without an account, with its own cookies."""
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20)
+
+    def script(self, token: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=20)
+
+
+@contextmanager
+def a_server(folder: Path, settings: str = SETTINGS, **environment: str) -> Iterator[Server]:
+    """A server for one block."""
+    server = Server(folder, settings, **environment)
+    server.start()
+    try:
+        yield server
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server on SQLite that many tests share."""
+    with a_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def admin_token(server: Server) -> str:
+    """A token of the admin ada."""
+    made = server.run("account", "create", "ada", "--role", "admin", stdin="correct horse battery\n")
+    assert made.returncode == 0, made.stderr
+    return _token(server, "ada", "admin")
+
+
+@pytest.fixture(scope="session")
+def ann_token(server: Server) -> str:
+    """A token of the user ann."""
+    made = server.run("account", "create", "ann", stdin="correct horse battery\n")
+    assert made.returncode == 0, made.stderr
+    return _token(server, "ann", "chat")
+
+
+def _token(server: Server, account: str, scope: str) -> str:
+    made = server.run("token", "create", "--account", account, "--name", "test", "--scope", scope)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()

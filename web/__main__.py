@@ -1,0 +1,205 @@
+"""The command line."""
+
+import asyncio
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from web.settings import Settings, SettingsError, load, shown
+
+T = TypeVar("T")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="turnkeeper")
+def main() -> None:
+    """Turnkeeper: governed chat sessions over several language models.
+
+    Settings come from flags, TURNKEEPER_* variables, and turnkeeper.toml, in this order.
+    """
+
+
+@main.command()
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (default 8000).")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes; more need PostgreSQL."
+)
+def serve(host: str | None, port: int | None, workers: int) -> None:
+    """Serve the pages and the JSON interface; migrates the database first."""
+    import uvicorn
+
+    from web.app import create_app
+
+    settings = _settings(host=host, port=port)
+    if workers > 1:
+        why = (
+            "SQLite has one writer, so one process"
+            if settings.sqlite_path
+            else "several workers come with a later release"
+        )
+        raise click.ClickException(f"--workers {workers}: {why}.")
+    with _only_one(settings):
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies or None,
+            server_header=False,
+            access_log=False,
+            log_level="warning",
+            http="httptools",
+            timeout_graceful_shutdown=10,
+        )
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database schema up to date."""
+    from db.engine import migrate as bring_up
+
+    async def run(engine: Any) -> list[str]:
+        return await bring_up(engine)
+
+    ran = _with_engine(_settings(), run)
+    click.echo("\n".join(f"applied {name}" for name in ran) or "The schema is up to date.")
+
+
+@main.command()
+@click.option("--deploy", is_flag=True, help="Also warn about what matters on the open network.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(deploy: bool, as_json: bool) -> None:
+    """Check the configuration, the database, and whether every provider answers. Exit code 0 or 1."""
+    from web.check import findings
+
+    found = asyncio.run(findings(_settings(), deploy=deploy))
+    if as_json:
+        click.echo(json.dumps([{"what": one.what, "ok": one.ok, "detail": one.detail} for one in found], indent=2))
+    else:
+        for one in found:
+            click.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.what}: {one.detail}")
+    sys.exit(0 if all(one.ok for one in found) else 1)
+
+
+@main.group()
+def config() -> None:
+    """The settings."""
+
+
+@config.command("show")
+def config_show() -> None:
+    """Print the effective settings as JSON, secrets hidden."""
+    click.echo(json.dumps(shown(_settings()), indent=2, default=str))
+
+
+@main.group()
+def account() -> None:
+    """People who may sign in."""
+
+
+@account.command("create")
+@click.argument("name")
+@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True)
+@click.option("--group", default="", help="The group whose limits apply (default: the role).")
+def account_create(name: str, role: Any, group: str) -> None:
+    """Make an account; the password is asked for, or read from standard input."""
+    if sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+
+    async def run(engine: Any) -> None:
+        from db.db_session import DbSession
+
+        await _accounts(settings).create_account(name, password, DbSession(engine), role=role, group=group)
+
+    settings = _settings()
+    _with_engine(settings, run, migrated=True)
+    click.echo(f"There is now an account “{name}” ({role}).")
+
+
+@main.group()
+def token() -> None:
+    """Keys for scripts."""
+
+
+@token.command("create")
+@click.option("--account", "account_name", required=True, help="The account the script acts for.")
+@click.option("--name", required=True, help="What the token is for.")
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(["read", "chat", "admin"]), default=("chat",))
+def token_create(account_name: str, name: str, scopes: tuple[str, ...]) -> None:
+    """Make a token and print it, once. `chat` includes `read`; `admin` includes both."""
+
+    async def run(engine: Any) -> str:
+        from db.db_session import DbSession
+
+        return await _accounts(settings).create_token(account_name, name, scopes, DbSession(engine))
+
+    settings = _settings()
+    click.echo(_with_engine(settings, run, migrated=True))
+
+
+def _settings(**flags: Any) -> Settings:
+    try:
+        return load(os.environ, **flags)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _accounts(settings: Settings) -> Any:
+    from services.accounts import Accounts
+    from services.session_service import utc_now
+
+    return Accounts(settings.secret(), guests=settings.guests, now=utc_now)
+
+
+def _with_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False) -> T:
+    """Run something on the database; refusals and failures become one line."""
+    from db.engine import DatabaseUnavailable, open_engine
+    from db.engine import migrate as bring_up
+    from services.errors import Refusal
+
+    async def whole() -> T:
+        engine = open_engine(settings.database_url)
+        try:
+            await engine.start()
+            if migrated:
+                await bring_up(engine)
+            return await run(engine)
+        finally:
+            await engine.stop()
+
+    try:
+        return asyncio.run(whole())
+    except Refusal as refusal:
+        raise click.ClickException(str(refusal)) from refusal
+    except DatabaseUnavailable as error:
+        raise click.ClickException(f"the database cannot be used: {error}") from error
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """One server per SQLite file: a second one would take the first one's running turns for lost."""
+    if settings.sqlite_path is None:
+        yield
+        return
+    settings.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
+    with settings.sqlite_path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise click.ClickException(
+                f"another server already uses {settings.sqlite_path}; stop it, or set TURNKEEPER_DATABASE_URL."
+            ) from error
+        yield
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Cookie or token → Actor, and what a token's scopes let it do."""
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.datastructures import Cookie
+
+from services.accounts import LOGIN, Accounts, Credentials
+from services.actor import Actor
+from services.errors import Forbidden, Unauthenticated
+from web.given import Db
+
+LOGIN_COOKIE = "tk_login"
+GUEST_COOKIE = "tk_guest"
+
+
+async def provide_actor(request: Request, db_session: Db) -> Actor:
+    """Who asks. Raises Unauthenticated, Forbidden."""
+    accounts: Accounts = request.app.state.accounts
+    actor = await accounts.authenticate(_credentials(request, accounts), db_session)
+    request.state.actor = actor
+    if actor.scopes is not None:
+        scope = "read" if request.method in ("GET", "HEAD") else "chat"
+        if scope not in actor.scopes:
+            raise Forbidden(f"This token lacks the scope “{scope}”.")
+    return actor
+
+
+def login_cookie(request: Request, value: str) -> Cookie:
+    """The cookie of a login; empty to end it."""
+    secure = request.url.scheme == "https"
+    return Cookie(
+        key=_name(LOGIN_COOKIE, secure),
+        value=value,
+        max_age=int(LOGIN.total_seconds()) if value else 0,
+        path="/",
+        httponly=True,
+        samesite="lax",
+        secure=secure,
+    )
+
+
+def cookie_of(request: Request | ASGIConnection, name: str) -> str:
+    return request.cookies.get(_name(name, request.url.scheme == "https"), "")
+
+
+def _name(name: str, secure: bool) -> str:
+    """Bound to this host where the browser can prove it (RFC 6265bis §4.1.3)."""
+    return f"__Host-{name}" if secure else name
+
+
+def _credentials(request: Request, accounts: Accounts) -> Credentials:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if kind and kind.lower() != "bearer":
+        raise Unauthenticated("Only bearer tokens are accepted here.")
+    guest = cookie_of(request, GUEST_COOKIE)
+    if accounts.guests and not kind and accounts.guest_of(guest) is None:
+        guest = accounts.new_guest_cookie()
+        request.state.guest_cookie = guest
+    return Credentials(
+        bearer=token.strip() if kind else None,
+        login_cookie=cookie_of(request, LOGIN_COOKIE),
+        guest_cookie=guest,
+        address=request.client.host if request.client else "",
+        request_id=request.state.get("request_id", ""),
+    )

@@ -1,0 +1,108 @@
+"""Fragment, page, redirect or JSON: one place decides which form an answer takes."""
+
+from typing import Any, Literal
+
+import msgspec
+from litestar import Request, Response
+from litestar.datastructures import Cookie
+
+from services.policies import Allowance
+from web.forms import is_json
+from web.templating import render
+
+Form = Literal["json", "stream", "fragment", "page"]
+JSON = "application/json"
+HTML = "text/html; charset=utf-8"
+STREAM = "text/event-stream"
+
+
+def wants(request: Request) -> Form:
+    """The form of answer a request prefers: its Accept header, else what it brought."""
+    if request.headers.get("hx-request") == "true":
+        return "fragment"
+    weights = _weights(request.headers.get("accept", "*/*"))
+    best = max((weights.get(kind, 0.0) for kind in (JSON, STREAM, "text/html")), default=0.0)
+    if best > 0:
+        for kind, form in (("text/html", "page"), (JSON, "json"), (STREAM, "stream")):
+            if weights.get(kind, 0.0) == best:
+                return form  # type: ignore[return-value]
+    if "*/*" in weights and not (is_json(request) or "authorization" in request.headers):
+        return "page"
+    return "json"
+
+
+def page(request: Request, template: str, view: msgspec.Struct, status: int = 200, **context: Any) -> Response[Any]:
+    """What a GET answers: the page to people, the view to scripts. `context` is what only the page needs."""
+    if wants(request) in ("json", "stream"):
+        return json(view, status)
+    return html(render(template, view=view, request=request, **_chrome(request), **context), status)
+
+
+def answer(
+    request: Request,
+    fragment: str,
+    view: msgspec.Struct,
+    *,
+    location: str,
+    status: int = 200,
+    allowance: Allowance | None = None,
+    cookies: list[Cookie] | None = None,
+    **context: Any,
+) -> Response[Any]:
+    """What a verb answers: JSON to scripts, what changed on screen to htmx, a redirect to a plain form."""
+    response: Response[Any]
+    match wants(request):
+        case "json" | "stream":
+            response = json(view, status)
+        case "fragment":
+            response = html(render(fragment, view=view, request=request, **_chrome(request), **context))
+        case _:
+            response = Response(None, status_code=303, headers={"Location": location})
+    response.headers.update(rate_headers(allowance))
+    response.cookies.extend(cookies or [])
+    return response
+
+
+def json(view: object, status: int = 200, media_type: str = JSON) -> Response[bytes]:
+    return Response(msgspec.json.encode(view), status_code=status, media_type=media_type)
+
+
+def html(text: str, status: int = 200) -> Response[bytes]:
+    return Response(text.encode(), status_code=status, media_type=HTML)
+
+
+def rate_headers(allowance: Allowance | None) -> dict[str, str]:
+    """RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10)."""
+    if allowance is None:
+        return {}
+    from datetime import UTC, datetime
+
+    policy = f'"{allowance.name}";q={allowance.size}'
+    state = f'"{allowance.name}";r={allowance.remaining}'
+    if allowance.window_seconds:
+        policy += f";w={allowance.window_seconds}"
+    if allowance.resets_at is not None:
+        state += f";t={max(0, allowance.retry_after_seconds(datetime.now(UTC)))}"
+    return {"RateLimit-Policy": policy, "RateLimit": state}
+
+
+def _chrome(request: Request) -> dict[str, Any]:
+    """What every template may use besides its view."""
+    return {"actor": request.state.get("actor"), "guests": request.app.state.accounts.guests}
+
+
+def _weights(accept: str) -> dict[str, float]:
+    """{media type: weight} of an Accept header (RFC 9110 §12.5.1)."""
+    weights = {}
+    for part in accept.split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        if kind:
+            weights[kind] = weight
+    return weights

@@ -1,0 +1,127 @@
+"""create_app: the one place where things are wired; no logic."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+from litestar import Litestar, Router
+from litestar.datastructures import CacheControlHeader, State
+from litestar.di import Provide
+from litestar.middleware import DefineMiddleware
+from litestar.static_files import create_static_files_router
+
+from db.db_session import DbSession
+from db.engine import migrate, open_engine
+from services.accounts import Accounts
+from services.client_pool import ClientPool
+from services.event_bus import MemoryEventBus
+from services.rules import apply_config
+from services.session_service import SessionService, utc_now
+from services.turn_log import TurnLog
+from services.turn_runner import TurnRunner
+from web.actor import provide_actor
+from web.errors import HANDLERS
+from web.guard import Guard
+from web.live import provide_controls
+from web.routes import ROUTES
+from web.settings import Settings
+from web.templating import STATIC
+from web.welcome import greet, the_models
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The application for one process."""
+    engine = open_engine(settings.database_url)
+    draining = asyncio.Event()
+    bus = MemoryEventBus()
+    accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now)
+
+    def open_session() -> DbSession:
+        return DbSession(engine)
+
+    @asynccontextmanager
+    async def serving(app: Litestar) -> AsyncIterator[None]:
+        await engine.start()
+        ran = await migrate(engine)
+        found = await the_models(settings)
+        pool = ClientPool(found.providers)
+        sessions = SessionService(pool, bus)
+        runner = sessions.runner = TurnRunner(sessions, pool, open_session)
+        await apply_config(found.models, settings.groups, found.default_model, open_session())
+        # SQLite serves one process, so whatever still runs there is left over from one that died.
+        await sessions.sweep(open_session(), alone=engine.engine_type == "sqlite")
+        app.state.update(pool=pool, sessions=sessions, log=TurnLog(sessions, bus, open_session, draining))
+        await runner.open()
+        watch = asyncio.create_task(pool.watch())
+        with _drained_by_signals(draining):
+            greet(settings, found, ran, await accounts.new_setup_link(open_session()))
+            try:
+                yield
+            finally:
+                draining.set()
+                watch.cancel()
+                await runner.close()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watch
+                await pool.aclose()
+                await engine.stop()
+
+    return Litestar(
+        route_handlers=[*ROUTES, _static()],
+        dependencies={
+            "db_session": Provide(open_session, sync_to_thread=False),
+            "actor": Provide(provide_actor),
+            "controls": Provide(provide_controls),
+            "sessions": _from_state("sessions"),
+            "log": _from_state("log"),
+            "pool": _from_state("pool"),
+            "logins": _from_state("accounts"),
+        },
+        exception_handlers=HANDLERS,
+        middleware=[DefineMiddleware(Guard, hosts=settings.hosts)],
+        lifespan=[serving],
+        state=State({"accounts": accounts, "draining": draining, "engine": engine}),
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,
+    )
+
+
+def _from_state(name: str) -> Provide:
+    def provide(state: State) -> Any:
+        return state[name]
+
+    return Provide(provide, sync_to_thread=False)
+
+
+def _static() -> Router:
+    return create_static_files_router(
+        path="/static",
+        directories=[STATIC],
+        cache_control=CacheControlHeader(max_age=365 * 86400, public=True, immutable=True),
+    )
+
+
+@contextlib.contextmanager
+def _drained_by_signals(draining: asyncio.Event) -> Any:
+    """Tell the streams to end before the server waits for them: it would wait for ever."""
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(draining.set)
+        if callable(handler := before.get(signal.Signals(number))):
+            handler(number, frame)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError):  # not in the main thread: nobody sends signals there
+            before[name] = signal.signal(name, drain)
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,74 @@
+"""`turnkeeper check`: what would keep this deployment from working, or make it unsafe."""
+
+import asyncio
+import resource
+
+import msgspec
+
+from db.db_session import DatabaseUnavailable
+from db.engine import open_engine
+from services.client_pool import ClientPool
+from web.settings import Settings
+from web.welcome import the_models
+
+
+class Finding(msgspec.Struct, frozen=True):
+    what: str
+    ok: bool
+    detail: str
+
+
+async def findings(settings: Settings, *, deploy: bool = False) -> list[Finding]:
+    """Everything that was looked at."""
+    found = [
+        Finding("configuration", True, settings.config_file or "no turnkeeper.toml; defaults and the environment"),
+        await _database(settings),
+        *await _providers(settings),
+    ]
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found.append(Finding("open files", files >= 1024, f"{files} allowed; an open page takes two"))
+    return found + (_deployment(settings) if deploy else [])
+
+
+async def _database(settings: Settings) -> Finding:
+    engine = open_engine(settings.database_url)
+    try:
+        await engine.start()
+        return Finding("database", True, "SQLite" if settings.sqlite_path else "PostgreSQL")
+    except DatabaseUnavailable as error:
+        return Finding("database", False, str(error))
+    finally:
+        await engine.stop()
+
+
+async def _providers(settings: Settings) -> list[Finding]:
+    models = await the_models(settings)
+    pool = ClientPool(models.providers)
+    try:
+        up = await asyncio.gather(*(pool.client_of(provider.id).is_up() for provider in models.providers))
+    finally:
+        await pool.aclose()
+    return [
+        Finding(f"provider {provider.id}", answers, "answers" if answers else "does not answer")
+        for provider, answers in zip(models.providers, up, strict=True)
+    ]
+
+
+def _deployment(settings: Settings) -> list[Finding]:
+    return [
+        Finding(
+            "access",
+            not settings.guests or settings.on_loopback,
+            "guests may come in from the network" if settings.guests and not settings.on_loopback else "ok",
+        ),
+        Finding(
+            "allowed hosts",
+            settings.on_loopback or bool(settings.allowed_hosts),
+            ", ".join(sorted(settings.hosts)) or "none; set TURNKEEPER_ALLOWED_HOSTS",
+        ),
+        Finding(
+            "cookies",
+            settings.on_loopback or bool(settings.trusted_proxies),
+            "behind a TLS proxy they are __Host- and Secure; name the proxy in TURNKEEPER_TRUSTED_PROXIES",
+        ),
+    ]

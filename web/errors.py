@@ -1,0 +1,147 @@
+"""The one table refusal → status, and how a refusal looks: problem+json, a fragment, or a page with the typed text."""
+
+import logging
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from db.db_session import DatabaseUnavailable
+from services import errors
+from services.errors import LimitReached, Refusal, StorageUnavailable
+from web.answer import html, json, rate_headers, wants
+from web.templating import render
+
+log = logging.getLogger(__name__)
+
+PROBLEM = "application/problem+json"
+
+STATUS: dict[type[Refusal], int] = {
+    errors.InvalidRequest: 400,
+    errors.Unauthenticated: 401,
+    errors.NotFound: 404,
+    errors.SessionExpired: 410,
+    errors.SessionClosed: 410,
+    errors.Forbidden: 403,
+    errors.ModelLocked: 403,
+    errors.UnknownModel: 422,
+    errors.ModelDisabled: 422,
+    errors.ModelRetired: 422,
+    errors.NoModelAvailable: 503,
+    errors.ModelUnavailable: 503,
+    errors.VersionConflict: 409,
+    errors.SessionBusy: 409,
+    errors.IdempotencyKeyReused: 422,
+    errors.SessionQuota: 409,
+    errors.RateLimited: 429,
+    errors.ConcurrencyLimited: 429,
+    errors.BudgetExhausted: 429,
+    errors.PromptTooLong: 413,
+    errors.ContextOverflow: 422,
+    errors.StorageUnavailable: 503,
+}
+
+TITLES = {
+    400: "That request cannot be read",
+    401: "Please sign in",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Not possible here",
+    409: "Not at the moment",
+    410: "This session has ended",
+    413: "Too long",
+    421: "Unknown host",
+    422: "Not possible",
+    429: "Please wait a moment",
+    500: "Something went wrong here",
+    503: "Not available at the moment",
+}
+
+
+def refused(request: Request, refusal: Refusal) -> Response[Any]:
+    """A refusal in the form the request prefers."""
+    headers = {}
+    if isinstance(refusal, LimitReached):
+        headers = rate_headers(refusal.allowance)
+    if wait := getattr(refusal, "retry_after_seconds", None):
+        headers["Retry-After"] = str(wait)
+    return _told(request, STATUS[type(refusal)], refusal.code, str(refusal), headers, refusal.facts)
+
+
+def unavailable(request: Request, _: DatabaseUnavailable) -> Response[Any]:
+    """The database failed outside a verb: the same refusal."""
+    return refused(request, StorageUnavailable())
+
+
+def http_error(request: Request, error: HTTPException) -> Response[Any]:
+    """Litestar's own refusals: no such URL, wrong method, too large, malformed."""
+    status = error.status_code if error.status_code < 500 else 500
+    codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "invalid_request"}
+    text = {404: "There is no such page.", 405: "This URL does not take that method.", 413: "The body is too large."}
+    return _told(
+        request,
+        status,
+        codes.get(status, "internal" if status >= 500 else "invalid_request"),
+        text.get(status, "The request is malformed." if status < 500 else "The log says more."),
+        dict(error.headers or {}),
+        {},
+    )
+
+
+def malformed(request: Request, _: Exception) -> Response[Any]:
+    """Bad encoding or nesting, wherever it shows."""
+    return refused(request, errors.InvalidRequest())
+
+
+def unexpected(request: Request, error: Exception) -> Response[Any]:
+    """A bug: logged whole, told as little."""
+    log.error("request %s failed", request.state.get("request_id", ""), exc_info=error)
+    return _told(request, 500, "internal", "The log says more.", {}, {})
+
+
+HANDLERS: dict[Any, Any] = {
+    Refusal: refused,
+    DatabaseUnavailable: unavailable,
+    HTTPException: http_error,
+    UnicodeDecodeError: malformed,
+    RecursionError: malformed,
+    msgspec.MsgspecError: malformed,
+    Exception: unexpected,
+}
+
+
+def _told(
+    request: Request, status: int, code: str, detail: str, headers: dict[str, str], facts: dict[str, Any]
+) -> Response[Any]:
+    problem = {
+        "type": f"/docs/errors#{code}",
+        "title": TITLES.get(status, "Refused"),
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **facts,
+        "request_id": request.state.get("request_id", ""),
+    }
+    response: Response[Any]
+    match wants(request):
+        case "fragment":
+            response = html(render("refusal/refused.html", problem=problem), status)
+        case "page":
+            response = html(_page(request, problem), status)
+        case _:
+            response = json(problem, status, PROBLEM)
+    response.headers.update(headers)
+    if status == 401 and wants(request) != "page":
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _page(request: Request, problem: dict[str, Any]) -> str:
+    """A page that says why, with what was typed; where signing in would help, the form for it."""
+    actor, typed = request.state.get("actor"), request.state.get("typed") or {}
+    context = {"request": request, "actor": actor, "guests": request.app.state.accounts.guests, "problem": problem}
+    if problem["status"] == 401:
+        onward = typed.get("next", request.url.path)
+        return render("login.html", next=onward, typed_name=typed.get("name", ""), **context)
+    return render("refusal.html", typed=typed, **context)

@@ -1,0 +1,149 @@
+"""Input structs, and what fills them: `reads()` from a form or JSON alike, `asks()` from the query."""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from litestar import Request
+from litestar.di import Provide
+
+from services.errors import InvalidRequest
+
+
+class CreateSession(msgspec.Struct, forbid_unknown_fields=True):
+    model: str | None = None
+    title: str = ""
+
+
+class RenameSession(msgspec.Struct, forbid_unknown_fields=True):
+    title: str
+
+
+class CloseSession(msgspec.Struct, forbid_unknown_fields=True):
+    reason: str = ""
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """A verb that needs no more than its URL."""
+
+
+class SwitchModel(msgspec.Struct, forbid_unknown_fields=True):
+    session_id: UUID
+    #: an id or an alias
+    model: str
+    expected_version: int | None = None
+    when: Literal["next_turn", "stop", "idle"] = "next_turn"
+    reason: str = ""
+    lock: bool | None = None
+
+
+class Chat(msgspec.Struct, forbid_unknown_fields=True):
+    prompt: str
+    session_id: UUID | None = None
+    model: str | None = None
+    expected_version: int | None = None
+
+
+class SignIn(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    password: str
+    next: str = "/"
+
+
+class SetUp(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    password: str
+
+
+class ListSessions(msgspec.Struct):
+    #: where the page before ended
+    cursor: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+    state: Literal["", "active", "expired", "closed"] = ""
+    model: str = ""
+    #: words of the title
+    q: str = ""
+
+
+class ShowSession(msgspec.Struct):
+    #: the last turn to show; default: the newest
+    before: UUID | None = None
+
+
+class ListTurns(msgspec.Struct):
+    cursor: UUID | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+    #: siblings too, oldest first
+    all: bool = False
+
+
+class FollowSession(msgspec.Struct):
+    #: `<turn>:<offset>`, where there is no Last-Event-ID
+    after: str = ""
+    #: the version the reader has seen
+    version: int | None = None
+
+
+class ShowLogin(msgspec.Struct):
+    #: where to go on to
+    next: str = "/"
+
+
+#: fields of forms that are not the verb's own: the hidden idempotency key
+KEY_FIELD = "idempotency_key"
+
+
+def reads(form: type[msgspec.Struct]) -> Provide:
+    """A dependency that fills `form` from the request's body. Raises InvalidRequest."""
+
+    async def read(request: Request) -> Any:
+        fields = await _fields(request)
+        # Kept so that a refusal can give back what was typed.
+        request.state.typed = {name: value for name, value in fields.items() if isinstance(value, str)}
+        request.state.key = request.headers.get("idempotency-key") or fields.pop(KEY_FIELD, None) or None
+        return _converted(fields, form, strict=is_json(request))
+
+    read.struct = form  # type: ignore[attr-defined]  # what web/openapi.py describes
+    return Provide(read)
+
+
+def asks(query: type[msgspec.Struct]) -> Provide:
+    """A dependency that fills `query` from the URL; fields it does not know are ignored. Raises InvalidRequest."""
+
+    def read(request: Request) -> Any:
+        fields = {name: value for name, value in request.query_params.items() if value != ""}
+        return _converted(fields, query, strict=False)
+
+    read.struct = query  # type: ignore[attr-defined]
+    return Provide(read, sync_to_thread=False)
+
+
+def _converted(fields: dict[str, Any], struct: type[msgspec.Struct], *, strict: bool) -> Any:
+    try:
+        return msgspec.convert(fields, struct, strict=strict)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise InvalidRequest(f"{what}.", field=where.rstrip("`") or None) from error
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body is JSON."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
+async def _fields(request: Request) -> dict[str, Any]:
+    body = await request.body()
+    try:
+        if is_json(request) or (body[:1] == b"{" and not request.headers.get("content-type")):
+            fields = msgspec.json.decode(body or b"{}")
+            if not isinstance(fields, dict):
+                raise InvalidRequest("The body is a JSON object.")
+            return fields
+        form = await request.form()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise InvalidRequest("The body is neither JSON nor a form.") from error
+    # An empty field of a form is one that was not filled in.
+    fields = {name: value for name, value in form.items() if value != "" or name in ("prompt", "title", "reason")}
+    if any(not isinstance(value, str) for value in fields.values()):
+        raise InvalidRequest("A field of the form is given twice, or is a file.")
+    return fields

@@ -1,0 +1,24 @@
+"""What a handler may ask for by name."""
+
+from typing import TypeVar
+
+from litestar.di import NamedDependency
+
+from db.db_session import DbSession
+from services.accounts import Accounts
+from services.actor import Actor
+from services.client_pool import ClientPool
+from services.session_service import SessionService
+from services.turn_log import TurnLog
+
+T = TypeVar("T")
+
+Given = NamedDependency[T]
+Sessions = NamedDependency[SessionService]
+Db = NamedDependency[DbSession]
+Who = NamedDependency[Actor]
+Logins = NamedDependency[Accounts]
+Log = NamedDependency[TurnLog]
+Pool = NamedDependency[ClientPool]
+
+__all__ = ["Db", "Given", "Log", "Logins", "Pool", "Sessions", "Who"]

@@ -1,0 +1,141 @@
+"""What holds for every request before any handler: host, same origin, body size; and for every answer: headers."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import msgspec
+from litestar.datastructures import Cookie
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from web.actor import GUEST_COOKIE
+
+BODY_BYTES = 1_000_000
+SAFE = ("GET", "HEAD", "OPTIONS")
+CSP = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "font-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "manifest-src 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = [
+    (b"content-security-policy", CSP.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=()"),
+]
+
+
+class Guard:
+    """ASGI middleware around everything else."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app = app
+        self.hosts = frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = uuid4().hex[:16]
+        scope.setdefault("state", {})["request_id"] = request_id
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _refuse(send, *refusal, request_id)
+            return
+        await self.app(scope, _capped(receive), _dressed(send, scope))
+
+    def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
+        if _host_name(headers.get("host", "")) not in self.hosts:
+            return 421, "unknown_host", "This server does not answer to that name; see allowed_hosts."
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > BODY_BYTES:
+            return 413, "too_large", f"A body has at most {BODY_BYTES:,} bytes."
+        if scope["method"] in SAFE or "authorization" in headers:
+            return None
+        if not _same_origin(headers):
+            return 403, "forbidden", "This request came from another site."
+        return None
+
+
+def _host_name(host: str) -> str:
+    """The name of a Host header without its port."""
+    found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]@/\\\s]+))(?::\d{1,5})?", host.lower())
+    return (found[1] or found[2]) if found else ""
+
+
+def _same_origin(headers: dict[str, str]) -> bool:
+    """Whether a state change comes from a page of ours, or from no browser at all."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+
+
+def _capped(receive: Receive) -> Receive:
+    """A body that grows past the cap without having said so ends as a disconnect."""
+    seen = 0
+
+    async def capped() -> Any:
+        nonlocal seen
+        message = await receive()
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            if seen > BODY_BYTES:
+                return {"type": "http.disconnect"}
+        return message
+
+    return capped
+
+
+def _dressed(send: Send, scope: Scope) -> Send:
+    async def dressed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            state: dict[str, Any] = scope["state"]
+            headers = [*message.get("headers", []), *HEADERS, (b"x-request-id", state["request_id"].encode())]
+            if not any(name == b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"no-store"))
+            if (guest := state.get("guest_cookie")) is not None:
+                secure = scope["scheme"] == "https"
+                cookie = Cookie(
+                    key=f"__Host-{GUEST_COOKIE}" if secure else GUEST_COOKIE,
+                    value=guest,
+                    path="/",
+                    httponly=True,
+                    samesite="lax",
+                    secure=secure,
+                    max_age=30 * 86400,
+                )
+                headers.append((b"set-cookie", cookie.to_header(header="").encode()))
+            message["headers"] = headers
+        await send(message)
+
+    return dressed
+
+
+async def _refuse(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
+    problem = {"type": f"/docs/errors#{code}", "title": "Refused", "status": status, "code": code, "detail": detail}
+    body = msgspec.json.encode(problem | {"request_id": request_id})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store"), *HEADERS],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,56 @@
+"""What the controls of a session page show, for the answer to a verb and for the live page alike."""
+
+from typing import Any
+
+from litestar import Request
+
+from db.db_session import DbSession
+from services.actor import Actor
+from services.client_pool import ClientPool
+from services.session_service import LiveSession, SessionService
+from services.turn_log import Begun, Changed, Delta, Ended, Event
+from web.answer import wants
+from web.given import Db, Pool, Sessions, Who
+from web.templating import render
+from web.views import SessionView, TurnView, models_view
+
+
+class Controls:
+    """The context of the fragments around a session, for one actor."""
+
+    def __init__(
+        self, sessions: SessionService, db_session: DbSession, actor: Actor, pool: ClientPool, *, needed: bool = True
+    ) -> None:
+        self._sessions, self._db_session, self._actor, self._pool = sessions, db_session, actor, pool
+        #: whether the answer is HTML at all
+        self._needed = needed
+
+    async def of(self, session: LiveSession) -> dict[str, Any]:
+        """session, mine, models, limits; nothing where a script is answered."""
+        if not self._needed:
+            return {}
+        entries = await self._sessions.models(self._db_session, actor=self._actor)
+        return {
+            "session": SessionView.of(session),
+            "mine": session.row.owner_id == self._actor.id,
+            "models": models_view(entries, self._pool, None),
+            "limits": await self._sessions.allowances(self._db_session, actor=self._actor),
+        }
+
+    async def render(self, event: Event) -> str:
+        """What an event changes on a live page."""
+        match event:
+            case Delta(turn_id, _, text):
+                return render("chat/grew.html", turn_id=turn_id, text=text)
+            case Begun(turn) | Ended(turn):
+                live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
+                template = "chat/begun.html" if isinstance(event, Begun) else "chat/ended.html"
+                return render(template, view=TurnView.of(turn), **await self.of(live))
+            case Changed(session):
+                return render("session/changed.html", view=SessionView.of(session), **await self.of(session))
+            case _:
+                return ""
+
+
+async def provide_controls(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Controls:
+    return Controls(sessions, db_session, actor, pool, needed=wants(request) in ("fragment", "page"))

@@ -1,0 +1,135 @@
+"""The OpenAPI 3.1 description, made from the site map: each handler's form and view, both body forms."""
+
+import re
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
+
+from web.errors import STATUS
+
+VERSION = "0.1.0"
+
+
+class Problem(msgspec.Struct):
+    """RFC 9457, with the facts of its code."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    retry_after_seconds: int | msgspec.UnsetType = msgspec.UNSET
+    limit: str | msgspec.UnsetType = msgspec.UNSET
+    size: int | msgspec.UnsetType = msgspec.UNSET
+    remaining: int | msgspec.UnsetType = msgspec.UNSET
+    resets_at: str | msgspec.UnsetType | None = msgspec.UNSET
+    replacement: str | msgspec.UnsetType = msgspec.UNSET
+    current_model: str | msgspec.UnsetType | None = msgspec.UNSET
+    version: int | msgspec.UnsetType = msgspec.UNSET
+    running_turn: UUID | msgspec.UnsetType = msgspec.UNSET
+    field: str | msgspec.UnsetType = msgspec.UNSET
+
+
+@cache
+def describe(app: Litestar) -> dict[str, Any]:
+    """The whole description."""
+    handlers = [
+        (path, handler)
+        for route in app.routes
+        for handler in getattr(route, "route_handlers", ())
+        if isinstance(handler, HTTPRouteHandler) and "answers" in handler.opt
+        for path in handler.paths
+    ]
+    structs = {form for _, handler in handlers if (form := _struct(handler, "form"))}
+    structs |= {view for _, handler in handlers if isinstance(view := handler.opt["answers"], type)}
+    schemas, components = msgspec.json.schema_components(
+        [*structs, Problem], ref_template="#/components/schemas/{name}"
+    )
+    refs = dict(zip([*structs, Problem], schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for path, handler in sorted(handlers, key=lambda one: one[0]):
+        methods = sorted(method for method in handler.http_methods if method != "OPTIONS")
+        for method in methods:
+            paths.setdefault(_template(path), {})[method.lower()] = _operation(path, handler, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Turnkeeper",
+            "version": VERSION,
+            "description": "Governed chat sessions over several language models. Pages and scripts share these URLs.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "tk_…"}},
+        },
+        "security": [{"token": []}, {}],
+    }
+
+
+def _operation(path: str, handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": handler.fn.__name__,
+        "summary": (handler.fn.__doc__ or "").strip().split("\n")[0],
+        "parameters": _parameters(path, handler),
+        "responses": _responses(handler, refs),
+    }
+    if (form := _struct(handler, "form")) is not None:
+        body = {"schema": refs[form]}
+        operation["requestBody"] = {
+            "required": any(field.required for field in msgspec.structs.fields(form)),
+            "content": {"application/json": body, "application/x-www-form-urlencoded": body},
+        }
+    return operation
+
+
+def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any]:
+    view, content = handler.opt["answers"], {}
+    if isinstance(view, type):
+        content["application/json"] = {"schema": refs[view]}
+    if view == "stream" or handler.opt.get("streams"):
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if not content:
+        content["text/html"] = {"schema": {"type": "string"}}
+    status = str(handler.opt.get("status", handler.status_code))
+    responses: dict[str, Any] = {status: {"description": "Done."}}
+    if status != "204":
+        responses[status]["content"] = content
+    if handler.opt.get("open"):
+        return responses
+    problem = {"application/problem+json": {"schema": refs[Problem]}}
+    codes: dict[int, list[str]] = {}
+    for refusal, number in STATUS.items():
+        codes.setdefault(number, []).append(refusal.code)
+    for number, names in sorted(codes.items()):
+        responses[str(number)] = {"description": " · ".join(names), "content": problem}
+    return responses
+
+
+def _parameters(path: str, handler: HTTPRouteHandler) -> list[dict[str, Any]]:
+    kinds = {"uuid": {"type": "string", "format": "uuid"}, "str": {"type": "string"}}
+    found = [
+        {"name": name, "in": "path", "required": True, "schema": kinds[kind]}
+        for name, kind in re.findall(r"{(\w+):(\w+)}", path)
+    ]
+    if (query := _struct(handler, "asked")) is not None:
+        properties = msgspec.json.schema_components([query])[1][query.__name__]["properties"]
+        found += [{"name": name, "in": "query", "required": False, "schema": one} for name, one in properties.items()]
+    if "POST" in handler.http_methods:
+        found.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}})
+    return found
+
+
+def _template(path: str) -> str:
+    return re.sub(r"{(\w+):\w+}", r"{\1}", path)
+
+
+def _struct(handler: HTTPRouteHandler, name: str) -> type[msgspec.Struct] | None:
+    """What a handler's form or query is read into."""
+    dependency = (handler.dependencies or {}).get(name)
+    return getattr(getattr(dependency, "dependency", None), "struct", None)

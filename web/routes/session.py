@@ -1,0 +1,292 @@
+"""/session — create, list, read and steer sessions."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.params import FromPath
+from litestar.response import Stream
+
+from services.errors import InvalidRequest
+from services.policies import instant, microseconds
+from services.reads import Reads, Transcript, require_owner
+from services.session_service import SessionPage
+from services.turn_log import Position
+from web.answer import answer, json, page, wants
+from web.forms import (
+    CloseSession,
+    CreateSession,
+    FollowSession,
+    ListSessions,
+    ListTurns,
+    Nothing,
+    RenameSession,
+    ShowSession,
+    asks,
+    is_json,
+    reads,
+)
+from web.given import Db, Given, Log, Sessions, Who
+from web.live import Controls
+from web.sse import for_pages, for_scripts, stream
+from web.views import (
+    DecisionView,
+    ExtensionView,
+    SessionsView,
+    SessionView,
+    TimelineView,
+    TurnsView,
+    TurnView,
+)
+
+#: what is shown of a session that is somebody else's
+NOTHING = Transcript([], "", None)
+
+
+@post("/session/create", status_code=201, dependencies={"form": reads(CreateSession)}, opt={"answers": SessionView})
+async def create_session(
+    request: Request, form: Given[CreateSession], sessions: Sessions, db_session: Db, actor: Who
+) -> Response[Any]:
+    """Make a session; its model is chosen later unless one is named."""
+    session = await sessions.create_session(
+        db_session,
+        actor=actor,
+        model=form.model,
+        title=form.title,
+        origin="script" if is_json(request) else "page",
+        key=request.state.key,
+    )
+    view = SessionView.of(session)
+    return answer(request, "session/changed.html", view, location=view.url, status=201, allowance=session.allowance)
+
+
+@get("/session", dependencies={"asked": asks(ListSessions)}, opt={"answers": SessionsView})
+async def list_sessions(
+    request: Request, asked: Given[ListSessions], sessions: Sessions, db_session: Db, actor: Who
+) -> Response[Any]:
+    """The actor's sessions, newest activity first."""
+    found = await sessions.list_sessions(db_session, actor=actor, **wanted(asked))
+    return page(request, "sessions.html", sessions_view(found), query=asked)
+
+
+@get("/session/{session_id:uuid}", dependencies={"asked": asks(ShowSession)}, opt={"answers": SessionView})
+async def show_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    asked: Given[ShowSession],
+    controls: Given[Controls],
+) -> Response[Any]:
+    """One session: its transcript, its model and why, its limits."""
+    session = await sessions.get_session(session_id, db_session, actor=actor)
+    if wants(request) == "json":
+        return json(SessionView.of(session))
+    context = await controls.of(session)
+    found = NOTHING
+    if context["mine"]:
+        found = await Reads(sessions).transcript(session, db_session, actor=actor, last=asked.before)
+    return page(
+        request,
+        "session.html",
+        SessionView.of(session),
+        turns=[TurnView.of(turn, found.text) for turn in found.turns],
+        earlier=found.earlier,
+        position=Position.after(found.turns),
+        recent=sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30)),
+        **context,
+    )
+
+
+@get("/session/{session_id:uuid}/turns", dependencies={"asked": asks(ListTurns)}, opt={"answers": TurnsView})
+async def list_turns(
+    request: Request,
+    session_id: FromPath[UUID],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    asked: Given[ListTurns],
+) -> Response[Any]:
+    """The transcript from its end backwards, or with `all` every turn from the first on."""
+    session = await sessions.get_session(session_id, db_session, actor=actor)
+    size, reading = asked.limit, Reads(sessions)
+    if asked.all:
+        turns = await reading.siblings(session, db_session, actor=actor, after=asked.cursor, limit=size + 1)
+        more = turns[size - 1].id if len(turns) > size else None
+        view = TurnsView([TurnView.of(turn) for turn in turns[:size]], str(more) if more else None)
+    else:
+        found = await reading.transcript(session, db_session, actor=actor, last=asked.cursor, limit=size)
+        view = TurnsView(
+            [TurnView.of(turn, found.text) for turn in found.turns], str(found.earlier) if found.earlier else None
+        )
+    return page(request, "session/turns.html", view)
+
+
+@get("/session/{session_id:uuid}/events", dependencies={"asked": asks(FollowSession)}, opt={"answers": "stream"})
+async def follow_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    log: Log,
+    asked: Given[FollowSession],
+    controls: Given[Controls],
+) -> Stream:
+    """Everything live in a session, from `Last-Event-ID` or `after` on."""
+    session = await sessions.get_session(session_id, db_session, actor=actor)
+    require_owner(session, actor)
+    position = Position.parse(request.headers.get("last-event-id") or asked.after)
+    position.version = asked.version
+    events = log.follow_session(session_id, position, actor)
+    if wants(request) == "fragment":
+        return stream(for_pages(events, controls.render))
+    return stream(for_scripts(events))
+
+
+@get("/session/{session_id:uuid}/journal", opt={"answers": TimelineView})
+async def list_decisions(
+    request: Request, session_id: FromPath[UUID], sessions: Sessions, db_session: Db, actor: Who
+) -> Response[Any]:
+    """What was decided about a session, by whom and why."""
+    session = SessionView.of(await sessions.get_session(session_id, db_session, actor=actor))
+    decisions = await Reads(sessions).timeline(session_id, db_session, actor=actor)
+    view = TimelineView([DecisionView.of(row) for row in decisions])
+    return page(request, "session/journal.html", view, session=session)
+
+
+@post(
+    "/session/{session_id:uuid}/rename",
+    status_code=200,
+    dependencies={"form": reads(RenameSession)},
+    opt={"answers": SessionView},
+)
+async def rename_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[RenameSession],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """Give a session a title."""
+    session = await sessions.rename_session(session_id, form.title, db_session, actor=actor)
+    view = SessionView.of(session)
+    return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
+
+
+@post(
+    "/session/{session_id:uuid}/extend",
+    status_code=200,
+    dependencies={"form": reads(Nothing)},
+    opt={"answers": ExtensionView},
+)
+async def extend_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[Nothing],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """Let a session live longer from now on."""
+    extension = await sessions.extend_session(session_id, db_session, actor=actor)
+    return answer(
+        request,
+        "session/extended.html",
+        ExtensionView.of(extension),
+        location=f"/session/{session_id}",
+        **await controls.of(extension.session),
+    )
+
+
+@post(
+    "/session/{session_id:uuid}/close",
+    status_code=200,
+    dependencies={"form": reads(CloseSession)},
+    opt={"answers": SessionView},
+)
+async def close_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[CloseSession],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """End a session for good; it stays readable."""
+    session = await sessions.close_session(session_id, db_session, actor=actor, reason=form.reason)
+    view = SessionView.of(session)
+    return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
+
+
+@post(
+    "/session/{session_id:uuid}/reopen",
+    status_code=200,
+    dependencies={"form": reads(Nothing)},
+    opt={"answers": SessionView},
+)
+async def reopen_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[Nothing],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """Bring back a session that idled out."""
+    session = await sessions.reopen_session(session_id, db_session, actor=actor)
+    view, shown = SessionView.of(session), await controls.of(session)
+    return answer(request, "session/changed.html", view, location=view.url, allowance=session.allowance, **shown)
+
+
+@post(
+    "/session/{session_id:uuid}/delete",
+    status_code=200,
+    dependencies={"form": reads(Nothing)},
+    opt={"answers": None, "status": 204},
+)
+async def delete_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[Nothing],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+) -> Response[Any]:
+    """Take a session and its turns away."""
+    await sessions.delete_session(session_id, db_session, actor=actor)
+    if wants(request) in ("json", "stream"):
+        return Response(None, status_code=204)
+    return Response(None, status_code=303, headers={"Location": "/"})
+
+
+def sessions_view(found: SessionPage) -> SessionsView:
+    """A page of sessions, with the cursor of the next one."""
+    cursor = f"{microseconds(found.next[0])}-{found.next[1].hex}" if found.next else None
+    return SessionsView([SessionView.of(live) for live in found.sessions], cursor)
+
+
+def wanted(query: ListSessions) -> dict[str, Any]:
+    """A query as `list_sessions` takes it. Raises InvalidRequest."""
+    fields = msgspec.structs.asdict(query)
+    return fields | {"after": _position(fields.pop("cursor"))}
+
+
+def _position(cursor: str) -> tuple[datetime, UUID] | None:
+    """The position behind a cursor. Raises InvalidRequest."""
+    if not cursor:
+        return None
+    us, _, session_id = cursor.partition("-")
+    try:
+        found = instant(int(us)), UUID(session_id)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest("This cursor is not one of ours.", field="cursor") from error
+    return found

@@ -1,0 +1,212 @@
+"""The settings, and the only reader of the environment.
+
+Flag > environment `TURNKEEPER_*` (`*_FILE` for secrets) > `turnkeeper.toml` > default. An unknown key or a wrong value
+stops the start with the path of the key.
+"""
+
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from services.catalogue import ModelConfig
+from services.client_pool import Provider
+from services.rules import GroupConfig
+
+PREFIX = "TURNKEEPER_"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the text names the key."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a deployment sets."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    #: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://…`
+    database_url: str = "sqlite:///var/turnkeeper.db"
+    #: who may come in: anybody (`guests`) or accounts only; default: guests on loopback
+    access: Literal["", "guests", "accounts"] = ""
+    #: names the server answers to; default: loopback names and `host`
+    allowed_hosts: list[str] = []
+    #: addresses whose X-Forwarded-For counts
+    trusted_proxies: list[str] = []
+    #: proves guests' cookies; default: made once and kept in `secret_key_file`
+    secret_key: str = ""
+    secret_key_file: str = "var/secret.key"
+    #: whether provider keys in the environment and model servers on loopback are looked for
+    discover: bool = True
+    default_model: str | None = None
+    providers: list[Provider] = []
+    models: list[ModelConfig] = []
+    groups: dict[str, GroupConfig] = {}
+    openai_api_key: str = ""
+    anthropic_api_key: str = ""
+    #: the file these came from; empty without one
+    config_file: str = ""
+
+    @property
+    def guests(self) -> bool:
+        """Whether a browser without an account may use it."""
+        return (self.access or ("guests" if self.on_loopback else "accounts")) == "guests"
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.host in LOOPBACK
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The names in a Host header that are answered."""
+        return frozenset(name.lower() for name in (self.allowed_hosts or [*LOOPBACK, self.host]))
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        parts = urlsplit(self.database_url)
+        return Path(parts.path[1:]) if parts.scheme == "sqlite" else None
+
+    def secret(self) -> bytes:
+        """The secret key; made and kept at the first start."""
+        if self.secret_key:
+            return self.secret_key.encode()
+        path = Path(self.secret_key_file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Exclusive: of two processes that start at once, one makes it and both read it.
+            with path.open("x") as file:
+                path.chmod(0o600)
+                file.write(secrets.token_urlsafe(48))
+        except FileExistsError:
+            pass
+        key = path.read_text().strip()
+        if len(key) < 32:
+            raise SettingsError(f"secret_key_file: {path} holds fewer than 32 characters; delete it to make a new one")
+        return key.encode()
+
+
+def load(environ: Mapping[str, str], **flags: Any) -> Settings:
+    """Read the settings. Raises SettingsError."""
+    path = Path(environ.get(f"{PREFIX}CONFIG", "turnkeeper.toml"))
+    values: dict[str, Any] = {}
+    if path.exists():
+        values = _read_toml(path) | {"config_file": str(path)}
+    elif f"{PREFIX}CONFIG" in environ:
+        raise SettingsError(f"{PREFIX}CONFIG: there is no file {path}")
+    values |= _from_environment(environ)
+    values |= {name: flag for name, flag in flags.items() if flag is not None}
+    for name in ("openai_api_key", "anthropic_api_key"):
+        values[name] = environ.get(name.upper(), "")
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_told(error, path)) from error
+    return _checked(msgspec.structs.replace(settings, providers=_with_keys(settings.providers, environ)))
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The effective settings, secrets hidden."""
+    values = msgspec.to_builtins(settings)
+    for holder, names in ((values, ("secret_key", "openai_api_key", "anthropic_api_key")),):
+        for name in names:
+            holder[name] = "(set)" if holder[name] else ""
+    for provider in values["providers"]:
+        provider["api_key"] = "(set)" if provider["api_key"] else ""
+    parts = urlsplit(settings.database_url)
+    if parts.password:
+        values["database_url"] = settings.database_url.replace(f":{parts.password}@", ":(set)@")
+    return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    scalars = {
+        "host",
+        "port",
+        "database_url",
+        "access",
+        "secret_key",
+        "secret_key_file",
+        "discover",
+        "default_model",
+    }
+    lists = {"allowed_hosts", "trusted_proxies"}
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG":
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        if key in lists:
+            values[key] = [part.strip() for part in text.split(",") if part.strip()]
+        elif key in scalars:
+            values[key] = text
+        elif key.removesuffix("_file") in ("database_url", "secret_key"):
+            values[key.removesuffix("_file")] = _read_secret(name, text)
+        else:
+            known = ", ".join(f"{PREFIX}{one.upper()}" for one in sorted(scalars | lists))
+            raise SettingsError(f"{name}: there is no such setting; there are {known}")
+    return values
+
+
+def _with_keys(providers: list[Provider], environ: Mapping[str, str]) -> list[Provider]:
+    """Providers with their keys: `$NAME` from the environment, or the text of `api_key_file`."""
+    resolved = []
+    for place, provider in enumerate(providers):
+        key = provider.api_key
+        if key.startswith("$"):
+            if key[1:] not in environ:
+                raise SettingsError(f"$.providers[{place}].api_key: {key[1:]} is not in the environment")
+            key = environ[key[1:]]
+        elif provider.api_key_file:
+            key = _read_secret(f"$.providers[{place}].api_key_file", provider.api_key_file)
+        resolved.append(msgspec.structs.replace(provider, api_key=key, api_key_file=""))
+    return resolved
+
+
+def _checked(settings: Settings) -> Settings:
+    if urlsplit(settings.database_url).scheme not in ("sqlite", "postgresql", "postgres"):
+        raise SettingsError("database_url: it begins with sqlite:/// or postgresql://")
+    if "*" in settings.trusted_proxies:
+        raise SettingsError("trusted_proxies: “*” would let anybody choose their address; name the proxies")
+    if settings.secret_key and len(settings.secret_key) < 32:
+        raise SettingsError("secret_key: it needs 32 characters or more")
+    providers = {"builtin"} | {provider.id for provider in settings.providers}
+    if len(providers) <= len(settings.providers):
+        raise SettingsError("$.providers: two have the same id (“builtin” is taken)")
+    ids = [model.id for model in settings.models]
+    for place, model in enumerate(settings.models):
+        if model.provider not in providers:
+            raise SettingsError(f"$.models[{place}].provider: there is no provider {model.provider!r}")
+        if ids.index(model.id) != place:
+            raise SettingsError(f"$.models[{place}].id: {model.id!r} is there twice")
+        if not model.id or len(model.id) > 100 or any(character.isspace() for character in model.id):
+            raise SettingsError(f"$.models[{place}].id: an id has 1 to 100 characters and no space")
+    if settings.default_model is not None and settings.models and settings.default_model not in ids:
+        raise SettingsError(f"$.default_model: there is no model {settings.default_model!r}")
+    return settings
+
+
+def _read_secret(key: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{key}: {path} cannot be read") from error
+
+
+def _told(error: msgspec.ValidationError, path: Path) -> str:
+    """The path of the key first, then what is wrong with it."""
+    what, _, where = str(error).partition(" - at `")
+    return f"{path if path.exists() else 'settings'}: {where.rstrip('`') or '$'}: {what}"

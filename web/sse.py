@@ -1,0 +1,76 @@
+"""Frames of `text/event-stream`, for scripts and for pages, from what `TurnLog` tells."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+from litestar.response import Stream
+
+from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone
+from web.views import SessionView, TurnView
+
+RETRY_MILLISECONDS = 1000
+_BREAKS = re.compile(r"\r\n|\r|\n")
+
+
+def frame(data: str, event: str = "", id: str = "") -> bytes:
+    """One event; `\\n` only, whatever the text holds."""
+    lines = [f"id: {id}\n"] if id else []
+    if event:
+        lines.append(f"event: {event}\n")
+    lines += [f"data: {line}\n" for line in _BREAKS.split(data)]
+    return "".join(lines).encode() + b"\n"
+
+
+def stream(frames: AsyncIterator[bytes]) -> Stream:
+    """An answer that goes on until its frames end."""
+    return Stream(
+        _begun(frames),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
+    async for one in frames:
+        yield one
+
+
+async def for_scripts(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    """What scripts read: turn, delta, session, end as JSON. The id of a delta is where to go on after it."""
+    async for event in events:
+        match event:
+            case Begun(turn):
+                yield frame(_json(TurnView.of(turn)), "turn")
+            case Delta(turn_id, offset, text):
+                data = _json({"turn_id": turn_id, "offset": offset, "text": text})
+                yield frame(data, "delta", f"{turn_id}:{offset + len(text)}")
+            case Ended(turn):
+                yield frame(_json(TurnView.of(turn)), "end", f"{turn.id}:end")
+            case Changed(session):
+                yield frame(_json(SessionView.of(session)), "session")
+            case Beat(version):
+                yield f": version {version}\n\n".encode()
+            case Gone():
+                yield frame("{}", "gone")
+
+
+async def for_pages(events: AsyncIterator[Event], render: Callable[[Event], Awaitable[str]]) -> AsyncIterator[bytes]:
+    """What a page reads: rendered fragments under the same ids."""
+    async for event in events:
+        match event:
+            case Delta(turn_id, offset, text):
+                yield frame(await render(event), id=f"{turn_id}:{offset + len(text)}")
+            case Ended(turn):
+                yield frame(await render(event), id=f"{turn.id}:end")
+            case Beat(version):
+                yield f": version {version}\n\n".encode()
+            case Gone():
+                yield frame("gone", "gone")
+            case _:
+                yield frame(await render(event))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,216 @@
+"""What templates and JSON see, built from what the services return."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from db.tables import Journal, Turn
+from services.catalogue import CurrentModel, Entry
+from services.client_pool import ClientPool
+from services.policies import Allowance
+from services.session_service import Extension, LiveSession, Switch
+
+
+class OwnerView(msgspec.Struct, frozen=True):
+    id: UUID
+    name: str
+
+
+class SessionView(msgspec.Struct, frozen=True):
+    id: UUID
+    title: str
+    owner: OwnerView
+    state: str
+    last_model: str | None
+    current_model: CurrentModel
+    locked: bool
+    version: int
+    created_at: datetime
+    last_activity_at: datetime
+    expires_at: datetime | None
+    turn_count: int
+    running_turn: UUID | None
+
+    @classmethod
+    def of(cls, live: LiveSession) -> "SessionView":
+        row = live.row
+        return cls(
+            row.id,
+            row.title,
+            OwnerView(live.owner.id, live.owner.name),
+            live.state,
+            row.last_model,
+            live.current,
+            row.locked,
+            row.version,
+            row.created_at,
+            row.last_activity_at,
+            live.deadline,
+            row.turn_count,
+            live.running_turn,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"/session/{self.id}"
+
+
+class SessionsView(msgspec.Struct, frozen=True):
+    sessions: list[SessionView]
+    next_cursor: str | None
+
+
+class TurnError(msgspec.Struct, frozen=True):
+    code: str
+    detail: str
+
+
+class TurnView(msgspec.Struct, frozen=True):
+    id: UUID
+    session_id: UUID
+    parent_id: UUID | None
+    prompt: str
+    #: what is written so far while it runs
+    reply: str
+    model: str
+    state: str
+    error: TurnError | None
+    prompt_tokens: int
+    reply_tokens: int
+    estimated: bool
+    #: money
+    cost: float
+    context_left_out: int
+    created_at: datetime
+    first_text_at: datetime | None
+    ended_at: datetime | None
+
+    @classmethod
+    def of(cls, turn: Turn, text: str = "") -> "TurnView":
+        """`text` is what a running turn has written so far."""
+        return cls(
+            turn.id,
+            turn.session_id,
+            turn.parent_id,
+            turn.prompt,
+            text if turn.reply is None else turn.reply,
+            turn.model,
+            turn.state,
+            TurnError(turn.error_code, turn.error_detail or "") if turn.error_code else None,
+            turn.prompt_tokens,
+            turn.reply_tokens,
+            turn.estimated,
+            turn.cost_nanos / 1e9,
+            turn.context_left_out,
+            turn.created_at,
+            turn.first_text_at,
+            turn.ended_at,
+        )
+
+    @property
+    def seconds(self) -> float | None:
+        """From acceptance to the end."""
+        return (self.ended_at - self.created_at).total_seconds() if self.ended_at else None
+
+
+class TurnsView(msgspec.Struct, frozen=True):
+    turns: list[TurnView]
+    next_cursor: str | None
+
+
+class ModelView(msgspec.Struct, frozen=True):
+    id: str
+    label: str
+    state: str
+    provider_up: bool | None
+    context_tokens: int
+    #: money per million tokens
+    price_in: float
+    price_out: float
+    replacement: str | None
+
+    @classmethod
+    def of(cls, entry: Entry, pool: ClientPool) -> "ModelView":
+        return cls(
+            entry.id,
+            entry.label,
+            entry.state,
+            pool.is_up(entry.provider) if pool.has(entry.provider) else False,
+            entry.context_tokens,
+            entry.price_in_nanos / 1000,
+            entry.price_out_nanos / 1000,
+            entry.replacement,
+        )
+
+
+class ModelsView(msgspec.Struct, frozen=True):
+    models: list[ModelView]
+    default: str | None
+
+
+class LimitsView(msgspec.Struct, frozen=True):
+    limits: list[Allowance]
+
+
+class SwitchView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_model": "to"}):
+    changed: bool
+    from_model: str | None
+    to_model: str
+    version: int
+    effective: str
+    warnings: tuple[str, ...]
+    session: SessionView
+
+    @classmethod
+    def of(cls, switch: Switch) -> "SwitchView":
+        session = SessionView.of(switch.session)
+        return cls(
+            switch.changed,
+            switch.from_model,
+            switch.to_model,
+            session.version,
+            switch.effective,
+            switch.warnings,
+            session,
+        )
+
+
+class ExtensionView(msgspec.Struct, frozen=True):
+    extended: bool
+    expires_at: datetime | None
+    reason: str
+
+    @classmethod
+    def of(cls, extension: Extension) -> "ExtensionView":
+        return cls(extension.extended, extension.expires_at, extension.reason)
+
+
+class DecisionView(msgspec.Struct, frozen=True):
+    """One row of a session's timeline."""
+
+    at: datetime
+    actor: str
+    what: str
+    outcome: str
+    reason: str
+    from_value: str | None
+    to_value: str | None
+    version: int | None
+
+    @classmethod
+    def of(cls, row: Journal) -> "DecisionView":
+        return cls(row.at, row.actor_name, row.what, row.outcome, row.reason, row.from_value, row.to_value, row.version)
+
+
+class TimelineView(msgspec.Struct, frozen=True):
+    journal: list[DecisionView]
+
+
+class HealthView(msgspec.Struct, frozen=True):
+    status: str
+
+
+def models_view(entries: Iterable[Entry], pool: ClientPool, default: str | None) -> ModelsView:
+    return ModelsView([ModelView.of(entry, pool) for entry in entries], default)
