@@ -287,7 +287,8 @@ class DbSession:
             .order_by(Session.created_at, ascending=False)
             .limit(1)
         )
-        rows = await (query.lock_rows("UPDATE") if self._postgres else query)
+        # One that somebody begins to use at this moment is passed over.
+        rows = await (query.lock_rows("UPDATE", skip_locked=True) if self._postgres else query)
         return rows[0] if rows else None
 
     async def list_sessions(

@@ -8,7 +8,8 @@ from db.db_session import DbSession
 from db.tables import Journal, Turn
 from services.actor import Actor
 from services.errors import Forbidden, NotFound
-from services.session_service import LiveSession, SessionService
+from services.outcomes import LiveSession
+from services.session_service import SessionService
 
 
 class Transcript(msgspec.Struct, frozen=True):

@@ -5,142 +5,68 @@ state, permission, model, nothing to do, version, busy, limits — and writes th
 What it does not do is raised as a `services.errors.Refusal`. Live hints go out only after the commit.
 """
 
-import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Literal, Protocol
+from typing import Literal
 from uuid import UUID
 
 import msgspec
 
 from db.db_session import DatabaseUnavailable, DbSession, changes_between, new_id, snapshot
-from db.tables import Account, Idempotency, Journal, Session, Turn
+from db.tables import Account, Journal, Session, Turn
 from services.actor import SYSTEM, Actor
+from services.admission import Admission
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.clients import Ask, Message, Usage
+from services.context import CONTEXT_TURNS, fit
 from services.errors import (
-    BudgetExhausted,
-    ConcurrencyLimited,
-    ContextOverflow,
     Forbidden,
-    IdempotencyKeyReused,
     InvalidRequest,
-    LimitReached,
     ModelDisabled,
     ModelLocked,
     ModelUnavailable,
     NoModelAvailable,
     NotFound,
-    PromptTooLong,
-    RateLimited,
     SessionBusy,
     SessionClosed,
     SessionExpired,
-    SessionQuota,
     StorageUnavailable,
     VersionConflict,
 )
 from services.event_bus import EventBus, Hint
-from services.policies import Allowance, Budget, Lifetime, Policies, Rate, Slots, microseconds
+from services.idempotency import Once
+from services.outcomes import (
+    BegunTurn,
+    End,
+    Extension,
+    LiveSession,
+    Origin,
+    Runner,
+    SessionPage,
+    State,
+    Switch,
+    SwitchAnswer,
+    TurnOrder,
+    When,
+)
+from services.policies import Allowance, Lifetime
 from services.rules import Rules
+from services.text import REASON_CHARACTERS, TITLE_CHARACTERS, checked_line, checked_prompt, title_of, tokens_of
 
 #: how long a worker may write to a turn without renewing
 LEASE = timedelta(seconds=30)
-PROMPT_CHARACTERS = 100_000
-TITLE_CHARACTERS = 120
-REASON_CHARACTERS = 500
 #: an untouched session younger than this is used again instead of a new one
 REUSE = timedelta(days=1)
 IDEMPOTENCY = timedelta(hours=24)
-#: how far back a turn looks for context
-CONTEXT_TURNS = 200
 #: what a reply is assumed to use at most where the model states no cap
 REPLY_TOKENS = 4096
 #: rows that one sweep changes in one transaction
 SWEEP_ROWS = 100
 #: whose default it is, when it is the account's own
 OWN = "Your default model"
-
-State = Literal["active", "expired", "closed"]
-Origin = Literal["page", "script", "auto", "fork", "import"]
-When = Literal["next_turn", "stop", "idle"]
-End = Literal["done", "stopped", "failed", "interrupted"]
-
-
-class LiveSession(msgspec.Struct, frozen=True):
-    """A session as it stands now."""
-
-    row: Session
-    owner: Account
-    state: State
-    current: CurrentModel
-    #: who put it on its model, and why; None while it follows a default
-    last_switch: Journal | None
-    #: when it expires if nothing happens; None for never
-    deadline: datetime | None
-    running_turn: UUID | None
-    #: the tightest limit after the verb that made this answer
-    allowance: Allowance | None = None
-
-
-class BegunTurn(msgspec.Struct, frozen=True):
-    """A turn that was accepted, with its session."""
-
-    turn: Turn
-    session: LiveSession
-    allowance: Allowance | None = None
-
-
-#: changed, from, to, effective, warnings: what a repeated key is answered with
-SwitchAnswer = tuple[bool, str | None, str, Literal["now", "next_turn"], tuple[str, ...]]
-
-
-class Switch(msgspec.Struct, frozen=True):
-    """What became of a switch."""
-
-    changed: bool
-    from_model: str | None
-    to_model: str
-    effective: Literal["now", "next_turn"]
-    warnings: tuple[str, ...]
-    session: LiveSession
-    allowance: Allowance | None = None
-
-
-class Extension(msgspec.Struct, frozen=True):
-    """What became of an extension."""
-
-    extended: bool
-    expires_at: datetime | None
-    reason: str
-    session: LiveSession
-
-
-class SessionPage(msgspec.Struct, frozen=True):
-    """One page of a list of sessions, newest activity first."""
-
-    sessions: list[LiveSession]
-    #: where the next page begins; None at the end
-    next: tuple[datetime, UUID] | None
-
-
-class TurnOrder(msgspec.Struct, frozen=True):
-    """What the runner needs to run a begun turn."""
-
-    turn_id: UUID
-    session_id: UUID
-    provider: str
-    ask: Ask
-
-
-class Runner(Protocol):
-    """Runs begun turns; told only after their commit."""
-
-    def start(self, order: TurnOrder) -> None: ...
-
-    def stop(self, turn_id: UUID) -> None: ...
+INTERRUPTED = ("interrupted", "The server stopped while this reply was being written.")
 
 
 def utc_now() -> datetime:
@@ -163,6 +89,7 @@ class SessionService:
         #: the name under which this process holds turns
         self.worker = worker or new_id()
         self.now = now
+        self.admission = Admission(now)
         #: set by whoever runs turns; without one a turn waits for its lease to lapse
         self.runner: Runner | None = None
 
@@ -179,14 +106,14 @@ class SessionService:
         key: str | None = None,
     ) -> LiveSession:
         """Make a session. Raises UnknownModel, UnusableModel, SessionQuota, RateLimited."""
-        title = _line(title, TITLE_CHARACTERS, "title")
+        title = checked_line(title, TITLE_CHARACTERS, "title")
         async with self._writing(db_session):
-            once = await self._claim("create_session", key, (model, title), actor, db_session)
+            once = await Once.claim("create_session", key, (model, title), actor, self.now(), db_session)
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
             rules = await Rules.now(db_session)
             entry = rules.catalogue.require(model, actor) if model else None
-            allowance = await self._admit_session(actor, rules, db_session)
+            allowance = await self.admission.admit_session(actor, rules, db_session)
             now = self.now()
             session = Session(
                 id=new_id(),
@@ -213,7 +140,6 @@ class SessionService:
             async with self._changing(session_id, db_session, actor) as session:
                 return await self._live(session, db_session)
         async with self._writing(db_session):
-            await db_session.lock(f"owner:{actor.id}")
             untouched = await db_session.find_untouched_session(actor.id, self.now() - REUSE)
             if untouched is not None and not await self._over(untouched, db_session):
                 return await self._live(untouched, db_session)
@@ -263,35 +189,13 @@ class SessionService:
 
     async def allowances(self, db_session: DbSession, *, actor: Actor) -> list[Allowance]:
         """Every limit that applies to the actor, as it stands before sending."""
-        now, rules = self.now(), await Rules.now(db_session)
-        policies = rules.policies_of(actor.group)
-        rates = (
-            ("turns", policies.turns),
-            ("switches", policies.switches),
-            ("sessions_created", policies.sessions_created),
-        )
-        running = await db_session.count_running_turns(now, owner_id=actor.id)
-        open_sessions = await self._count_open(actor.id, policies.lifetime, db_session)
-        found = [
-            rate.allowance(name, await db_session.bucket_tat(_bucket(name, actor.rate_key)), now)
-            for name, rate in rates
-            if rate.count
-        ]
-        found += [
-            allowance
-            for allowance in (
-                policies.concurrent_turns.allowance("concurrent_turns", running),
-                policies.open_sessions.allowance("open_sessions", open_sessions),
-            )
-            if allowance is not None
-        ]
-        return found + [allowance for allowance, _ in await self._budgets(actor.id, policies, db_session)]
+        return await self.admission.allowances(actor, await Rules.now(db_session), db_session)
 
     # ------------------------------------------------------------ life
 
     async def rename_session(self, session_id: UUID, title: str, db_session: DbSession, *, actor: Actor) -> LiveSession:
         """Give a session a title. Raises NotFound, Ended."""
-        title = _line(title, TITLE_CHARACTERS, "title")
+        title = checked_line(title, TITLE_CHARACTERS, "title")
         async with self._changing(session_id, db_session, actor) as session:
             if session.title != title:
                 session.title = title
@@ -317,7 +221,7 @@ class SessionService:
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = ""
     ) -> LiveSession:
         """End a session for good, stop its running turn, keep its text readable. Raises NotFound, SessionClosed."""
-        reason = _line(reason, REASON_CHARACTERS, "reason")
+        reason = checked_line(reason, REASON_CHARACTERS, "reason")
         async with self._changing(session_id, db_session, actor, also="expired") as session:
             await self._stop_running(session, db_session)
             session.state = "closed"
@@ -334,7 +238,7 @@ class SessionService:
                 return await self._live(session, db_session, rules=rules)
             if not lifetime.only_idled_out(session, now):
                 raise SessionExpired("This session has reached its end and cannot be reopened.")
-            allowance = await self._admit_session(actor, rules, db_session)
+            allowance = await self.admission.admit_session(actor, rules, db_session)
             session.state = "active"
             session.last_activity_at = now
             session.version += 1
@@ -369,10 +273,10 @@ class SessionService:
 
         Raises NotFound, Ended, Forbidden, UnknownModel, UnusableModel, VersionConflict, SessionBusy, RateLimited.
         """
-        reason = _line(reason, REASON_CHARACTERS, "reason")
+        reason = checked_line(reason, REASON_CHARACTERS, "reason")
         async with self._writing(db_session):
             asked = (session_id, new_model, expected_version, when, reason, lock)
-            once = await self._claim("switch_model", key, asked, actor, db_session)
+            once = await Once.claim("switch_model", key, asked, actor, self.now(), db_session)
             if once.answer:
                 first: SwitchAnswer = msgspec.json.decode(once.answer, type=SwitchAnswer)
                 return Switch(*first, await self.get_session(session_id, db_session, actor=actor))
@@ -391,7 +295,7 @@ class SessionService:
                         raise SessionBusy(running_turn=running.id)
                 if changed:
                     rate = rules.policies_of(actor.group).switches
-                    allowance = await self._take(
+                    allowance = await self.admission.take(
                         "switches", rate, (f"session:{session.id}", actor.rate_key), db_session
                     )
                     if running is not None and when == "stop":
@@ -430,10 +334,10 @@ class SessionService:
         Raises NotFound, Ended, Forbidden, UnknownModel, UnusableModel, NoModelAvailable, ModelUnavailable,
         VersionConflict, SessionBusy, LimitReached, PromptTooLong, ContextOverflow.
         """
-        _check_prompt(prompt)
+        prompt = checked_prompt(prompt)
         async with self._writing(db_session):
             asked = (session_id, prompt, model, expected_version)
-            once = await self._claim("begin_turn", key, asked, actor, db_session)
+            once = await Once.claim("begin_turn", key, asked, actor, self.now(), db_session)
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
             if session_id is None:
@@ -455,14 +359,15 @@ class SessionService:
                 await self._check_idle(session, db_session)
                 if model is not None and entry.id != session.last_model:
                     rate = rules.policies_of(actor.group).switches
-                    await self._take("switches", rate, (f"session:{session.id}", actor.rate_key), db_session)
-                messages, left_out = await self._context(session, prompt, entry, db_session)
-                turn = self._new_turn(session, prompt, entry, messages, left_out)
-                allowance = await self._admit_turn(turn, entry, actor, rules, db_session)
+                    await self.admission.take("switches", rate, (f"session:{session.id}", actor.rate_key), db_session)
+                transcript = await db_session.list_path(session.head_id, CONTEXT_TURNS)
+                messages, kept = fit(prompt, transcript, entry)
+                turn = self._new_turn(session, prompt, entry, messages, session.turn_count - kept)
+                allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session)
                 if entry.id != session.last_model:
                     await self._put_model(session, entry.id, actor, source, db_session)
                 await db_session.add(turn)
-                session.title = session.title or _title_of(prompt)
+                session.title = session.title or title_of(prompt)
                 session.head_id, session.turn_count = turn.id, session.turn_count + 1
                 session.last_activity_at = turn.created_at
                 await self._record("turn_begun", session, actor, db_session, turn=turn, to=entry.id)
@@ -685,96 +590,13 @@ class SessionService:
             raise SessionBusy(running_turn=running.id)
         await self._interrupt(running.id, db_session)
 
-    # ------------------------------------------------------------ limits
-
-    async def _admit_session(self, actor: Actor, rules: Rules, db_session: DbSession) -> Allowance | None:
-        """One more open session for the actor. Raises SessionQuota, RateLimited."""
-        policies = rules.policies_of(actor.group)
-        await db_session.lock(f"owner:{actor.id}")
-        used = await self._count_open(actor.id, policies.lifetime, db_session)
-        quota = policies.open_sessions.allowance("open_sessions", used)
-        if quota is not None and not quota.remaining:
-            raise SessionQuota(size=quota.size, used=quota.used)
-        return await self._take("sessions_created", policies.sessions_created, (actor.rate_key,), db_session)
-
-    async def _admit_turn(
-        self, turn: Turn, entry: Entry, actor: Actor, rules: Rules, db_session: DbSession
-    ) -> Allowance | None:
-        """A slot, a place in the rate and a reservation for one turn. Raises the LimitReached that lasts longest."""
-        policies, now = rules.policies_of(actor.group), self.now()
-        await db_session.lock(f"owner:{actor.id}", f"model:{entry.id}", "instance")
-        refusals: list[LimitReached] = []
-        for name, slots, scope in (
-            ("concurrent_turns", policies.concurrent_turns, {"owner_id": actor.id}),
-            ("concurrent_turns_of_model", Slots(entry.concurrent_turns), {"model": entry.id}),
-            ("concurrent_turns_of_instance", Slots(rules.concurrent_turns), {}),
-        ):
-            if slots.size:
-                held = slots.allowance(name, await db_session.count_running_turns(now, **scope))
-                if held is not None and not held.remaining:
-                    text = f"{held.used} replies are being written at once; no more are allowed. Wait for one to end."
-                    refusals.append(ConcurrencyLimited(text, held, now))
-        need = {"tokens_per_day": turn.reserved_tokens, "money_per_month": turn.reserved_nanos}
-        for budget, _ in await self._budgets(actor.id, policies, db_session):
-            if budget.remaining < need[budget.name]:
-                text = f"The budget “{budget.name.replace('_', ' ')}” is used up for now."
-                refusals.append(BudgetExhausted(text, budget, now))
-        allowance = None
-        try:
-            allowance = await self._take("turns", policies.turns, (actor.rate_key,), db_session)
-        except RateLimited as refusal:
-            refusals.append(refusal)
-        if refusals:
-            raise max(refusals, key=lambda refusal: refusal.retry_after_seconds)
-        return allowance
-
-    async def _take(self, name: str, rate: Rate, keys: Iterable[str], db_session: DbSession) -> Allowance | None:
-        """One place in each bucket of a rate. Raises RateLimited for the one that stays full longest."""
-        if not rate.count:
-            return None
-        now, allowances, full = self.now(), [], []
-        for key in sorted(keys):
-            bucket = _bucket(name, key)
-            tat = await db_session.take_from_bucket(bucket, microseconds(now), rate.interval_us, rate.burst)
-            if tat is None:
-                full.append(rate.allowance(name, await db_session.bucket_tat(bucket), now))
-            else:
-                allowances.append(rate.allowance(name, tat, now))
-        if full:
-            raise RateLimited(_too_often(name), max(full, key=lambda one: one.retry_after_seconds(now)), now)
-        return min(allowances, key=lambda one: one.remaining)
-
-    async def _budgets(
-        self, owner_id: UUID, policies: Policies, db_session: DbSession
-    ) -> list[tuple[Allowance, Budget]]:
-        """The budgets that apply: spent by ended turns, held by running ones."""
-        now, found = self.now(), []
-        for place, (name, budget) in enumerate(
-            (("tokens_per_day", policies.tokens_per_day), ("money_per_month", policies.money_per_month))
-        ):
-            if budget.size:
-                spent = (await db_session.usage_since(owner_id, budget.since(now).date()))[place]
-                held = (await db_session.reserved_of(owner_id, now))[place]
-                if (allowance := budget.allowance(name, spent + held, now)) is not None:
-                    found.append((allowance, budget))
-        return found
-
-    async def _count_open(self, owner_id: UUID, lifetime: Lifetime, db_session: DbSession) -> int:
-        now = self.now()
-        return await db_session.count_open_sessions(
-            owner_id,
-            now,
-            now - lifetime.idle if lifetime.idle else None,
-            now - lifetime.absolute if lifetime.absolute else None,
-        )
-
     # ------------------------------------------------------------ a turn's parts
 
     def _new_turn(
         self, session: Session, prompt: str, entry: Entry, messages: tuple[Message, ...], left_out: int
     ) -> Turn:
         now = self.now()
-        asked = sum(_tokens(message.text) for message in messages)
+        asked = sum(tokens_of(message.text) for message in messages)
         cap = entry.max_reply_tokens or REPLY_TOKENS
         return Turn(
             id=new_id(),
@@ -792,24 +614,6 @@ class SessionService:
             lease_until=now + LEASE,
             created_at=now,
         )
-
-    async def _context(
-        self, session: Session, prompt: str, entry: Entry, db_session: DbSession
-    ) -> tuple[tuple[Message, ...], int]:
-        """The latest part of the transcript that fits the model's window, and how many turns did not."""
-        room = entry.context_tokens - (entry.max_reply_tokens or 0) if entry.context_tokens else 10**9
-        room -= _tokens(prompt)
-        if room < 0:
-            raise ContextOverflow(f"This text does not fit into the window of “{entry.label}”.")
-        messages, kept = [Message(role="user", text=prompt)], 0
-        for turn in reversed(await db_session.list_path(session.head_id, CONTEXT_TURNS)):
-            room -= _tokens(turn.prompt) + _tokens(turn.reply or "")
-            if room < 0:
-                break
-            kept += 1
-            if turn.reply:
-                messages += [Message(role="assistant", text=turn.reply), Message(role="user", text=turn.prompt)]
-        return tuple(reversed(messages)), max(0, session.turn_count - kept)
 
     async def _begun_before(self, turn_id: UUID, db_session: DbSession, actor: Actor) -> BegunTurn:
         """The answer to a repeated key: the turn it began."""
@@ -835,7 +639,7 @@ class SessionService:
         before = await db_session.text_of(turn.id)
         reply = before + tail
         prompt_tokens = usage.prompt_tokens if usage is not None else turn.prompt_tokens
-        reply_tokens = usage.reply_tokens if usage is not None else _tokens(reply)
+        reply_tokens = usage.reply_tokens if usage is not None else tokens_of(reply)
         entry = (await Rules.now(db_session)).catalogue.entries.get(turn.model)
         cost = 0
         if entry is not None:
@@ -876,8 +680,7 @@ class SessionService:
             session, turn = await self._lock_turn(turn_id, db_session)
             gone = turn.lease_until <= self.now() or (alone and turn.lease_owner != self.worker)
             if turn.state == "running" and gone:
-                error = ("interrupted", "The server stopped while this reply was being written.")
-                await self._end_turn(session, turn, "interrupted", SYSTEM, db_session, error=error)
+                await self._end_turn(session, turn, "interrupted", SYSTEM, db_session, error=INTERRUPTED)
 
     def _start(self, order: TurnOrder, db_session: DbSession) -> None:
         if self.runner is not None:
@@ -959,7 +762,7 @@ class SessionService:
                 self._publish(db_session, Hint(session.id, "session"))
             return len(lapsed)
 
-    # ------------------------------------------------------------ journal, hints, keys
+    # ------------------------------------------------------------ journal and hints
 
     async def _record(
         self,
@@ -991,30 +794,6 @@ class SessionService:
     def _publish(self, db_session: DbSession, hint: Hint) -> None:
         db_session.after_commit(lambda: self.bus.publish(hint))
 
-    async def _claim(self, verb: str, key: str | None, content: object, actor: Actor, db_session: DbSession) -> "Once":
-        """Reserve an idempotency key until commit. Raises IdempotencyKeyReused."""
-        if not key:
-            return Once(None, "", db_session)
-        if len(key) > 200:
-            raise InvalidRequest("An idempotency key has at most 200 characters.")
-        fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
-        row = Idempotency(actor_id=actor.id, verb=verb, key=key, fingerprint=fingerprint, created_at=self.now())
-        held = await db_session.claim_key(row)
-        if held is not None and held.fingerprint != fingerprint:
-            raise IdempotencyKeyReused()
-        return Once(row, held.answer if held is not None else "", db_session)
-
-
-class Once:
-    """One idempotency key inside its transaction: the answer it already has, or the place for one."""
-
-    def __init__(self, row: Idempotency | None, answer: str, db_session: DbSession) -> None:
-        self._row, self.answer, self._db_session = row, answer, db_session
-
-    async def remember(self, answer: str) -> None:
-        if self._row is not None:
-            await self._db_session.answer_key(self._row, answer)
-
 
 def _explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
     """The session's own choice, with who made it and why, as the journal tells."""
@@ -1034,44 +813,3 @@ def _state_of(session: Session, lifetime: Lifetime, now: datetime) -> State:
 
 def _account_of(actor: Actor, now: datetime) -> Account:
     return Account(id=actor.id, name=actor.name, role=actor.role, group_name=actor.group, created_at=now)
-
-
-def _bucket(name: str, key: str) -> str:
-    return f"{name}:{key}"
-
-
-def _too_often(name: str) -> str:
-    what = {"turns": "prompts", "switches": "switches of the model", "sessions_created": "new sessions"}[name]
-    return f"Too many {what} in a short time. Please wait a moment."
-
-
-def _tokens(text: str) -> int:
-    """An estimate where no provider has counted: about four characters each."""
-    return -(-len(text) // 4)
-
-
-def _line(text: str, limit: int, field: str) -> str:
-    text = " ".join(text.split())
-    if len(text) > limit:
-        raise InvalidRequest(f"The {field} has at most {limit} characters.", field=field)
-    return _storable(text)
-
-
-def _title_of(prompt: str) -> str:
-    line = " ".join(prompt.split())
-    return line if len(line) <= 60 else line[:60].rsplit(" ", 1)[0] + "…"
-
-
-def _check_prompt(prompt: str) -> None:
-    if len(prompt) > PROMPT_CHARACTERS:
-        raise PromptTooLong(characters=len(prompt), limit=PROMPT_CHARACTERS)
-    if not prompt.strip():
-        raise InvalidRequest("Please write something first.", field="prompt")
-    _storable(prompt)
-
-
-def _storable(text: str) -> str:
-    """Refuse what no database column can hold: NUL and lone surrogates."""
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRequest("The text holds characters that cannot be stored.")
-    return text

@@ -16,7 +16,8 @@ from db.tables import Session, Turn
 from services.actor import Actor
 from services.errors import NotFound
 from services.event_bus import EventBus, Hint
-from services.session_service import LiveSession, SessionService
+from services.outcomes import LiveSession
+from services.session_service import SessionService
 
 HEARTBEAT_SECONDS = 15.0
 #: how many turns a reader that was away long is shown again

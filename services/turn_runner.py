@@ -16,7 +16,8 @@ from db.db_session import DbSession
 from services.client_pool import ClientPool
 from services.clients import ClientError, Text, Usage
 from services.errors import NotFound, StorageUnavailable
-from services.session_service import LEASE, End, SessionService, TurnOrder
+from services.outcomes import End, TurnOrder
+from services.session_service import INTERRUPTED, LEASE, SessionService
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class TurnRunner:
         except asyncio.CancelledError as stop:
             if "shutdown" not in stop.args:
                 return
-            state, error = "interrupted", ("interrupted", "The server stopped while this reply was being written.")
+            state, error = "interrupted", INTERRUPTED
         except Exception:
             log.exception("a turn failed unexpectedly")
             state, error = "failed", ("internal", "Something went wrong here; the log says more.")

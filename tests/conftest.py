@@ -18,7 +18,8 @@ from services.catalogue import ModelConfig
 from services.client_pool import ClientPool, Provider
 from services.event_bus import Hint, MemoryEventBus
 from services.rules import GroupConfig, apply_config
-from services.session_service import SessionService, TurnOrder
+from services.outcomes import TurnOrder
+from services.session_service import SessionService
 
 pytest_plugins = ["tests.servers", "tests.peers.llama_cpp", "tests.web.running"]
 
@@ -69,17 +70,22 @@ async def migrated_postgres(postgres_url: str) -> str:
     return postgres_url
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty, migrated database: every test that asks for one runs on both."""
-    if request.param == "sqlite":
-        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "turnkeeper.db")
-        return f"sqlite:///{tmp_path / 'turnkeeper.db'}"
-    url: str = request.getfixturevalue("migrated_postgres")
-    connection = await asyncpg.connect(url)
+@pytest.fixture
+async def empty_postgres(migrated_postgres: str) -> str:
+    """The migrated PostgreSQL database without a row."""
+    connection = await asyncpg.connect(migrated_postgres)
     await connection.execute(f"TRUNCATE {', '.join(table._meta.tablename for table in TABLES)}")
     await connection.close()
-    return url
+    return migrated_postgres
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty, migrated database: every test that asks for one runs on both."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("empty_postgres"))
+    shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "turnkeeper.db")
+    return f"sqlite:///{tmp_path / 'turnkeeper.db'}"
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from litestar import Request
 from db.db_session import DbSession
 from services.actor import Actor
 from services.client_pool import ClientPool
-from services.session_service import LiveSession, SessionService
+from services.outcomes import LiveSession
+from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event
 from web.answer import wants
 from web.given import Db, Pool, Sessions, Who

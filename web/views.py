@@ -9,8 +9,8 @@ import msgspec
 from db.tables import Journal, Turn
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
+from services.outcomes import Extension, LiveSession, Switch
 from services.policies import Allowance
-from services.session_service import Extension, LiveSession, Switch
 
 
 class OwnerView(msgspec.Struct, frozen=True):

@@ -68,9 +68,12 @@ def reply_to(questions: Sequence[str], search: DocsSearch) -> str:
     question = questions[-1] if questions else ""
     if not search.sections:
         return "I answer from Turnkeeper's documentation, and it is not installed here."
-    if all(term in _SMALL_TALK for term in terms_of(question)):
+    terms = terms_of(question)
+    if all(term in _SMALL_TALK for term in terms):
         return _introduction(search)
-    found = search.find(question) or search.find(" ".join(questions[-2:]))
+    found = search.find(question)
+    if not found and len(terms) == 1:
+        found = search.find(" ".join(questions[-2:]))
     if not found:
         return _nothing(search)
     opening = "I looked this up in Turnkeeper's documentation; I am a search, not a language model.\n\n"

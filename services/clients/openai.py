@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -152,16 +152,16 @@ class OpenAIClient:
 
     @asynccontextmanager
     async def _answer(self, ask: Ask) -> "AsyncIterator[httpx2.Response]":
-        question: dict[str, Any] = {
-            "model": ask.model,
+        # As extra_body, because the SDK walks through typed messages at a quarter of a millisecond each.
+        body: dict[str, object] = {
             "messages": [{"role": message.role, "content": message.text} for message in ask.messages],
-            "stream": True,
             "stream_options": {"include_usage": True},
         }
         if ask.max_reply_tokens:
-            question[self._limit_name] = ask.max_reply_tokens
+            body[self._limit_name] = ask.max_reply_tokens
         sdk = await self._loaded_sdk()
-        async with sdk.chat.completions.with_streaming_response.create(**question) as answer:
+        completions = sdk.chat.completions.with_streaming_response
+        async with completions.create(model=ask.model, messages=(), stream=True, extra_body=body) as answer:
             yield answer.http_response
 
     async def _list(self) -> bytes:

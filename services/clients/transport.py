@@ -44,8 +44,10 @@ class Connection(asyncio.Protocol):
     async def exchange(self, request: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Send a request; status and headers of its answer. Raises httpx2.TransportError."""
         self._parser = httptools.HttpResponseParser(self)
-        self._status, self._headers, self._head_bytes = 0, [], 0
+        self._status, self._headers, self._pieces = 0, [], []
+        self._ahead_bytes = self._head_bytes = 0
         self._until_closed = self._is_complete = False
+        self._transport.resume_reading()
         self._transport.write(request)
         while not self._status:
             await self._something()
@@ -95,7 +97,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._until_closed and exc is None:
+        if self._until_closed and exc is None and self._failure is None:
             self._is_complete = True
         self._failure = self._failure or httpx2.ReadError("connection lost")
         self._wake()

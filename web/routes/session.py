@@ -10,9 +10,9 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from services.errors import InvalidRequest
+from services.outcomes import SessionPage
 from services.policies import instant, microseconds
 from services.reads import Reads, Transcript, require_owner
-from services.session_service import SessionPage
 from services.turn_log import Position
 from web.answer import answer, json, page, wants
 from web.forms import (

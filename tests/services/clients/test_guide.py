@@ -112,6 +112,7 @@ async def test_other_sections_are_named(docs: Path) -> None:
 async def test_a_question_that_says_too_little_is_read_with_the_one_before(docs: Path) -> None:
     reply = await told(docs, "How do I add providers?", "…", "and for squirrels?")
     assert "docs/configure.md § Providers" in reply
+    assert "found nothing" in await told(docs, "How do I add providers?", "…", "What is the capital of France?")
 
 
 async def test_a_name_with_underscores_is_found(docs: Path) -> None:

@@ -733,6 +733,23 @@ async def test_stopping_closes_the_connection_within_a_second(how: str) -> None:
         await client.aclose()
 
 
+async def test_what_a_stopped_reply_left_unread_is_in_no_other_reply() -> None:
+    async def script(asked: Asked, wire: Wire) -> None:
+        name = asked.json["model"]
+        await wire.send(CHUNKED_HEAD, chunked(event(f"{name} begins"), end=False))
+        await asyncio.sleep(0.02)
+        await wire.send(chunked(event(f"{name} ends"), DONE))
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url)
+        async with aclosing(client.stream(Ask("first", ASK.messages, 0))) as pieces:
+            assert await anext(pieces) == Text("first begins")
+            await asyncio.sleep(0.05)
+        assert await listen(client, Ask("second", ASK.messages, 0)) == ("second beginssecond ends", None)
+        assert served.connections == 1
+        await client.aclose()
+
+
 async def test_closing_the_client_closes_every_connection() -> None:
     async def script(asked: Asked, wire: Wire) -> None:
         await wire.send(CHUNKED_HEAD, chunked(event("Hello"), DONE))

@@ -1,0 +1,43 @@
+"""One key, one effect: a repeated request is answered with what the first one did."""
+
+import hashlib
+from datetime import datetime
+
+import msgspec
+
+from db.db_session import DbSession
+from db.tables import Idempotency
+from services.actor import Actor
+from services.errors import IdempotencyKeyReused, InvalidRequest
+
+KEY_CHARACTERS = 200
+
+
+class Once:
+    """One key inside its transaction: the answer it already has, or the place for one."""
+
+    def __init__(self, row: Idempotency | None, answer: str, db_session: DbSession) -> None:
+        #: empty while nothing was done under this key
+        self.answer = answer
+        self._row, self._db_session = row, db_session
+
+    @classmethod
+    async def claim(
+        cls, verb: str, key: str | None, content: object, actor: Actor, now: datetime, db_session: DbSession
+    ) -> "Once":
+        """Reserve a key until commit; another caller with the same key waits. Raises IdempotencyKeyReused."""
+        if not key:
+            return cls(None, "", db_session)
+        if len(key) > KEY_CHARACTERS:
+            raise InvalidRequest(f"An idempotency key has at most {KEY_CHARACTERS} characters.")
+        fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+        row = Idempotency(actor_id=actor.id, verb=verb, key=key, fingerprint=fingerprint, created_at=now)
+        held = await db_session.claim_key(row)
+        if held is not None and held.fingerprint != fingerprint:
+            raise IdempotencyKeyReused()
+        return cls(row, held.answer if held is not None else "", db_session)
+
+    async def remember(self, answer: str) -> None:
+        """Keep what was done, in the same transaction."""
+        if self._row is not None:
+            await self._db_session.answer_key(self._row, answer)

@@ -1,0 +1,91 @@
+"""What the verbs of SessionService return, and what it hands to the runner."""
+
+from datetime import datetime
+from typing import Literal, Protocol
+from uuid import UUID
+
+import msgspec
+
+from db.tables import Account, Journal, Session, Turn
+from services.catalogue import CurrentModel
+from services.clients import Ask
+from services.policies import Allowance
+
+State = Literal["active", "expired", "closed"]
+Origin = Literal["page", "script", "auto", "fork", "import"]
+When = Literal["next_turn", "stop", "idle"]
+End = Literal["done", "stopped", "failed", "interrupted"]
+
+
+class LiveSession(msgspec.Struct, frozen=True):
+    """A session as it stands now."""
+
+    row: Session
+    owner: Account
+    state: State
+    current: CurrentModel
+    #: who put it on its model, and why; None while it follows a default
+    last_switch: Journal | None
+    #: when it expires if nothing happens; None for never
+    deadline: datetime | None
+    running_turn: UUID | None
+    #: the tightest limit after the verb that made this answer
+    allowance: Allowance | None = None
+
+
+class BegunTurn(msgspec.Struct, frozen=True):
+    """A turn that was accepted, with its session."""
+
+    turn: Turn
+    session: LiveSession
+    allowance: Allowance | None = None
+
+
+#: changed, from, to, effective, warnings: what a repeated key is answered with
+SwitchAnswer = tuple[bool, str | None, str, Literal["now", "next_turn"], tuple[str, ...]]
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """What became of a switch."""
+
+    changed: bool
+    from_model: str | None
+    to_model: str
+    effective: Literal["now", "next_turn"]
+    warnings: tuple[str, ...]
+    session: LiveSession
+    allowance: Allowance | None = None
+
+
+class Extension(msgspec.Struct, frozen=True):
+    """What became of an extension."""
+
+    extended: bool
+    expires_at: datetime | None
+    reason: str
+    session: LiveSession
+
+
+class SessionPage(msgspec.Struct, frozen=True):
+    """One page of a list of sessions, newest activity first."""
+
+    sessions: list[LiveSession]
+    #: where the next page begins; None at the end
+    next: tuple[datetime, UUID] | None
+
+
+class TurnOrder(msgspec.Struct, frozen=True):
+    """What the runner needs to run a begun turn."""
+
+    turn_id: UUID
+    session_id: UUID
+    provider: str
+    ask: Ask
+
+
+class Runner(Protocol):
+    """Runs begun turns; told only after their commit."""
+
+    def start(self, order: TurnOrder) -> None: ...
+
+    def stop(self, turn_id: UUID) -> None: ...

@@ -1,0 +1,42 @@
+"""What text may come in, and how long it is counted."""
+
+from services.errors import InvalidRequest, PromptTooLong
+
+PROMPT_CHARACTERS = 100_000
+TITLE_CHARACTERS = 120
+REASON_CHARACTERS = 500
+
+
+def checked_prompt(prompt: str) -> str:
+    """A prompt that may be stored. Raises PromptTooLong, InvalidRequest."""
+    if len(prompt) > PROMPT_CHARACTERS:
+        raise PromptTooLong(characters=len(prompt), limit=PROMPT_CHARACTERS)
+    if not prompt.strip():
+        raise InvalidRequest("Please write something first.", field="prompt")
+    return _storable(prompt)
+
+
+def checked_line(text: str, limit: int, field: str) -> str:
+    """One line of at most `limit` characters, its white space folded. Raises InvalidRequest."""
+    text = " ".join(text.split())
+    if len(text) > limit:
+        raise InvalidRequest(f"The {field} has at most {limit} characters.", field=field)
+    return _storable(text)
+
+
+def title_of(prompt: str) -> str:
+    """A title for a session that has none: how its first prompt begins."""
+    line = " ".join(prompt.split())
+    return line if len(line) <= 60 else line[:60].rsplit(" ", 1)[0] + "…"
+
+
+def tokens_of(text: str) -> int:
+    """An estimate where no provider has counted: about four characters each."""
+    return -(-len(text) // 4)
+
+
+def _storable(text: str) -> str:
+    """Refuse what no database column can hold: NUL and lone surrogates."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest("The text holds characters that cannot be stored.")
+    return text
