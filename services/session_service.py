@@ -112,7 +112,7 @@ class SessionService:
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
             rules = await Rules.now(db_session)
-            entry = rules.catalogue.require(model, actor) if model else None
+            entry = self._require_model(model, actor, rules) if model else None
             allowance = await self.admission.admit_session(actor, rules, db_session)
             now = self.now()
             session = Session(
@@ -284,7 +284,8 @@ class SessionService:
                 before = session.last_model
                 self._may_switch(session, actor, reason, lock)
                 rules = await Rules.now(db_session)
-                entry = await self._model_for(session, new_model, actor, rules, db_session)
+                entry = self._require_model(new_model, actor, rules)
+                self._may_use(await self._owner(session.owner_id, db_session, actor), entry)
                 changed = entry.id != session.last_model
                 locking = lock is not None and lock != session.locked
                 running = await db_session.find_running_turn(session.id)
@@ -348,7 +349,7 @@ class SessionService:
                 owner = await self._owner(session.owner_id, db_session, actor)
                 if model is not None:
                     self._may_switch(session, actor, "", None)
-                    entry = await self._model_for(session, model, actor, rules, db_session)
+                    entry = self._require_model(model, actor, rules)
                     source = "asked for"
                 else:
                     current = self._current(session, owner, rules)
@@ -548,15 +549,17 @@ class SessionService:
             raise NoModelAvailable(current.reason)
         return rules.catalogue.entries[current.id]
 
-    async def _model_for(self, session: Session, name: str, actor: Actor, rules: Rules, db_session: DbSession) -> Entry:
-        """The one check of a model that somebody asks for. Raises UnknownModel, UnusableModel, Forbidden."""
+    def _require_model(self, name: str, actor: Actor, rules: Rules) -> Entry:
+        """The one check of a model that somebody asks for. Raises UnknownModel, UnusableModel."""
         entry = rules.catalogue.require(name, actor)
         if not self.pool.has(entry.provider):
             raise ModelDisabled(f"The provider of “{entry.label}” is not configured.", replacement=entry.replacement)
-        owner = await self._owner(session.owner_id, db_session, actor)
+        return entry
+
+    def _may_use(self, owner: Account, entry: Entry) -> None:
+        """Raises Forbidden: an admin cannot put a session on what its owner may not use."""
         if not entry.open_to(owner.group_name):
             raise Forbidden(f"The group of this session's owner may not use “{entry.label}”.")
-        return entry
 
     async def _put_model(self, session: Session, model: str, actor: Actor, reason: str, db_session: DbSession) -> None:
         """The one place where `last_model` is written, with its link of the journal's chain."""

@@ -3,9 +3,10 @@
 An SQLite FTS5 table in memory, one row per heading, words reduced to their stems.
 """
 
+import math
 import re
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import msgspec
 #: read of a question
 MAX_QUESTION_CHARACTERS = 2000
 MAX_TERMS = 24
-#: how much more a word counts in a section's heading, and in its file's title, than in its text
-_HEADING_WEIGHT, _TITLE_WEIGHT = 8.0, 2.0
+#: what a word counts in each column
+_WEIGHTS = {"heading": 3, "title": 2, "body": 1}
 
 _HEADING = re.compile(r"#{1,6}[ \t]+(.+?)[ \t]*#*$")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
@@ -85,27 +86,40 @@ class DocsSearch:
         return tuple(dict.fromkeys(section.title for section in self.sections))
 
     def find(self, question: str) -> list[Section]:
-        """Sections that hold enough of what is asked, the best first; often none."""
-        terms = terms_of(question)
-        if not terms:
-            return []
-        held = Counter(number for term in terms for number in self._numbers(f'"{term}"'))
-        enough = min(3, (len(terms) + 1) // 2)
-        ranked = self._database.execute(
-            "SELECT rowid, bm25(section, ?, ?, 1.0) FROM section WHERE section MATCH ?",
-            (_HEADING_WEIGHT, _TITLE_WEIGHT, " OR ".join(f'"{term}"' for term in terms)),
-        )
-        # bm25 is the lower the better; a section that holds more of the question wins over one that repeats a word.
-        scores = {number: score * held[number] for number, score in ranked if held[number] >= enough}
-        return [self.sections[number] for number in sorted(scores, key=scores.__getitem__)]
+        """Sections that hold enough of what is asked, the best first; often none.
 
-    def _numbers(self, match: str) -> Iterator[int]:
-        for (number,) in self._database.execute("SELECT rowid FROM section WHERE section MATCH ?", (match,)):
-            yield number
+        A word weighs more the fewer sections hold it, and more in a heading; repeating it only decides ties.
+        """
+        terms = terms_of(question)
+        weights: defaultdict[int, float] = defaultdict(float)
+        held: Counter[int] = Counter()
+        for term in map(_query_of, terms):
+            places = {column: self._holding(f"{column} : {term}") for column in _WEIGHTS}
+            holding = frozenset().union(*places.values())
+            rarity = math.log(1 + len(self.sections) / len(holding)) if holding else 0.0
+            for number in holding:
+                held[number] += 1
+                weights[number] += rarity * max(_WEIGHTS[column] for column in _WEIGHTS if number in places[column])
+        enough = min(3, (len(terms) + 1) // 2)
+        best_first = self._holding(" OR ".join(map(_query_of, terms))) if terms else ()
+        return [
+            self.sections[number]
+            for number in sorted(best_first, key=weights.__getitem__, reverse=True)
+            if held[number] >= enough
+        ]
+
+    def _holding(self, query: str) -> tuple[int, ...]:
+        rows = self._database.execute("SELECT rowid FROM section WHERE section MATCH ? ORDER BY rank", (query,))
+        return tuple(number for (number,) in rows)
+
+
+def _query_of(term: str) -> str:
+    """Quoted, any word is safe in an FTS query; a long one may go on: postgres, PostgreSQL."""
+    return f'"{term}" *' if len(term) >= 5 else f'"{term}"'
 
 
 def terms_of(question: str) -> list[str]:
-    """The words of a question that tell what it is about, each once: quoted, they are safe in an FTS query."""
+    """The words of a question that tell what it is about, each once."""
     words = _WORD.findall(question[:MAX_QUESTION_CHARACTERS].lower())
     telling = (word for word in words if word not in _STOPPED and (len(word) > 1 or not word.isascii()))
     return list(dict.fromkeys(telling))[:MAX_TERMS]

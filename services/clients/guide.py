@@ -21,7 +21,7 @@ QUOTE_CHARACTERS = 1200
 
 SUGGESTIONS = (
     "How long does a session live?",
-    "How do I add a provider or a model?",
+    "How do I add a model server?",
     "What happens when I reach a limit?",
 )
 _FENCES = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)

@@ -6,11 +6,11 @@ The model has no layers that do anything: each token's embedding points at one f
     python tests/peers/llama_cpp.py PORT        serves it from the current folder
 """
 
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -31,8 +31,11 @@ def llama_cpp_url() -> Iterator[str]:
     port = free_port()
 
     def ready() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+                return answer.status == 200
+        except OSError:  # nobody there yet, or 503 while the model is loaded
+            return False
 
     folder = Path(tempfile.mkdtemp(prefix="turnkeeper-llama-"))
     with leashed([sys.executable, Path(__file__).resolve(), str(port)], folder, ready):
