@@ -34,7 +34,7 @@ class Reads:
         """The turns that end with `last`, or with the session's head. Raises Forbidden, NotFound."""
         require_owner(session, actor)
         turns = await db_session.list_path(last or session.row.head_id, limit)
-        if any(turn.session_id != session.row.id for turn in turns):
+        if (last is not None and not turns) or any(turn.session_id != session.row.id for turn in turns):
             raise NotFound("There is no such turn.")
         running = bool(turns) and turns[-1].reply is None
         text = await db_session.text_of(turns[-1].id) if running else ""

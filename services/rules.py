@@ -1,20 +1,20 @@
 """What holds now: the catalogue and each group's policies, as their rows say at this moment."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from db.db_session import DbSession
 from db.tables import AccountGroup, LimitRule, Model
 from services.catalogue import EVERYBODY, Catalogue, ModelConfig
-from services.policies import DEFAULT_LIMITS, Policies, check_rule, nanos, parse_count
+from services.policies import DEFAULT_LIMITS, Policies, nanos, parse_count
 
 
 class GroupConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[groups.NAME]` table of the configuration; None keeps the default."""
 
     default_model: str | None = None
-    on_missing_model: str = "fallback"
+    on_missing_model: Literal["fallback", "block"] = "fallback"
     sessions_created: str | None = None
     turns: str | None = None
     switches: str | None = None
@@ -24,12 +24,6 @@ class GroupConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     money_per_month: float | None = None
     idle: str | None = None
     absolute: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.on_missing_model not in ("fallback", "block"):
-            raise ValueError("on_missing_model is 'fallback' or 'block'")
-        for name, value in self.limits().items():
-            check_rule(name, value)
 
     def limits(self) -> dict[str, str]:
         """The limits it sets, as `limit_rule` values."""

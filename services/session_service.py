@@ -207,13 +207,15 @@ class SessionService:
         """Let a session live longer from now on; never revives. Raises NotFound, Ended."""
         async with self._changing(session_id, db_session, actor) as session:
             lifetime = await self._lifetime(session, db_session)
-            before = lifetime.deadline(session)
+            before, active_at = lifetime.deadline(session), session.last_activity_at
             session.last_activity_at = self.now()
             after = lifetime.deadline(session)
             extended = before is not None and after is not None and after > before
             if extended:
                 session.version += 1
                 await self._record("session_extended", session, actor, db_session)
+            else:
+                session.last_activity_at = active_at
             reason = "" if extended else "It never expires." if before is None else "It cannot live any longer."
             return Extension(extended, after, reason, await self._live(session, db_session))
 
@@ -223,7 +225,7 @@ class SessionService:
         """End a session for good, stop its running turn, keep its text readable. Raises NotFound, SessionClosed."""
         reason = checked_line(reason, REASON_CHARACTERS, "reason")
         async with self._changing(session_id, db_session, actor, also="expired") as session:
-            await self._stop_running(session, db_session)
+            await self._stop_running(session, actor, db_session)
             session.state = "closed"
             session.version += 1
             await self._record("session_closed", session, actor, db_session, reason=reason)
@@ -249,7 +251,7 @@ class SessionService:
         """Take a session and its turns away; the journal keeps that they were. Raises NotFound."""
         async with self._writing(db_session):
             session = await self._require(session_id, db_session, actor, lock=True)
-            await self._stop_running(session, db_session)
+            await self._stop_running(session, actor, db_session)
             await self._record("session_deleted", session, actor, db_session)
             await db_session.delete_session(session.id)
             self._publish(db_session, Hint(session.id, "session"))
@@ -300,7 +302,7 @@ class SessionService:
                         "switches", rate, (f"session:{session.id}", actor.rate_key), db_session
                     )
                     if running is not None and when == "stop":
-                        await self._stop_running(session, db_session)
+                        await self._stop_running(session, actor, db_session)
                         running = None
                     await self._put_model(session, entry.id, actor, reason, db_session)
                     session.last_activity_at = self.now()
@@ -672,10 +674,10 @@ class SessionService:
             runner = self.runner
             db_session.after_commit(lambda: runner.stop(turn.id))
 
-    async def _stop_running(self, session: Session, db_session: DbSession) -> None:
+    async def _stop_running(self, session: Session, actor: Actor, db_session: DbSession) -> None:
         running = await db_session.find_running_turn(session.id)
         if running is not None:
-            await self._end_turn(session, running, "stopped", SYSTEM, db_session)
+            await self._end_turn(session, running, "stopped", actor, db_session)
 
     async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool = False) -> None:
         """End a turn whose worker is gone, keeping what it wrote."""

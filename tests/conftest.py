@@ -1,21 +1,26 @@
 """The cast, the clock, and the same storage twice: SQLite and PostgreSQL."""
 
+import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import pytest
 
 from db.db_session import DbSession, new_id
-from db.engine import Engine, migrate, open_engine
+from db.engine import Engine, SqliteEngine, migrate, open_engine
 from db.tables import TABLES, Account, Journal
 from services.actor import Actor
 from services.catalogue import ModelConfig
 from services.client_pool import ClientPool, Provider
+from services.errors import LimitReached, Refusal
 from services.event_bus import Hint, MemoryEventBus
 from services.rules import GroupConfig, apply_config
 from services.outcomes import TurnOrder
@@ -101,8 +106,11 @@ def db_session(engine: Engine) -> DbSession:
     return DbSession(engine)
 
 
+Everything = Callable[[], Awaitable[dict[str, list[dict[str, Any]]]]]
+
+
 @pytest.fixture
-def everything(engine: Engine) -> Callable[[], Awaitable[dict[str, list[dict[str, Any]]]]]:
+def everything(engine: Engine) -> Everything:
     """All rows of all tables, to show that a refusal left them as they were."""
 
     async def rows() -> dict[str, list[dict[str, Any]]]:
@@ -219,6 +227,60 @@ def published(bus: MemoryEventBus) -> list[Hint]:
     return seen
 
 
+class Configuration:
+    """What `turnkeeper.toml` would say, changed bit by bit and applied as a whole."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.models = {model.id: model for model in MODELS}
+        self.groups: dict[str, GroupConfig] = {}
+        self.default: str | None = "fast"
+
+    async def apply(self) -> None:
+        await apply_config(list(self.models.values()), self.groups, self.default, DbSession(self._engine))
+
+
+@pytest.fixture
+def configuration(engine: Engine) -> Configuration:
+    return Configuration(engine)
+
+
+Configure = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def configure(configuration: Configuration) -> Configure:
+    """Change a group: `await configure("user", turns="1/min")`."""
+
+    async def change(group: str, **settings: Any) -> None:
+        before = configuration.groups.get(group, GroupConfig())
+        configuration.groups[group] = msgspec.structs.replace(before, **settings)
+        await configuration.apply()
+
+    return change
+
+
+Offer = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def offer(configuration: Configuration) -> Offer:
+    """Change, add or (None) remove models: `await offer(fast={"state": "disabled"}, new={}, smart=None)`."""
+
+    async def change(*, default: str | None = "fast", **models: dict[str, Any] | None) -> None:
+        configuration.default = default
+        for name, settings in models.items():
+            if settings is None:
+                del configuration.models[name]
+            else:
+                known = ModelConfig(id=name, provider="builtin", upstream="echo", label=name.title())
+                known = configuration.models.get(name, known)
+                configuration.models[name] = msgspec.structs.replace(known, **settings)
+        await configuration.apply()
+
+    return change
+
+
 @pytest.fixture
 async def sessions(
     engine: Engine,
@@ -226,6 +288,7 @@ async def sessions(
     bus: MemoryEventBus,
     orders: Orders,
     clock: Clock,
+    configuration: Configuration,
     ann: Actor,
     bob: Actor,
     ada: Actor,
@@ -234,7 +297,7 @@ async def sessions(
     service = SessionService(pool, bus, now=clock)
     service.runner = orders
     db_session = DbSession(engine)
-    await apply_config(MODELS, {}, "fast", db_session)
+    await configuration.apply()
     for actor in (ann, bob, ada):
         await db_session.add(
             Account(id=actor.id, name=actor.name, role=actor.role, group_name=actor.group, created_at=clock())
@@ -242,21 +305,11 @@ async def sessions(
     return service
 
 
-Configure = Callable[..., Awaitable[None]]
+JournalRows = Callable[..., Awaitable[list[Journal]]]
 
 
 @pytest.fixture
-def configure(engine: Engine) -> Configure:
-    """Change the limits of a group: `await configure("user", turns="1/min")`."""
-
-    async def change(group: str, **limits: Any) -> None:
-        await apply_config(MODELS, {group: GroupConfig(**limits)}, "fast", DbSession(engine))
-
-    return change
-
-
-@pytest.fixture
-def journal(engine: Engine) -> Callable[..., Awaitable[list[Journal]]]:
+def journal(engine: Engine) -> JournalRows:
     """The journal's rows of one kind, oldest first."""
 
     async def rows(what: str = "") -> list[Journal]:
@@ -264,6 +317,116 @@ def journal(engine: Engine) -> Callable[..., Awaitable[list[Journal]]]:
         return await (query.where(Journal.what == what) if what else query)
 
     return rows
+
+
+@pytest.fixture
+def other_worker(pool: ClientPool, bus: MemoryEventBus, clock: Clock, orders: Orders) -> SessionService:
+    """The service as another process runs it."""
+    service = SessionService(pool, bus, now=clock)
+    service.runner = orders
+    return service
+
+
+@pytest.fixture
+async def session_id(sessions: SessionService, db_session: DbSession, ann: Actor) -> UUID:
+    """A session of ann's in which nothing has happened yet."""
+    return (await sessions.create_session(db_session, actor=ann)).row.id
+
+
+AtOnce = Callable[[int, Callable[[int, DbSession], Awaitable[Any]]], Awaitable[list[Any]]]
+
+
+@pytest.fixture
+def at_once(engine: Engine) -> AtOnce:
+    """Do something many times at once, each with a DbSession of its own; refusals are results too."""
+
+    async def together(times: int, do: Callable[[int, DbSession], Awaitable[Any]]) -> list[Any]:
+        results = await asyncio.gather(
+            *(do(number, DbSession(engine)) for number in range(times)), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Refusal):
+                raise result
+        return results
+
+    return together
+
+
+class Told:
+    """What a refused caller is told."""
+
+    refusal: Refusal
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.refusal.facts
+
+    @property
+    def wait(self) -> timedelta:
+        """How long a refused caller is asked to wait."""
+        assert isinstance(self.refusal, LimitReached)
+        return timedelta(seconds=self.refusal.retry_after_seconds)
+
+
+Refused = Callable[[str], AbstractAsyncContextManager[Told]]
+
+
+@pytest.fixture
+def refused(everything: Everything, published: list[Hint], orders: Orders) -> Refused:
+    """What follows is refused with a code, and changes no row, publishes no hint and orders nothing."""
+
+    @asynccontextmanager
+    async def refused(code: str) -> AsyncIterator[Told]:
+        before, hints, ordered = await everything(), list(published), (list(orders.started), list(orders.stopped))
+        told = Told()
+        with pytest.raises(Refusal) as raised:
+            yield told
+        told.refusal = raised.value
+        assert raised.value.code == code, raised.value
+        assert await everything() == before
+        assert published == hints
+        assert (orders.started, orders.stopped) == ordered
+
+    return refused
+
+
+StorageFails = Callable[[str], AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def storage_fails(engine: Engine) -> StorageFails:
+    """The real database fails meanwhile: at an INSERT into a table, as a full disk does, or at "commit"."""
+
+    @asynccontextmanager
+    async def sqlite(place: str) -> AsyncIterator[None]:
+        def judge(action: int, first: str | None, *_: object) -> int:
+            inserts = action == sqlite3.SQLITE_INSERT and first == place
+            commits = action == sqlite3.SQLITE_TRANSACTION and first == "COMMIT" and place == "commit"
+            return sqlite3.SQLITE_DENY if inserts or commits else sqlite3.SQLITE_OK
+
+        assert isinstance(engine, SqliteEngine)
+        writer = await engine.writer()
+        await writer.set_authorizer(judge)
+        yield
+        await writer.set_authorizer(None)
+
+    @asynccontextmanager
+    async def postgres(place: str) -> AsyncIterator[None]:
+        table = "journal" if place == "commit" else place
+        await engine.run_ddl(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'the disk is full' USING ERRCODE = 'disk_full'; END $$"
+        )
+        deferred = "DEFERRABLE INITIALLY DEFERRED" if place == "commit" else "NOT DEFERRABLE"
+        await engine.run_ddl(
+            f"CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON {table} {deferred} FOR EACH ROW EXECUTE FUNCTION fail()"
+        )
+        try:
+            yield
+        finally:
+            await engine.run_ddl("DROP FUNCTION fail CASCADE")
+
+    return sqlite if engine.engine_type == "sqlite" else postgres
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         )
         raise click.ClickException(f"--workers {workers}: {why}.")
     with _only_one(settings):
+        _secret(settings)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
@@ -157,7 +158,14 @@ def _accounts(settings: Settings) -> Any:
     from services.accounts import Accounts
     from services.session_service import utc_now
 
-    return Accounts(settings.secret(), guests=settings.guests, now=utc_now)
+    return Accounts(_secret(settings), guests=settings.guests, now=utc_now)
+
+
+def _secret(settings: Settings) -> bytes:
+    try:
+        return settings.secret()
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _with_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False) -> T:

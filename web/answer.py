@@ -12,7 +12,7 @@ from web.templating import render
 
 Form = Literal["json", "stream", "fragment", "page"]
 JSON = "application/json"
-HTML = "text/html; charset=utf-8"
+HTML = "text/html"
 STREAM = "text/event-stream"
 
 
@@ -40,8 +40,8 @@ def page(request: Request, template: str, view: msgspec.Struct, status: int = 20
 
 def answer(
     request: Request,
-    fragment: str,
-    view: msgspec.Struct,
+    fragment: str | None,
+    view: msgspec.Struct | None,
     *,
     location: str,
     status: int = 200,
@@ -49,13 +49,18 @@ def answer(
     cookies: list[Cookie] | None = None,
     **context: Any,
 ) -> Response[Any]:
-    """What a verb answers: JSON to scripts, what changed on screen to htmx, a redirect to a plain form."""
+    """What a verb answers: JSON to scripts, what changed on screen to htmx, a redirect to a plain form.
+
+    Without `fragment` the screen becomes another page; without `view` there is nothing to tell a script.
+    """
     response: Response[Any]
     match wants(request):
         case "json" | "stream":
-            response = json(view, status)
-        case "fragment":
+            response = json(view, status) if view is not None else Response(None, status_code=204)
+        case "fragment" if fragment is not None:
             response = html(render(fragment, view=view, request=request, **_chrome(request), **context))
+        case "fragment":
+            response = Response(None, status_code=200, headers={"HX-Redirect": location})
         case _:
             response = Response(None, status_code=303, headers={"Location": location})
     response.headers.update(rate_headers(allowance))

@@ -11,7 +11,6 @@ from typing import Any
 from litestar import Litestar, Router
 from litestar.datastructures import CacheControlHeader, State
 from litestar.di import Provide
-from litestar.middleware import DefineMiddleware
 from litestar.static_files import create_static_files_router
 
 from db.db_session import DbSession
@@ -70,7 +69,7 @@ def create_app(settings: Settings) -> Litestar:
                 await pool.aclose()
                 await engine.stop()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[*ROUTES, _static()],
         dependencies={
             "db_session": Provide(open_session, sync_to_thread=False),
@@ -82,13 +81,15 @@ def create_app(settings: Settings) -> Litestar:
             "logins": _from_state("accounts"),
         },
         exception_handlers=HANDLERS,
-        middleware=[DefineMiddleware(Guard, hosts=settings.hosts)],
         lifespan=[serving],
         state=State({"accounts": accounts, "draining": draining, "engine": engine}),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,
     )
+    # Around the whole application: what the router itself refuses is guarded too.
+    app.asgi_handler = Guard(app.asgi_handler, settings.hosts)
+    return app
 
 
 def _from_state(name: str) -> Provide:

@@ -100,7 +100,10 @@ def reads(form: type[msgspec.Struct]) -> Provide:
         fields = await _fields(request)
         # Kept so that a refusal can give back what was typed.
         request.state.typed = {name: value for name, value in fields.items() if isinstance(value, str)}
-        request.state.key = request.headers.get("idempotency-key") or fields.pop(KEY_FIELD, None) or None
+        typed = fields.pop(KEY_FIELD, None)
+        if not isinstance(typed, str | None):
+            raise InvalidRequest("An idempotency key is a text.", field=KEY_FIELD)
+        request.state.key = request.headers.get("idempotency-key") or typed or None
         return _converted(fields, form, strict=is_json(request))
 
     read.struct = form  # type: ignore[attr-defined]  # what web/openapi.py describes
@@ -142,8 +145,8 @@ async def _fields(request: Request) -> dict[str, Any]:
         form = await request.form()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise InvalidRequest("The body is neither JSON nor a form.") from error
-    # An empty field of a form is one that was not filled in.
-    fields = {name: value for name, value in form.items() if value != "" or name in ("prompt", "title", "reason")}
-    if any(not isinstance(value, str) for value in fields.values()):
+    given = list(form.multi_items())
+    if len(given) != len(dict(given)) or any(not isinstance(value, str) for _, value in given):
         raise InvalidRequest("A field of the form is given twice, or is a file.")
-    return fields
+    # An empty field of a form is one that was not filled in.
+    return {name: value for name, value in given if value != "" or name in ("prompt", "title", "reason")}

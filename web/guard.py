@@ -1,7 +1,7 @@
 """What holds for every request before any handler: host, same origin, body size; and for every answer: headers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -9,6 +9,7 @@ from uuid import uuid4
 import msgspec
 from litestar.datastructures import Cookie
 from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from web.actor import GUEST_COOKIE
@@ -42,7 +43,7 @@ HEADERS = [
 class Guard:
     """ASGI middleware around everything else."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
         self.app = app
         self.hosts = frozenset(hosts)
 
@@ -65,7 +66,8 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > BODY_BYTES:
             return 413, "too_large", f"A body has at most {BODY_BYTES:,} bytes."
-        if scope["method"] in SAFE or "authorization" in headers:
+        # A browser never adds a bearer token by itself, so such a request needs no other proof.
+        if scope["method"] in SAFE or headers.get("authorization", "").lower().startswith("bearer "):
             return None
         if not _same_origin(headers):
             return 403, "forbidden", "This request came from another site."
@@ -84,11 +86,14 @@ def _same_origin(headers: dict[str, str]) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    except ValueError:
+        return False
 
 
 def _capped(receive: Receive) -> Receive:
-    """A body that grows past the cap without having said so ends as a disconnect."""
+    """A body that grows past the cap without having said so is refused where it is read."""
     seen = 0
 
     async def capped() -> Any:
@@ -97,7 +102,7 @@ def _capped(receive: Receive) -> Receive:
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > BODY_BYTES:
-                return {"type": "http.disconnect"}
+                raise HTTPException(status_code=413)
         return message
 
     return capped

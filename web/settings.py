@@ -15,6 +15,7 @@ import msgspec
 
 from services.catalogue import ModelConfig
 from services.client_pool import Provider
+from services.policies import check_rule
 from services.rules import GroupConfig
 
 PREFIX = "TURNKEEPER_"
@@ -183,6 +184,12 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("trusted_proxies: “*” would let anybody choose their address; name the proxies")
     if settings.secret_key and len(settings.secret_key) < 32:
         raise SettingsError("secret_key: it needs 32 characters or more")
+    for name, group in settings.groups.items():
+        for limit, value in group.limits().items():
+            try:
+                check_rule(limit, value)
+            except ValueError as error:
+                raise SettingsError(f"$.groups.{name}.{limit}: {error}") from error
     providers = {"builtin"} | {provider.id for provider in settings.providers}
     if len(providers) <= len(settings.providers):
         raise SettingsError("$.providers: two have the same id (“builtin” is taken)")

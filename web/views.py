@@ -7,6 +7,7 @@ from uuid import UUID
 import msgspec
 
 from db.tables import Journal, Turn
+from services.actor import Actor
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.outcomes import Extension, LiveSession, Switch
@@ -108,6 +109,12 @@ class TurnView(msgspec.Struct, frozen=True):
             turn.first_text_at,
             turn.ended_at,
         )
+
+    @classmethod
+    def for_actor(cls, turn: Turn, actor: Actor) -> "TurnView":
+        """An ended turn as `actor` may see it: its text is its owner's alone."""
+        view = cls.of(turn)
+        return view if turn.owner_id == actor.id else msgspec.structs.replace(view, prompt="", reply="")
 
     @property
     def seconds(self) -> float | None:

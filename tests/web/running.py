@@ -39,17 +39,18 @@ id = "guide"
 provider = "builtin"
 
 [groups.guest]
-sessions_created = "100/min burst 100"
-turns = "200/min burst 100"
-switches = "200/min burst 100"
+sessions_created = "6000/min burst 2000"
+turns = "6000/min burst 2000"
+switches = "6000/min burst 2000"
 concurrent_turns = 20
-open_sessions = 500
+open_sessions = 2000
 
 [groups.user]
-turns = "200/min burst 100"
-switches = "200/min burst 100"
-sessions_created = "100/min burst 100"
+sessions_created = "6000/min burst 2000"
+turns = "6000/min burst 2000"
+switches = "6000/min burst 2000"
 concurrent_turns = 20
+open_sessions = 2000
 """
 
 

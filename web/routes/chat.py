@@ -103,7 +103,7 @@ async def stop_turn(
     return answer(
         request,
         "chat/ended.html",
-        TurnView.of(turn),
+        TurnView.for_actor(turn, actor),
         location=f"/session/{turn.session_id}",
         **await controls.of(session),
     )

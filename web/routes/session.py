@@ -59,7 +59,7 @@ async def create_session(
         key=request.state.key,
     )
     view = SessionView.of(session)
-    return answer(request, "session/changed.html", view, location=view.url, status=201, allowance=session.allowance)
+    return answer(request, None, view, location=view.url, status=201, allowance=session.allowance)
 
 
 @get("/session", dependencies={"asked": asks(ListSessions)}, opt={"answers": SessionsView})
@@ -83,7 +83,7 @@ async def show_session(
 ) -> Response[Any]:
     """One session: its transcript, its model and why, its limits."""
     session = await sessions.get_session(session_id, db_session, actor=actor)
-    if wants(request) == "json":
+    if wants(request) in ("json", "stream"):
         return json(SessionView.of(session))
     context = await controls.of(session)
     found = NOTHING
@@ -263,9 +263,7 @@ async def delete_session(
 ) -> Response[Any]:
     """Take a session and its turns away."""
     await sessions.delete_session(session_id, db_session, actor=actor)
-    if wants(request) in ("json", "stream"):
-        return Response(None, status_code=204)
-    return Response(None, status_code=303, headers={"Location": "/"})
+    return answer(request, None, None, location="/")
 
 
 def sessions_view(found: SessionPage) -> SessionsView:
