@@ -22,8 +22,8 @@ from services.catalogue import ModelConfig
 from services.client_pool import ClientPool, Provider
 from services.errors import LimitReached, Refusal
 from services.event_bus import Hint, MemoryEventBus
-from services.rules import GroupConfig, apply_config
 from services.outcomes import TurnOrder
+from services.rules import GroupConfig, apply_config
 from services.session_service import SessionService
 
 pytest_plugins = ["tests.servers", "tests.peers.llama_cpp", "tests.web.running"]

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             else "several workers come with a later release"
         )
         raise click.ClickException(f"--workers {workers}: {why}.")
+    # uvicorn hands a signal on once it has shut down; what was asked for is done then, and the exit code is 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     with _only_one(settings):
         _secret(settings)
         uvicorn.run(

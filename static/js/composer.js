@@ -1,33 +1,87 @@
-// The composer: Enter sends, Shift+Enter breaks the line, Esc stops; what was typed goes only once it was accepted.
+// What the forms cannot do alone: keys, a draft that outlives a reload, countdowns, and a word where the server is silent.
 
-const composer = (node) => node.closest?.("[data-composer]");
+const modified = (event) => event.shiftKey || event.ctrlKey || event.altKey || event.metaKey;
+const openMenus = () => document.querySelectorAll("details.menu[open]");
 
+// Enter sends, Shift+Enter breaks the line; Escape closes a menu, else stops the reply.
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.matches?.(".composer-text")) {
+  const field = event.target;
+  if (event.key === "Enter" && !modified(event) && !event.isComposing && field.matches?.(".composer-text")) {
     event.preventDefault();
-    event.target.form.requestSubmit();
+    if (field.value.trim()) field.form.requestSubmit();
   }
-  if (event.key === "Escape") document.querySelector("[data-stop]")?.click();
+  if (event.key !== "Escape") return;
+  const [menu] = openMenus();
+  if (menu) {
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  } else document.querySelector("[data-stop]")?.click();
+});
+
+document.addEventListener("click", async (event) => {
+  for (const menu of openMenus()) if (!menu.contains(event.target)) menu.open = false;
+  const copy = event.target.closest?.("[data-copy]");
+  if (!copy) return;
+  await navigator.clipboard?.writeText(document.getElementById(copy.dataset.copy).textContent);
+  copy.textContent = "Copied";
+});
+
+// A draft is kept for this tab until it was accepted.
+const draft = (field) => `draft ${location.pathname}`;
+
+document.addEventListener("input", ({ target }) => {
+  if (target.matches?.(".composer-text")) sessionStorage.setItem(draft(target), target.value);
+});
+
+for (const field of document.querySelectorAll(".composer-text"))
+  if (!field.value) field.value = sessionStorage.getItem(draft(field)) ?? "";
+
+document.addEventListener("submit", ({ target }) => {
+  if (!target.hasAttribute("hx-post")) sessionStorage.removeItem(`draft ${location.pathname}`);
 });
 
 const sent = new WeakMap();
 
-document.addEventListener("htmx:before:request", (event) => {
-  const form = composer(event.target);
-  if (form) sent.set(form, form.elements.prompt.value);
+document.addEventListener("htmx:before:request", ({ target, detail }) => {
+  const field = target.closest?.("[data-composer]")?.elements.prompt;
+  if (field) sent.set(field, field.value);
 });
 
-document.addEventListener("htmx:after:request", (event) => {
-  const form = composer(event.target);
-  const status = event.detail.ctx.response?.status ?? 0;
+document.addEventListener("htmx:after:request", ({ target, detail }) => {
+  const { response, text } = detail.ctx;
+  if (response.status >= 400) {
+    if (!text.includes("<hx-partial")) say("The server did not accept this. What you wrote is still here.");
+    return;
+  }
+  const field = target.closest?.("[data-composer]")?.elements.prompt;
   // Typed on meanwhile? Then it is another message already.
-  if (form && status < 400 && form.elements.prompt.value === sent.get(form)) form.elements.prompt.value = "";
+  if (!field || field.value !== sent.get(field)) return;
+  field.value = "";
+  sessionStorage.removeItem(draft(field));
+  document.querySelector(".scroller").scrollTop = 0;
 });
+
+document.addEventListener("htmx:error", () => say("The server cannot be reached. What you wrote is still here."));
+
+function say(text) {
+  const notice = document.getElementById("notice");
+  if (!notice) return;
+  notice.className = "notice refusal";
+  notice.role = "alert";
+  notice.textContent = text;
+}
+
+// The live stream: say when it is cut, and when it is back.
+const lost = (is) => {
+  for (const node of document.querySelectorAll("[data-lost]")) node.hidden = !is;
+};
+document.addEventListener("htmx:sse:error", () => lost(true));
+document.addEventListener("htmx:sse:after:connection", () => lost(false));
 
 setInterval(() => {
   for (const node of document.querySelectorAll("[data-countdown]")) {
-    const left = node.dataset.countdown - 1;
-    node.dataset.countdown = Math.max(left, 0);
-    node.textContent = left > 0 ? `Try again in ${left} s.` : "You can try again now.";
+    const left = Math.max(node.dataset.countdown - 1, 0);
+    node.dataset.countdown = left;
+    node.textContent = left ? `Try again in ${left} s.` : "You can try again now.";
   }
 }, 1000);
