@@ -69,9 +69,12 @@ class DbSession:
         transaction.after_commit(callback)
 
     async def lock(self, *names: str) -> None:
-        """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits."""
+        """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits.
+
+        Locks are taken in the order given; it must be the same everywhere, before any bucket of a rate.
+        """
         if self._postgres:
-            for name in sorted(names):
+            for name in names:
                 await self.engine.run("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [name])
 
     @property
@@ -259,10 +262,10 @@ class DbSession:
     async def count_open_sessions(
         self, owner_id: UUID, now: datetime, active_after: datetime | None, created_after: datetime | None
     ) -> int:
-        """Sessions of one owner that are active and not past their end."""
+        """Sessions of one owner that are neither closed nor past their end."""
         query = Session.count().where(
             Session.owner_id == owner_id,
-            Session.state == "active",
+            Session.state != "closed",
             (Session.expires_at.is_null()) | (Session.expires_at > now),
         )
         if active_after is not None:
@@ -277,7 +280,7 @@ class DbSession:
             Session.objects()
             .where(
                 Session.owner_id == owner_id,
-                Session.state == "active",
+                Session.state != "closed",
                 Session.turn_count == 0,
                 Session.version == 0,
                 Session.title == "",
@@ -296,6 +299,8 @@ class DbSession:
         *,
         owner_id: UUID | None,
         limit: int,
+        ends: "Ends",
+        now: datetime,
         after: tuple[datetime, UUID] | None = None,
         state: str = "",
         model: str = "",
@@ -305,45 +310,37 @@ class DbSession:
         where: list[str] = ["1 = 1"]
         args: list[Any] = []
         for condition, value in (
-            ("owner_id = {}", owner_id),
-            ("state = {}", state),
-            ("last_model = {}", model),
-            ("LOWER(title) LIKE {} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
+            ("session.owner_id = {}", owner_id),
+            ("session.last_model = {}", model),
+            ("LOWER(session.title) LIKE {} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
         ):
             if value:
                 where.append(condition)
                 args.append(value)
+        if state == "closed":
+            where.append("session.state = 'closed'")
+        elif state:
+            over, ended = _over(ends, now)
+            where.append(f"session.state <> 'closed' AND {'' if state == 'expired' else 'NOT '}({over})")
+            args += ended
         if after is not None:
-            where.append("(last_activity_at, id) < ({}, {})")
+            where.append("(session.last_activity_at, session.id) < ({}, {})")
             args += list(after)
         return await self._rows(
             Session,
-            f"SELECT * FROM session WHERE {' AND '.join(where)} "  # noqa: S608 - conditions are ours, values are bound
-            "ORDER BY last_activity_at DESC, id DESC LIMIT {}",
+            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
+            f"WHERE {' AND '.join(where)} ORDER BY session.last_activity_at DESC, session.id DESC LIMIT {{}}",
             *args,
             limit,
         )
 
-    async def list_lapsed_sessions(
-        self,
-        group_name: str,
-        now: datetime,
-        active_before: datetime | None,
-        created_before: datetime | None,
-        limit: int,
-    ) -> list[Session]:
-        """Sessions of a group still marked active whose end has passed; locked, those held by others passed over."""
-        ends, args = ["session.expires_at <= {}"], [group_name, now]
-        if active_before is not None:
-            ends.append("session.last_activity_at <= {}")
-            args.append(active_before)
-        if created_before is not None:
-            ends.append("session.created_at <= {}")
-            args.append(created_before)
+    async def list_lapsed_sessions(self, ends: "Ends", now: datetime, limit: int) -> list[Session]:
+        """Sessions marked active whose end has passed; kept from changing, those others hold passed over."""
+        over, args = _over(ends, now)
         return await self._rows(
             Session,
             "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
-            f"WHERE session.state = 'active' AND account.group_name = {{}} AND ({' OR '.join(ends)}) LIMIT {{}}"
+            f"WHERE session.state = 'active' AND ({over}) LIMIT {{}}"
             + (" FOR UPDATE OF session SKIP LOCKED" if self._postgres else ""),
             *args,
             limit,
@@ -355,14 +352,15 @@ class DbSession:
         return await self._object(Turn, Turn.id == turn_id, lock=lock)
 
     async def find_running_turn(self, session_id: UUID) -> Turn | None:
+        """The turn marked running, its lease alive or not."""
         return await self._object(Turn, Turn.session_id == session_id, Turn.state == "running")
 
-    async def list_running_turns(self, session_ids: Sequence[UUID]) -> dict[UUID, UUID]:
-        """{session id: running turn id} of those that have one."""
+    async def list_running_turns(self, session_ids: Sequence[UUID], now: datetime) -> dict[UUID, UUID]:
+        """{session id: running turn id} of those that have one with a living lease."""
         if not session_ids:
             return {}
         rows = await Turn.select(Turn.id, Turn.session_id).where(
-            Turn.session_id.is_in(list(session_ids)), Turn.state == "running"
+            Turn.session_id.is_in(list(session_ids)), Turn.state == "running", Turn.lease_until > now
         )
         return {row["session_id"]: row["id"] for row in rows}
 
@@ -520,15 +518,37 @@ class DbSession:
             Journal.objects().where(Journal.session_id == session_id).order_by(Journal.id, ascending=False).limit(limit)
         )
 
-    async def find_last_switch(self, session_id: UUID) -> Journal | None:
-        """The decision that put the session on its model."""
-        rows = await (
-            Journal.objects()
-            .where(Journal.session_id == session_id, Journal.what == "model_switched")
-            .order_by(Journal.version, ascending=False)
-            .limit(1)
+    async def list_last_switches(self, session_ids: Sequence[UUID]) -> dict[UUID, Journal]:
+        """{session id: the decision that put it on its model}."""
+        if not session_ids:
+            return {}
+        rows = await self._rows(
+            Journal,
+            "SELECT journal.* FROM journal JOIN ("  # noqa: S608
+            "SELECT session_id, MAX(version) AS version FROM journal "
+            f"WHERE session_id IN ({_marks(session_ids)}) AND what = 'model_switched' GROUP BY session_id"
+            ") AS last ON journal.session_id = last.session_id AND journal.version = last.version "
+            "WHERE journal.what = 'model_switched'",
+            *session_ids,
         )
-        return rows[0] if rows else None
+        return {row.session_id: row for row in rows}
+
+
+#: {group: (active before, created before)} that make a session of the group over; "" for every other group
+Ends = Mapping[str, tuple[datetime | None, datetime | None]]
+
+
+def _over(ends: Ends, now: datetime) -> tuple[str, list[Any]]:
+    """A condition on session and account: its end has passed."""
+    conditions, args = ["session.expires_at <= {}"], [now]
+    named = [group for group in ends if group]
+    for group, (active_before, created_before) in ends.items():
+        whose = "account.group_name = {}" if group else f"account.group_name NOT IN ({_marks(named)})"
+        for column, before in (("last_activity_at", active_before), ("created_at", created_before)):
+            if before is not None:
+                conditions.append(f"({whose} AND session.{column} <= {{}})")
+                args += [*([group] if group else named), before]
+    return " OR ".join(conditions), args
 
 
 def _marks(values: Sequence[Any]) -> str:

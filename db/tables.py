@@ -83,7 +83,7 @@ class Session(Table, tablename="session"):
     last_model = Text(null=True, default=None)
     #: an admin holds the model: the owner cannot switch it
     locked = Boolean(default=False)
-    #: active · expired · closed; `expired` may lag until the sweep, the deadline never does
+    #: active · expired · closed; only `closed` is believed: `expired` notes that the sweep has seen its end pass
     state = Text()
     #: counts governed changes (model, lock, title, state, expiry)
     version = Integer(default=0)

@@ -119,6 +119,8 @@ class Accounts:
         """A network address as a rate's key: IPv6 by /64, and never readable in the database."""
         try:
             parsed = ip_address(address)
+            # ::ffff:192.0.2.1 is what a dual-stack listener calls an IPv4 address.
+            parsed = getattr(parsed, "ipv4_mapped", None) or parsed
             block = str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
         except ValueError:
             block = address

@@ -59,16 +59,19 @@ class Admission:
             raise SessionQuota(size=quota.size, used=quota.used)
         return await self.take("sessions_created", policies.sessions_created, (actor.rate_key,), db_session)
 
-    async def admit_turn(
-        self, turn: Turn, entry: Entry, actor: Actor, rules: Rules, db_session: DbSession
-    ) -> Allowance | None:
-        """A slot, a place in the rate and a reservation for one turn. Raises the LimitReached that lasts longest."""
-        policies, now = rules.policies_of(actor.group), self.now()
+    async def lock_turn(self, actor: Actor, entry: Entry, rules: Rules, db_session: DbSession) -> None:
+        """Until commit, nobody else is admitted where this turn would count; before anything of it is taken."""
         await db_session.lock(
             f"owner:{actor.id}",
             *([f"model:{entry.id}"] if entry.concurrent_turns else []),
             *(["instance"] if rules.concurrent_turns else []),
         )
+
+    async def admit_turn(
+        self, turn: Turn, entry: Entry, actor: Actor, rules: Rules, db_session: DbSession
+    ) -> Allowance | None:
+        """A slot, a place in the rate and a reservation for one turn. Raises the LimitReached that lasts longest."""
+        policies, now = rules.policies_of(actor.group), self.now()
         refusals: list[LimitReached] = []
         for name, slots, scope in (
             ("concurrent_turns", policies.concurrent_turns, {"owner_id": actor.id}),

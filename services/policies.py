@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+#: a century
+LONGEST_DAYS = 36_500
 _SPAN = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 
 
@@ -46,10 +48,15 @@ class Rate(msgspec.Struct, frozen=True):
         if text.strip() == "0":
             return cls(0, timedelta(minutes=1), 0)
         found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d*)\s*([a-z]+)(?:\s+burst\s+(\d+))?\s*", text)
-        if not found or found[3] not in _SPAN or not int(found[1]) or found[2] == "0" or found[4] == "0":
+        if not found or found[3] not in _SPAN:
             raise ValueError(f"a rate is written like '10/min burst 5', not {text!r}")
-        count = int(found[1])
-        return cls(count, timedelta(seconds=int(found[2] or 1) * _SPAN[found[3]]), int(found[4] or count))
+        count, every, burst = int(found[1]), int(found[2] or 1), int(found[4] or found[1])
+        if not (0 < count <= 1_000_000 and 0 < every <= 1000 and 0 < burst <= 1_000_000):
+            raise ValueError(f"a rate has a count and a burst from 1 to a million, not {text!r}")
+        rate = cls(count, timedelta(seconds=every * _SPAN[found[3]]), burst)
+        if not rate.interval_us:
+            raise ValueError(f"a rate is at most a million a second, not {text!r}")
+        return rate
 
     @property
     def interval_us(self) -> int:
@@ -198,7 +205,10 @@ def parse_span(text: str) -> timedelta:
     found = re.fullmatch(r"\s*(\d+)\s*([a-z]*)\s*", text)
     if not found or (found[2] not in _SPAN and found[1] != "0"):
         raise ValueError(f"a span is written like '30d', '12h' or '30min', not {text!r}")
-    return timedelta(seconds=int(found[1]) * _SPAN.get(found[2], 0))
+    span = int(found[1]) * _SPAN.get(found[2], 0)
+    if span > LONGEST_DAYS * 86400:
+        raise ValueError(f"a span is at most {LONGEST_DAYS} days, not {text!r}; 0 is no end at all")
+    return timedelta(seconds=span)
 
 
 def nanos(money: str | float) -> int:

@@ -1,5 +1,6 @@
 """What holds now: the catalogue and each group's policies, as their rows say at this moment."""
 
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -52,10 +53,13 @@ class Rules:
             self._policies[group] = Policies.parse({**self._limits["user"], **self._limits.get(group, {})})
         return self._policies[group]
 
-    @property
-    def groups(self) -> list[str]:
-        """Every group that somebody may be in."""
-        return [name for name in self._limits if name != EVERYBODY]
+    def ends(self, now: datetime) -> dict[str, tuple[datetime | None, datetime | None]]:
+        """For each group, and "" for any other: what a session's last activity and creation must lie behind to live."""
+        lifetimes = {name: self.policies_of(name).lifetime for name in ("", *self._limits) if name != EVERYBODY}
+        return {
+            name: (now - one.idle if one.idle else None, now - one.absolute if one.absolute else None)
+            for name, one in lifetimes.items()
+        }
 
     @property
     def concurrent_turns(self) -> int:

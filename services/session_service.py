@@ -140,6 +140,7 @@ class SessionService:
             async with self._changing(session_id, db_session, actor) as session:
                 return await self._live(session, db_session)
         async with self._writing(db_session):
+            await db_session.lock(f"auto:{actor.id}")
             untouched = await db_session.find_untouched_session(actor.id, self.now() - REUSE)
             if untouched is not None and not await self._over(untouched, db_session):
                 return await self._live(untouched, db_session)
@@ -167,7 +168,14 @@ class SessionService:
         if everybody and not actor.is_admin:
             raise Forbidden("Only an admin sees everybody's sessions.")
         rows = await db_session.list_sessions(
-            owner_id=None if everybody else actor.id, limit=limit + 1, after=after, state=state, model=model, q=q
+            owner_id=None if everybody else actor.id,
+            limit=limit + 1,
+            ends=(await Rules.now(db_session)).ends(self.now()),
+            now=self.now(),
+            after=after,
+            state=state,
+            model=model,
+            q=q,
         )
         more, rows = len(rows) > limit, rows[:limit]
         return SessionPage(
@@ -290,7 +298,7 @@ class SessionService:
                 self._may_use(await self._owner(session.owner_id, db_session, actor), entry)
                 changed = entry.id != session.last_model
                 locking = lock is not None and lock != session.locked
-                running = await db_session.find_running_turn(session.id)
+                running = await self._running(session, db_session)
                 allowance = None
                 if changed or locking:
                     self._check_version(session, expected_version)
@@ -360,6 +368,7 @@ class SessionService:
                     raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
                 self._check_version(session, expected_version)
                 await self._check_idle(session, db_session)
+                await self.admission.lock_turn(actor, entry, rules, db_session)
                 if model is not None and entry.id != session.last_model:
                     rate = rules.policies_of(actor.group).switches
                     await self.admission.take("switches", rate, (f"session:{session.id}", actor.rate_key), db_session)
@@ -436,9 +445,7 @@ class SessionService:
             lapsed += await db_session.list_turns_not_leased_to(self.worker)
         for turn_id in lapsed:
             await self._interrupt(turn_id, db_session, alone=alone)
-        expired = 0
-        for group in (await Rules.now(db_session)).groups:
-            expired += await self._expire_group(group, db_session)
+        expired = await self._expire(db_session)
         await db_session.delete_keys_before(self.now() - IDEMPOTENCY)
         return len(lapsed) + expired
 
@@ -474,6 +481,7 @@ class SessionService:
             if state == "expired" and also != "expired":
                 raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now))
             before = snapshot(session)
+            session.state = state
             yield session
             if changes := changes_between(before, session):
                 await db_session.update(session, **changes)
@@ -484,7 +492,10 @@ class SessionService:
         turn = await db_session.find_turn(turn_id)
         if turn is None:
             raise NotFound("There is no such turn.")
-        session = await self._require(turn.session_id, db_session, actor, lock=True)
+        try:
+            session = await self._require(turn.session_id, db_session, actor, lock=True)
+        except NotFound as error:
+            raise NotFound("There is no such turn.") from error
         turn = await db_session.find_turn(turn_id, lock=True)
         if turn is None:
             raise NotFound("There is no such turn.")
@@ -588,12 +599,9 @@ class SessionService:
             raise VersionConflict(current_model=session.last_model, version=session.version)
 
     async def _check_idle(self, session: Session, db_session: DbSession) -> None:
-        running = await db_session.find_running_turn(session.id)
-        if running is None:
-            return
-        if running.lease_until > self.now():
+        running = await self._running(session, db_session)
+        if running is not None:
             raise SessionBusy(running_turn=running.id)
-        await self._interrupt(running.id, db_session)
 
     # ------------------------------------------------------------ a turn's parts
 
@@ -674,8 +682,16 @@ class SessionService:
             runner = self.runner
             db_session.after_commit(lambda: runner.stop(turn.id))
 
-    async def _stop_running(self, session: Session, actor: Actor, db_session: DbSession) -> None:
+    async def _running(self, session: Session, db_session: DbSession) -> Turn | None:
+        """The turn that runs in a session that is being changed; one whose lease lapsed ends here."""
         running = await db_session.find_running_turn(session.id)
+        if running is not None and running.lease_until <= self.now():
+            await self._interrupt(running.id, db_session)
+            return None
+        return running
+
+    async def _stop_running(self, session: Session, actor: Actor, db_session: DbSession) -> None:
+        running = await self._running(session, db_session)
         if running is not None:
             await self._end_turn(session, running, "stopped", actor, db_session)
 
@@ -716,16 +732,17 @@ class SessionService:
     ) -> LiveSession:
         rules = rules or await Rules.now(db_session)
         owner = await self._owner(session.owner_id, db_session)
-        running = await db_session.find_running_turn(session.id)
-        switch = await db_session.find_last_switch(session.id) if session.last_model is not None else None
-        return self._as_live(session, owner, running.id if running else None, switch, rules, allowance)
+        running = await db_session.list_running_turns([session.id], self.now())
+        switches = await db_session.list_last_switches([session.id] if session.last_model is not None else [])
+        return self._as_live(session, owner, running.get(session.id), switches.get(session.id), rules, allowance)
 
     async def _live_all(self, sessions: list[Session], db_session: DbSession) -> list[LiveSession]:
-        rules = await Rules.now(db_session)
+        rules, ids = await Rules.now(db_session), [session.id for session in sessions]
         owners = await db_session.list_accounts(session.owner_id for session in sessions)
-        running = await db_session.list_running_turns([session.id for session in sessions])
+        running = await db_session.list_running_turns(ids, self.now())
+        switches = await db_session.list_last_switches(ids)
         return [
-            self._as_live(session, owners[session.owner_id], running.get(session.id), None, rules)
+            self._as_live(session, owners[session.owner_id], running.get(session.id), switches.get(session.id), rules)
             for session in sessions
         ]
 
@@ -750,17 +767,12 @@ class SessionService:
             allowance,
         )
 
-    async def _expire_group(self, group: str, db_session: DbSession) -> int:
-        """Mark the sessions of one group whose end has passed."""
+    async def _expire(self, db_session: DbSession) -> int:
+        """Mark sessions whose end has passed."""
         async with self._writing(db_session):
-            lifetime, now = (await Rules.now(db_session)).policies_of(group).lifetime, self.now()
-            lapsed = await db_session.list_lapsed_sessions(
-                group,
-                now,
-                now - lifetime.idle if lifetime.idle else None,
-                now - lifetime.absolute if lifetime.absolute else None,
-                SWEEP_ROWS,
-            )
+            now = self.now()
+            ends = (await Rules.now(db_session)).ends(now)
+            lapsed = await db_session.list_lapsed_sessions(ends, now, SWEEP_ROWS)
             for session in lapsed:
                 await db_session.update(session, state="expired", version=session.version + 1)
                 await self._record("session_expired", session, SYSTEM, db_session)
@@ -811,9 +823,10 @@ def _explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
 
 
 def _state_of(session: Session, lifetime: Lifetime, now: datetime) -> State:
+    """What a session is now; the stored state is believed only where it says closed."""
     if session.state == "closed":
         return "closed"
-    return "expired" if session.state == "expired" or lifetime.over(session, now) else "active"
+    return "expired" if lifetime.over(session, now) else "active"
 
 
 def _account_of(actor: Actor, now: datetime) -> Account:

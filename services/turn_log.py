@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from db.db_session import DbSession
-from db.tables import Session, Turn
+from db.tables import Turn
 from services.actor import Actor
 from services.errors import NotFound
 from services.event_bus import EventBus, Hint
@@ -20,6 +20,8 @@ from services.outcomes import LiveSession
 from services.session_service import SessionService
 
 HEARTBEAT_SECONDS = 15.0
+#: an offset that no reply reaches
+MOST = 2**31 - 1
 #: how many turns a reader that was away long is shown again
 CATCH_UP_TURNS = 50
 
@@ -83,15 +85,16 @@ class Position(msgspec.Struct):
         try:
             if offset == "end":
                 return cls(UUID(turn), ended=True)
-            return cls(UUID(turn), max(0, min(int(offset or 0), 2**31)))
+            return cls(UUID(turn), max(0, min(int(offset or 0), MOST)))
         except ValueError:
             return cls()
 
     @classmethod
-    def after(cls, turns: Sequence[Turn]) -> "Position":
-        """Behind a transcript that was shown: its last turn if that has ended, else the one before."""
-        ended = [turn for turn in turns if turn.reply is not None]
-        return cls(ended[-1].id, ended=True) if ended else cls()
+    def after(cls, turns: Sequence[Turn], text: str) -> "Position":
+        """Behind a transcript that was shown, its running turn as far as `text`."""
+        if not turns:
+            return cls()
+        return cls(turns[-1].id, len(text)) if turns[-1].reply is None else cls(turns[-1].id, ended=True)
 
 
 class TurnLog:
@@ -131,7 +134,7 @@ class TurnLog:
 
     async def _follow(self, reader: "_Reader") -> AsyncGenerator[Event, None]:
         with self._bus.subscribe(reader.session_id) as subscription:
-            async for event in reader.catch_up():
+            async for event in reader.begin():
                 yield event
             draining = asyncio.ensure_future(self._draining.wait())
             woken = draining
@@ -166,21 +169,21 @@ class _Reader:
         #: the one turn to follow; None for the whole session
         self._only = only
 
+    async def begin(self) -> AsyncIterator[Event]:
+        """What was there before the first hint."""
+        async for event in self._turns() if self._only is not None else self._all():
+            yield event
+
     async def read(self, hints: list[Hint]) -> AsyncIterator[Event]:
-        """What the hints say, or the rows where the hints do not join."""
-        for place, hint in enumerate(hints):
+        """What the hints say, or the rows where the hints do not join; without hints, whether any was missed."""
+        for hint in hints:
             if not self._joins(hint):
-                async for event in self.catch_up():
+                async for event in self._turns() if self._only and hint.kind != "session" else self._all():
                     yield event
-                hints = [later for later in hints[place + 1 :] if self._joins(later)]
-                for later in hints:
-                    if delta := self._delta(later):
-                        yield delta
-                return
-            if delta := self._delta(hint):
+            elif delta := self._delta(hint):
                 yield delta
         if not hints:
-            async for event in self.catch_up():
+            async for event in self._all():
                 yield event
             yield Beat(self._at.version or 0)
 
@@ -196,44 +199,44 @@ class _Reader:
         self._at.offset += len(text)
         return delta
 
-    async def catch_up(self) -> AsyncIterator[Event]:
-        """What the rows say since the position."""
-        db_session = self._open_session()
+    async def _all(self) -> AsyncIterator[Event]:
+        """What the rows say since the position: turns, and the session itself."""
         try:
-            session = await self._sessions.get_session(self.session_id, db_session, actor=self._actor)
+            session = await self._sessions.get_session(self.session_id, self._open_session(), actor=self._actor)
         except NotFound:
             yield Gone()
             return
-        async for event in self._turns(session.row, db_session):
+        async for event in self._turns(session.row.head_id):
             yield event
         seen, self._at.version = self._at.version, session.row.version
         if seen is not None and seen != session.row.version:
             yield Changed(session)
 
-    async def _turns(self, session: Session, db_session: DbSession) -> AsyncIterator[Event]:
-        for turn in await self._unseen(session, db_session):
+    async def _turns(self, head_id: UUID | None = None) -> AsyncIterator[Event]:
+        db_session = self._open_session()
+        for turn in await self._unseen(head_id, db_session):
             if turn.id != self._at.turn_id:
                 self._at = Position(turn.id, version=self._at.version)
                 yield Begun(turn)
             while turn.reply is None:
                 pieces = await db_session.list_pieces(turn.id, self._at.offset)
                 for start, text in pieces:
-                    if delta := self._delta(Hint(session.id, "text", turn.id, start, text)):
+                    if delta := self._delta(Hint(self.session_id, "text", turn.id, start, text)):
                         yield delta
                 if len(pieces) < 2:
                     break
             if turn.reply is not None and not self._at.ended:
-                if delta := self._delta(Hint(session.id, "text", turn.id, 0, turn.reply)):
+                if delta := self._delta(Hint(self.session_id, "text", turn.id, 0, turn.reply)):
                     yield delta
                 self._at.ended = True
                 yield Ended(turn)
 
-    async def _unseen(self, session: Session, db_session: DbSession) -> list[Turn]:
+    async def _unseen(self, head_id: UUID | None, db_session: DbSession) -> list[Turn]:
         """The turns from the position on, oldest first; all that fit where the position is not on the path."""
         if self._only is not None:
             return await db_session.list_path(self._only, 1)
-        if session.head_id == self._at.turn_id:
-            return [] if self._at.ended else await db_session.list_path(session.head_id, 1)
-        path = await db_session.list_path(session.head_id, CATCH_UP_TURNS)
+        if head_id == self._at.turn_id:
+            return [] if self._at.ended else await db_session.list_path(head_id, 1)
+        path = await db_session.list_path(head_id, CATCH_UP_TURNS)
         ids = [turn.id for turn in path]
         return path[ids.index(self._at.turn_id) :] if self._at.turn_id in ids else path

@@ -98,6 +98,7 @@ class TurnRunner:
 
     async def close(self) -> None:
         """End every running turn as interrupted, with all its text."""
+        await asyncio.sleep(0)  # a task that has not begun would be cancelled before it could write its end
         running, self._tasks = self._tasks, {}
         for task in running.values():
             task.cancel("shutdown")

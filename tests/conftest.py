@@ -333,21 +333,29 @@ async def session_id(sessions: SessionService, db_session: DbSession, ann: Actor
     return (await sessions.create_session(db_session, actor=ann)).row.id
 
 
-AtOnce = Callable[[int, Callable[[int, DbSession], Awaitable[Any]]], Awaitable[list[Any]]]
+class Together:
+    """What became of many calls at once."""
+
+    def __init__(self, results: list[Any]) -> None:
+        self.done = [result for result in results if not isinstance(result, Refusal)]
+        self.refusals = [result for result in results if isinstance(result, Refusal)]
+        self.codes = sorted(refusal.code for refusal in self.refusals)
+
+
+AtOnce = Callable[[int, Callable[[int, DbSession], Awaitable[Any]]], Awaitable[Together]]
 
 
 @pytest.fixture
 def at_once(engine: Engine) -> AtOnce:
-    """Do something many times at once, each with a DbSession of its own; refusals are results too."""
+    """Do something many times at once, each time with a DbSession of its own."""
 
-    async def together(times: int, do: Callable[[int, DbSession], Awaitable[Any]]) -> list[Any]:
-        results = await asyncio.gather(
-            *(do(number, DbSession(engine)) for number in range(times)), return_exceptions=True
-        )
+    async def together(times: int, do: Callable[[int, DbSession], Awaitable[Any]]) -> Together:
+        calls = (do(number, DbSession(engine)) for number in range(times))
+        results = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, Refusal):
                 raise result
-        return results
+        return Together(list(results))
 
     return together
 
@@ -407,8 +415,10 @@ def storage_fails(engine: Engine) -> StorageFails:
         assert isinstance(engine, SqliteEngine)
         writer = await engine.writer()
         await writer.set_authorizer(judge)
-        yield
-        await writer.set_authorizer(None)
+        try:
+            yield
+        finally:
+            await writer.set_authorizer(None)
 
     @asynccontextmanager
     async def postgres(place: str) -> AsyncIterator[None]:

@@ -67,7 +67,9 @@ def test_only_the_service_and_its_collaborators_write_sessions_and_turns() -> No
 
 
 def test_the_model_of_a_session_is_written_in_one_place() -> None:
-    assigned = re.compile(r"\.last_model\s*=[^=]|last_model\s*=\s*(?!session\.last_model)[a-z\"']|, session\.last_model =")
+    assigned = re.compile(
+        r"\.last_model\s*=[^=]|last_model\s*=\s*(?!session\.last_model)[a-z\"']|, session\.last_model ="
+    )
     found = [
         (path.name, line.strip())
         for layer in ("services", "web", "db")

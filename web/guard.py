@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 from litestar.datastructures import Cookie
-from litestar.enums import ScopeType
+from litestar.enums import HttpMethod, ScopeType
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
@@ -58,6 +58,9 @@ class Guard:
         if refusal is not None:
             await _refuse(send, *refusal, request_id)
             return
+        if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
+            scope["method"] = HttpMethod.GET
+            send = _headers_only(send)
         await self.app(scope, _capped(receive), _dressed(send, scope))
 
     def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
@@ -106,6 +109,19 @@ def _capped(receive: Receive) -> Receive:
         return message
 
     return capped
+
+
+def _headers_only(send: Send) -> Send:
+    """What a GET would answer, without its body (RFC 9110 §9.3.2)."""
+
+    async def headers_only(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            if message.get("more_body"):
+                return
+            message["body"] = b""
+        await send(message)
+
+    return headers_only
 
 
 def _dressed(send: Send, scope: Scope) -> Send:

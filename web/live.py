@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from litestar import Request
 
 from db.db_session import DbSession
@@ -45,8 +46,11 @@ class Controls:
                 return render("chat/grew.html", turn_id=turn_id, text=text)
             case Begun(turn) | Ended(turn):
                 live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
-                template = "chat/begun.html" if isinstance(event, Begun) else "chat/ended.html"
-                return render(template, view=TurnView.of(turn), **await self.of(live))
+                if isinstance(event, Ended):
+                    return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live))
+                # Its text follows from the beginning, so one that is on the page already begins anew.
+                view = msgspec.structs.replace(TurnView.of(turn), reply="")
+                return render("chat/begun.html", view=view, again=True, **await self.of(live))
             case Changed(session):
                 return render("session/changed.html", view=SessionView.of(session), **await self.of(session))
             case _:

@@ -61,7 +61,7 @@ CREATE TABLE session (
 );
 CREATE INDEX session_of_owner ON session (owner_id, last_activity_at, id);
 CREATE INDEX session_by_activity ON session (last_activity_at, id);
-CREATE INDEX session_active ON session (owner_id, last_activity_at) WHERE state = 'active';
+CREATE INDEX session_open ON session (owner_id, last_activity_at) WHERE state <> 'closed';
 CREATE TABLE turn (
     id UUID NOT NULL PRIMARY KEY,
     session_id UUID NOT NULL REFERENCES session (id) ON DELETE CASCADE,

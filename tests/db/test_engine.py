@@ -116,9 +116,7 @@ async def test_migrating_twice_changes_nothing(engine: Engine) -> None:
     assert await migrate(engine) == []
 
 
-async def test_four_processes_that_migrate_at_once_apply_each_migration_once(
-    postgres_url: str, tmp_path: Path
-) -> None:
+async def test_four_processes_that_migrate_at_once_apply_each_migration_once(postgres_url: str, tmp_path: Path) -> None:
     connection = await asyncpg.connect(postgres_url)
     await connection.execute("CREATE DATABASE fresh")
     fresh = postgres_url.rsplit("/", 1)[0] + "/fresh"

@@ -133,7 +133,15 @@ def test_switch_is_not_the_name_of_a_model(guest: httpx.Client) -> None:
 
 # ---------------------------------------------------------------- what is not there
 
-UNKNOWN = ("/nothing", "/models/none", "/session/x/y/z", "/chat/none", "/session/none", "/admin/none", "/static/none.js")
+UNKNOWN = (
+    "/nothing",
+    "/models/none",
+    "/session/x/y/z",
+    "/chat/none",
+    "/session/none",
+    "/admin/none",
+    "/static/none.js",
+)
 
 
 @pytest.mark.parametrize("path", UNKNOWN)

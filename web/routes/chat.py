@@ -8,7 +8,7 @@ from litestar import Request, Response, get, post
 from litestar.params import FromPath
 
 from services.reads import Reads
-from services.turn_log import Position
+from services.turn_log import MOST, Position
 from web.answer import answer, json, page, rate_headers, wants
 from web.forms import Chat, Nothing, reads
 from web.given import Db, Given, Log, Sessions, Who
@@ -54,6 +54,7 @@ async def begin_turn(
                 TurnView.of(begun.turn),
                 location=f"/session/{begun.turn.session_id}",
                 allowance=begun.allowance,
+                again=False,
                 **await controls.of(begun.session),
             )
     response.headers.update(rate_headers(begun.allowance))
@@ -78,7 +79,7 @@ async def follow_turn(
     turn, _ = await Reads(sessions).turn(turn_id, db_session, actor=actor)
     position = Position.parse(request.headers.get("last-event-id", ""))
     same = position.turn_id == turn.id
-    offset = 2**31 if same and position.ended else position.offset if same else 0
+    offset = MOST if same and position.ended else position.offset if same else 0
     return stream(for_scripts(log.follow_turn(turn, offset, actor)))
 
 

@@ -95,7 +95,7 @@ async def show_session(
         SessionView.of(session),
         turns=[TurnView.of(turn, found.text) for turn in found.turns],
         earlier=found.earlier,
-        position=Position.after(found.turns),
+        position=Position.after(found.turns, found.text),
         recent=sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30)),
         **context,
     )
