@@ -207,6 +207,12 @@ class DbSession:
             row.set_by,
         )
 
+    async def forget_limits_except(self, kept: set[tuple[str, str]]) -> None:
+        """Drop what the configuration said once and says no more: (group, name)."""
+        for row in await LimitRule.select(LimitRule.group_name, LimitRule.name).where(LimitRule.set_by == "config"):
+            if (row["group_name"], row["name"]) not in kept:
+                await LimitRule.delete().where(LimitRule.group_name == row["group_name"], LimitRule.name == row["name"])
+
     async def take_from_bucket(self, key: str, now_us: int, interval_us: int, burst: int) -> int | None:
         """Take one place of a rate in one statement (GCRA); the new arrival time, or None where it is full."""
         taken = await RateBucket.raw(
@@ -540,7 +546,8 @@ Ends = Mapping[str, tuple[datetime | None, datetime | None]]
 
 def _over(ends: Ends, now: datetime) -> tuple[str, list[Any]]:
     """A condition on session and account: its end has passed."""
-    conditions, args = ["session.expires_at <= {}"], [now]
+    conditions: list[str] = ["session.expires_at <= {}"]
+    args: list[Any] = [now]
     named = [group for group in ends if group]
     for group, (active_before, created_before) in ends.items():
         whose = "account.group_name = {}" if group else f"account.group_name NOT IN ({_marks(named)})"

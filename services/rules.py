@@ -76,10 +76,9 @@ async def apply_config(
         for position, model in enumerate(models):
             await db_session.put_model(_row_of(model, position))
         await db_session.disable_models_except([model.id for model in models], "It is no longer in the configuration.")
-        groups = {"guest": GroupConfig(), "user": GroupConfig(), "admin": GroupConfig(), **groups}
-        await db_session.put_group(
-            AccountGroup(name=EVERYBODY, default_model=default_model, on_missing_model="fallback", set_by="config")
-        )
+        instance = msgspec.structs.replace(groups.get(EVERYBODY, GroupConfig()), default_model=default_model)
+        groups = {"guest": GroupConfig(), "user": GroupConfig(), "admin": GroupConfig(), **groups, EVERYBODY: instance}
+        kept = set()
         for name, group in groups.items():
             await db_session.put_group(
                 AccountGroup(
@@ -90,7 +89,9 @@ async def apply_config(
                 )
             )
             for limit, value in {**DEFAULT_LIMITS.get(name, {}), **group.limits()}.items():
+                kept.add((name, limit))
                 await db_session.put_limit(LimitRule(group_name=name, name=limit, value=value, set_by="config"))
+        await db_session.forget_limits_except(kept)
 
 
 def _row_of(model: ModelConfig, position: int) -> Model:

@@ -368,12 +368,12 @@ class SessionService:
                     raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
                 self._check_version(session, expected_version)
                 await self._check_idle(session, db_session)
+                transcript = await db_session.list_path(session.head_id, CONTEXT_TURNS)
+                messages, kept = fit(prompt, transcript, entry)
                 await self.admission.lock_turn(actor, entry, rules, db_session)
                 if model is not None and entry.id != session.last_model:
                     rate = rules.policies_of(actor.group).switches
                     await self.admission.take("switches", rate, (f"session:{session.id}", actor.rate_key), db_session)
-                transcript = await db_session.list_path(session.head_id, CONTEXT_TURNS)
-                messages, kept = fit(prompt, transcript, entry)
                 turn = self._new_turn(session, prompt, entry, messages, session.turn_count - kept)
                 allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session)
                 if entry.id != session.last_model:

@@ -319,6 +319,26 @@ def journal(engine: Engine) -> JournalRows:
     return rows
 
 
+Chain = Callable[[UUID], Awaitable[list[str]]]
+
+
+@pytest.fixture
+def chain(engine: Engine) -> Chain:
+    """The models a session was put on, in order; fails unless they form one chain that ends at its model (I3)."""
+
+    async def models(session_id: UUID) -> list[str]:
+        rows = await Journal.objects().where(Journal.session_id == session_id, Journal.what == "model_switched")
+        links = [(row.from_value, row.to_value) for row in sorted(rows, key=lambda row: row.version)]
+        following = [to for _, to in links]
+        assert [before for before, _ in links] == [None, *following][: len(links)]
+        session = await DbSession(engine).find_session(session_id, None)
+        assert session is not None
+        assert session.last_model == (following[-1] if following else None)
+        return following
+
+    return models
+
+
 @pytest.fixture
 def other_worker(pool: ClientPool, bus: MemoryEventBus, clock: Clock, orders: Orders) -> SessionService:
     """The service as another process runs it."""

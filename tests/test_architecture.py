@@ -67,18 +67,16 @@ def test_only_the_service_and_its_collaborators_write_sessions_and_turns() -> No
 
 
 def test_the_model_of_a_session_is_written_in_one_place() -> None:
-    assigned = re.compile(
-        r"\.last_model\s*=[^=]|last_model\s*=\s*(?!session\.last_model)[a-z\"']|, session\.last_model ="
-    )
-    found = [
-        (path.name, line.strip())
-        for layer in ("services", "web", "db")
-        for path in modules(layer)
-        if path.name != "tables.py"
-        for line in path.read_text().splitlines()
-        if assigned.search(line)
-    ]
-    assert len(found) == 1, found
+    assigned, passed = [], []
+    for layer in ("services", "web", "db"):
+        for path in modules(layer):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and node.attr == "last_model" and isinstance(node.ctx, ast.Store):
+                    assigned.append((path.name, node.lineno))
+                elif isinstance(node, ast.keyword) and node.arg == "last_model":
+                    passed.append((path.name, ast.unparse(node.value)))
+    assert len(assigned) == 1 and assigned[0][0] == "session_service.py", assigned
+    assert set(passed) <= {("session_service.py", "session.last_model")}, passed
 
 
 def test_only_settings_reads_the_environment() -> None:

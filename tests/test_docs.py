@@ -314,7 +314,7 @@ def test_what_is_refused_before_any_rule_has_a_documented_code(fresh: Server) ->
         ]
     assert [(answer.json()["code"], answer.status_code) for answer in answers] == list(BESIDES.items())[:4]
     for problem in (answer.json() for answer in answers):
-        assert problem["type"] == f"/docs/errors#{problem['code']}"
+        assert problem["type"] == f"urn:turnkeeper:{problem['code']}"
         assert problem["code"] in anchors(ERRORS)
 
 

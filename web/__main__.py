@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="turnkeeper")
+@click.version_option(package_name="turnkeeper", prog_name="turnkeeper")
 def main() -> None:
     """Turnkeeper: governed chat sessions over several language models.
 

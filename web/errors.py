@@ -115,7 +115,7 @@ def _told(
     request: Request, status: int, code: str, detail: str, headers: dict[str, str], facts: dict[str, Any]
 ) -> Response[Any]:
     problem = {
-        "type": f"/docs/errors#{code}",
+        "type": f"urn:turnkeeper:{code}",
         "title": TITLES.get(status, "Refused"),
         "status": status,
         "code": code,

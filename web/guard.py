@@ -150,7 +150,7 @@ def _dressed(send: Send, scope: Scope) -> Send:
 
 
 async def _refuse(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
-    problem = {"type": f"/docs/errors#{code}", "title": "Refused", "status": status, "code": code, "detail": detail}
+    problem = {"type": f"urn:turnkeeper:{code}", "title": "Refused", "status": status, "code": code, "detail": detail}
     body = msgspec.json.encode(problem | {"request_id": request_id})
     await send(
         {

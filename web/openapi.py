@@ -25,6 +25,8 @@ class Problem(msgspec.Struct):
     request_id: str
     retry_after_seconds: int | msgspec.UnsetType = msgspec.UNSET
     limit: str | msgspec.UnsetType = msgspec.UNSET
+    can_reopen: bool | msgspec.UnsetType = msgspec.UNSET
+    used: int | msgspec.UnsetType = msgspec.UNSET
     size: int | msgspec.UnsetType = msgspec.UNSET
     remaining: int | msgspec.UnsetType = msgspec.UNSET
     resets_at: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -120,7 +122,7 @@ def _parameters(path: str, handler: HTTPRouteHandler) -> list[dict[str, Any]]:
     if (query := _struct(handler, "asked")) is not None:
         properties = msgspec.json.schema_components([query])[1][query.__name__]["properties"]
         found += [{"name": name, "in": "query", "required": False, "schema": one} for name, one in properties.items()]
-    if "POST" in handler.http_methods:
+    if handler.opt.get("once"):
         found.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}})
     return found
 

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -19,6 +19,8 @@ from services.policies import check_rule
 from services.rules import GroupConfig
 
 PREFIX = "TURNKEEPER_"
+#: what the environment says under names of its own
+NOT_IN_A_FILE = {"openai_api_key", "anthropic_api_key", "config_file"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -70,7 +72,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def sqlite_path(self) -> Path | None:
         parts = urlsplit(self.database_url)
-        return Path(parts.path[1:]) if parts.scheme == "sqlite" else None
+        return Path(unquote(parts.path)[1:]) if parts.scheme == "sqlite" else None
 
     def secret(self) -> bytes:
         """The secret key; made and kept at the first start."""
@@ -96,17 +98,21 @@ def load(environ: Mapping[str, str], **flags: Any) -> Settings:
     path = Path(environ.get(f"{PREFIX}CONFIG", "turnkeeper.toml"))
     values: dict[str, Any] = {}
     if path.exists():
-        values = _read_toml(path) | {"config_file": str(path)}
+        values = _read_toml(path)
+        if foreign := values.keys() & NOT_IN_A_FILE:
+            raise SettingsError(f"{path}: $.{min(foreign)}: there is no such key")
+        values["config_file"] = str(path)
     elif f"{PREFIX}CONFIG" in environ:
         raise SettingsError(f"{PREFIX}CONFIG: there is no file {path}")
-    values |= _from_environment(environ)
+    from_environment = _from_environment(environ)
+    values |= from_environment
     values |= {name: flag for name, flag in flags.items() if flag is not None}
     for name in ("openai_api_key", "anthropic_api_key"):
         values[name] = environ.get(name.upper(), "")
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(_told(error, path)) from error
+        raise SettingsError(_told(error, path, from_environment)) from error
     return _checked(msgspec.structs.replace(settings, providers=_with_keys(settings.providers, environ)))
 
 
@@ -213,7 +219,10 @@ def _read_secret(key: str, path: str) -> str:
         raise SettingsError(f"{key}: {path} cannot be read") from error
 
 
-def _told(error: msgspec.ValidationError, path: Path) -> str:
-    """The path of the key first, then what is wrong with it."""
+def _told(error: msgspec.ValidationError, path: Path, from_environment: Mapping[str, Any]) -> str:
+    """Where the wrong value stands, then what is wrong with it."""
     what, _, where = str(error).partition(" - at `")
-    return f"{path if path.exists() else 'settings'}: {where.rstrip('`') or '$'}: {what}"
+    where = where.rstrip("`") or "$"
+    if (key := where.removeprefix("$.").partition("[")[0]) in from_environment:
+        return f"{PREFIX}{key.upper()}: {what}"
+    return f"{path if path.exists() else 'settings'}: {where}: {what}"

@@ -17,7 +17,12 @@ from web.sse import for_scripts, stream
 from web.views import SessionView, TurnView
 
 
-@post("/chat", status_code=200, dependencies={"form": reads(Chat)}, opt={"answers": TurnView, "streams": True})
+@post(
+    "/chat",
+    status_code=200,
+    dependencies={"form": reads(Chat)},
+    opt={"answers": TurnView, "streams": True, "once": True},
+)
 async def begin_turn(
     request: Request,
     form: Given[Chat],

@@ -19,7 +19,12 @@ async def list_models(request: Request, sessions: Sessions, db_session: Db, acto
     return page(request, "models.html", view, default=default)
 
 
-@post("/models/switch", status_code=200, dependencies={"form": reads(SwitchModel)}, opt={"answers": SwitchView})
+@post(
+    "/models/switch",
+    status_code=200,
+    dependencies={"form": reads(SwitchModel)},
+    opt={"answers": SwitchView, "once": True},
+)
 async def switch_model(
     request: Request,
     form: Given[SwitchModel],

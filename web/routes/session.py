@@ -45,7 +45,12 @@ from web.views import (
 NOTHING = Transcript([], "", None)
 
 
-@post("/session/create", status_code=201, dependencies={"form": reads(CreateSession)}, opt={"answers": SessionView})
+@post(
+    "/session/create",
+    status_code=201,
+    dependencies={"form": reads(CreateSession)},
+    opt={"answers": SessionView, "once": True},
+)
 async def create_session(
     request: Request, form: Given[CreateSession], sessions: Sessions, db_session: Db, actor: Who
 ) -> Response[Any]:
@@ -55,7 +60,7 @@ async def create_session(
         actor=actor,
         model=form.model,
         title=form.title,
-        origin="script" if is_json(request) else "page",
+        origin="script" if is_json(request) or actor.kind == "token" else "page",
         key=request.state.key,
     )
     view = SessionView.of(session)
