@@ -20,6 +20,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream: str = ""
     label: str = ""
     state: Literal["active", "deprecated", "retired", "disabled"] = "active"
+    #: shown with a state that is not active: why, and until when
+    state_reason: str = ""
     replacement: str | None = None
     aliases: list[str] = []
     #: groups that may use it; empty for everybody

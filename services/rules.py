@@ -101,7 +101,7 @@ def _row_of(model: ModelConfig, position: int) -> Model:
         upstream=model.upstream or model.id,
         label=model.label or model.id,
         state=model.state,
-        state_reason="",
+        state_reason=model.state_reason,
         replacement=model.replacement,
         aliases=" ".join(model.aliases),
         group_names=" ".join(model.groups),

@@ -66,6 +66,8 @@ REPLY_TOKENS = 4096
 SWEEP_ROWS = 100
 #: whose default it is, when it is the account's own
 OWN = "Your default model"
+#: the reason of a session's own model, until the journal tells more
+CHOSEN = "Chosen for this session."
 INTERRUPTED = ("interrupted", "The server stopped while this reply was being written.")
 
 
@@ -509,7 +511,7 @@ class SessionService:
             return self._default(owner, rules)
         entry = rules.catalogue.find(session.last_model, owner.group_name)
         if entry is not None and self._callable(entry):
-            reason = "Chosen for this session."
+            reason = CHOSEN
             if entry.state == "deprecated":
                 reason += f" It is going away. {entry.state_reason}".rstrip()
             return CurrentModel(entry.id, "session", True, reason)
@@ -817,9 +819,10 @@ def _explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
     if current.source != "session" or switch is None:
         return current
     if switch.reason in ("default", "replacement", "fallback"):
-        return msgspec.structs.replace(current, reason=f"Kept since the first reply; it was the {switch.reason}.")
-    why = f": {switch.reason}" if switch.reason else ""
-    return msgspec.structs.replace(current, reason=f"Chosen by {switch.actor_name}{why}.")
+        whose = f"Kept since the first reply; it was the {switch.reason}."
+    else:
+        whose = f"Chosen by {switch.actor_name}{f': {switch.reason}' if switch.reason else ''}."
+    return msgspec.structs.replace(current, reason=current.reason.replace(CHOSEN, whose))
 
 
 def _state_of(session: Session, lifetime: Lifetime, now: datetime) -> State:

@@ -25,6 +25,8 @@ SUGGESTIONS = (
     "What happens when I reach a limit?",
 )
 _FENCES = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
+#: a line end inside a paragraph, which is the file's and not the reader's
+_FOLD = re.compile(r"\n(?![ \t]*(?:[-*+] |\d+[.)] |\||>|#))[ \t]*")
 #: what is said where nothing is asked
 _SMALL_TALK = {
     *("hello", "hi", "hey", "hola", "moin", "good", "morning", "afternoon", "evening", "day"),
@@ -108,7 +110,7 @@ def _excerpt(body: str) -> str:
         if taken and sum(map(len, taken)) + len(block) > QUOTE_CHARACTERS and not taken[-1].endswith(":"):
             taken.append("…")
             break
-        taken.append(block)
+        taken.append(block if _FENCES.search(block) else _FOLD.sub(" ", block))
     return "\n\n".join(taken)
 
 

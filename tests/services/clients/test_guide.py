@@ -208,3 +208,15 @@ async def test_questions_lose_what_tells_nothing() -> None:
 async def test_the_suggested_questions_have_answers_in_the_real_docs(suggestion: str) -> None:
     search = DocsSearch.of(DOCS)
     assert search.find(suggestion), search.titles
+
+
+async def test_a_paragraph_is_quoted_as_one_line_and_a_list_as_it_stands(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "limits.md").write_text(
+        "# Limits\n\n## What a quota is\n\nA quota counts\nwhat is open.\n\n- one\n  more\n- two\n\n```\na\nb\n```\n"
+    )
+    client = GuideClient(docs, pace_seconds=0)
+    ask = Ask(model="guide", messages=(Message(role="user", text="What is a quota?"),), max_reply_tokens=0)
+    reply = "".join([event.text async for event in client.stream(ask) if isinstance(event, Text)])
+    assert "A quota counts what is open.\n\n- one more\n- two\n\n```\na\nb\n```" in reply

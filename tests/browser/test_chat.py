@@ -1,0 +1,186 @@
+"""Chatting: sending, streaming, stopping, other tabs, lost connections."""
+
+from collections.abc import Callable
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Chat
+
+ODD = (
+    "two  spaces,\ttab\n\n\nthree breaks\n    four spaces <script>document.title = 'owned'</script> & &amp; &#60;"
+    ' </div></hx-partial><hx-partial hx-target="#main"> data: no\n\nevent: gone\n id: 1 👩‍👩‍👧 é e\u0301 \u202eright\u202c'
+    " \u2028 \u2029 {{ 7 * 7 }} " + "x" * 2000 + " last"
+)
+
+
+def test_a_newcomer_asks_on_the_home_page_and_sees_the_reply(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello there")
+    chat.see("done")
+    expect(chat.replies).to_have_text("Hello there")
+    expect(chat.page.locator("[data-current-model]")).to_have_text("fast")
+    expect(chat.page.locator("aside")).to_contain_text("Hello there")
+    expect(chat.box).to_be_focused()
+
+
+def test_a_suggested_question_is_answered_by_the_guide(chat: Chat, complaints: list[str]) -> None:
+    chat.page.goto(chat.server.url)
+    chat.page.get_by_role("button", name="reach a limit").click()
+    chat.see("done")
+    expect(chat.page.locator(".reply-model")).to_have_text("guide")
+
+
+def test_a_reply_grows_while_it_is_written(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.say("/hang after 3")
+    expect(chat.replies.last).to_have_text("tok0 tok1 tok2")
+    chat.see("done", "running")
+    expect(chat.page.get_by_role("status").filter(has_text="fast is writing.")).to_be_attached()
+    expect(chat.page.get_by_role("button", name="Stop")).to_be_visible()
+
+
+def test_streamed_text_is_the_text_a_reload_shows(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.say(f"/hang after 999 {ODD}")
+    chat.see("done", "running")
+    expect(chat.replies.last).to_contain_text(" last")
+    streamed = chat.replies.last.evaluate("node => node.textContent")
+    assert streamed == ODD
+    chat.page.reload()
+    assert chat.replies.last.evaluate("node => node.textContent") == ODD
+    chat.page.get_by_role("button", name="Stop").click()
+    chat.see("done", "stopped")
+    assert chat.replies.last.evaluate("node => node.textContent") == ODD
+    chat.page.reload()
+    assert chat.replies.last.evaluate("node => node.textContent") == ODD
+    assert "owned" not in chat.page.title()
+
+
+def test_enter_sends_and_shift_enter_breaks_the_line(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.box.press_sequentially("one")
+    chat.box.press("Shift+Enter")
+    chat.box.press_sequentially("two")
+    expect(chat.box).to_have_value("one\ntwo")
+    chat.box.press("Enter")
+    chat.see("done", "done")
+    expect(chat.page.locator(".prompt .text").last).to_have_text("one\ntwo", use_inner_text=True)
+    expect(chat.box).to_have_value("")
+    expect(chat.box).to_be_focused()
+
+
+def test_enter_in_an_empty_box_sends_nothing(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.see("done")
+    chat.say("   ")
+    chat.say("Something")
+    chat.see("done", "done")
+    expect(chat.replies.last).to_have_text("Something")
+
+
+def test_stop_keeps_what_was_written(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("/hang after 3")
+    expect(chat.replies).to_have_text("tok0 tok1 tok2")
+    chat.page.get_by_role("button", name="Stop").click()
+    chat.see("stopped")
+    expect(chat.replies).to_have_text("tok0 tok1 tok2")
+    expect(chat.page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_escape_closes_a_menu_first_and_then_stops_the_reply(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("/hang after 3")
+    expect(chat.replies).to_have_text("tok0 tok1 tok2")
+    more = chat.page.get_by_label("More about this session")
+    more.click()
+    expect(chat.page.get_by_label("Title")).to_be_visible()
+    chat.page.keyboard.press("Escape")
+    expect(chat.page.get_by_label("Title")).to_be_hidden()
+    expect(more).to_be_focused()
+    chat.see("running")
+    chat.page.keyboard.press("Escape")
+    chat.see("stopped")
+
+
+def test_a_reply_that_fails_says_why_and_keeps_its_text(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.say("/error 429 after 2")
+    chat.see("done", "failed")
+    expect(chat.replies.last).to_have_text("tok0 tok1")
+    expect(chat.page.locator(".fault")).to_contain_text("too many requests")
+
+
+def test_a_second_tab_shows_the_same_turns_once(
+    chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
+) -> None:
+    url = chat.begin("Hello")
+    chat.see("done")
+    other = open_chat(beside=chat)
+    other.page.goto(url)
+    chat.say("/tokens 20 /delay 20ms")
+    for one in (chat, other):
+        one.see("done", "done")
+        expect(one.replies.last).to_have_text(" ".join(f"tok{number}" for number in range(20)))
+    other.say("and back")
+    for one in (chat, other):
+        one.see("done", "done", "done")
+        expect(one.replies.last).to_have_text("and back")
+
+
+def test_what_is_typed_while_a_reply_runs_stays_and_can_be_sent_after_it(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("/tokens 20 /delay 20ms")
+    chat.box.fill("next")
+    chat.see("done")
+    expect(chat.box).to_have_value("next")
+    expect(chat.box).to_be_focused()
+    chat.page.get_by_role("button", name="Send").click()
+    chat.see("done", "done")
+
+
+def test_a_draft_outlives_a_reload(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.box.fill("half a thought")
+    chat.page.reload()
+    expect(chat.box).to_have_value("half a thought")
+    chat.say("a whole thought")
+    chat.see("done", "done")
+    chat.page.reload()
+    expect(chat.box).to_have_value("")
+
+
+def test_a_reload_in_the_middle_shows_everything_once_and_goes_on(chat: Chat, complaints: list[str]) -> None:
+    whole = " ".join(f"tok{number}" for number in range(40))
+    chat.begin("/tokens 40 /delay 25ms")
+    expect(chat.replies).to_contain_text("tok3")
+    chat.page.reload()
+    expect(chat.replies).to_contain_text("tok12")
+    assert whole.startswith(chat.replies.inner_text().strip())
+    chat.see("done")
+    expect(chat.replies).to_have_text(whole)
+
+
+def test_a_lost_connection_is_told_and_the_reply_goes_on_after_it(chat: Chat) -> None:
+    chat.begin("/tokens 60 /delay 25ms")
+    expect(chat.replies).to_contain_text("tok3")
+    chat.page.context.set_offline(True)
+    chat.say("typed without a connection")
+    expect(chat.notice).to_contain_text("cannot be reached")
+    expect(chat.box).to_have_value("typed without a connection")
+    chat.page.context.set_offline(False)
+    chat.see("done")
+    expect(chat.replies).to_have_text(" ".join(f"tok{number}" for number in range(60)))
+    expect(chat.box).to_have_value("typed without a connection")
+
+
+def test_the_page_stays_at_the_end_while_text_grows_and_where_the_reader_is_otherwise(chat: Chat) -> None:
+    chat.begin("/tokens 1500")
+    chat.see("done")
+    scroller = chat.page.locator(".scroller")
+    chat.say("/tokens 1500")
+    chat.see("done", "done")
+    assert scroller.evaluate("node => node.scrollTop") == 0
+    expect(chat.page.locator(".foot").last).to_be_in_viewport()
+    chat.say("/tokens 60 /delay 20ms")
+    expect(chat.replies.last).to_contain_text("tok3")
+    scroller.evaluate("node => { node.scrollTop = -500 }")
+    top = chat.turns.nth(1).bounding_box()
+    chat.see("done", "done", "done")
+    assert top == chat.turns.nth(1).bounding_box()

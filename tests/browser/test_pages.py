@@ -1,0 +1,114 @@
+"""Every page: quiet, small, within the window, and deaf to what text says."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Request, expect
+
+from tests.browser.conftest import Chat, sign_in
+
+HOSTILE = (
+    "<img src=/loaded onerror=\"document.title='owned'\"><script src=/loaded></script>"
+    '<div hx-get=/loaded hx-trigger=load></div></div></article></textarea></title><base href="//example.org">'
+)
+WORD = "unbroken" * 40
+SIZES = {"phone": (390, 844), "small phone": (320, 640), "laptop": (1366, 768), "wide": (1920, 1080)}
+
+
+def test_the_first_page_takes_six_requests_and_sixty_kilobytes(chat: Chat, complaints: list[str]) -> None:
+    seen: list[Request] = []
+    chat.page.on("requestfinished", seen.append)
+    chat.page.goto(chat.server.url, wait_until="networkidle")
+    # The icon of the tab and the one on the page are one and the same.
+    paths = {request.url for request in seen}
+    assert len(paths) <= 6, paths
+    size = sum({request.url: request.sizes()["responseBodySize"] for request in seen}.values())
+    assert 10_000 < size <= 80_000, size
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_is_wider_than_the_window(open_chat: Callable[..., Chat], admin_token: str, scheme: str) -> None:
+    chat = open_chat(color_scheme=scheme)
+    sign_in(chat, "ada")
+    session = chat.begin(f"{WORD} {'word ' * 200}")
+    chat.see("done")
+    turn = chat.turns.get_attribute("id")
+    assert turn is not None
+    paths = ["/", "/session", "/models", "/limits", "/admin", "/nowhere", "/login", f"/chat/{turn[5:]}"]
+    for url in [chat.server.url + path for path in paths] + [session, f"{session}/journal", f"{session}/turns"]:
+        chat.page.goto(url)
+        for name, (width, height) in SIZES.items():
+            chat.page.set_viewport_size({"width": width, "height": height})
+            across = chat.page.evaluate("document.documentElement.scrollWidth")
+            assert across <= width, f"{url} on a {name}: {across}"
+
+
+def test_the_composer_is_within_reach_on_a_phone(open_chat: Callable[..., Chat]) -> None:
+    chat = open_chat(viewport={"width": 390, "height": 844})
+    chat.begin("/tokens 2000")
+    chat.see("done")
+    expect(chat.box).to_be_in_viewport()
+    expect(chat.page.get_by_role("button", name="Send")).to_be_in_viewport(ratio=1)
+    expect(chat.page.locator("aside")).to_be_hidden()
+    chat.page.get_by_role("link", name="Sessions").click()
+    expect(chat.page.get_by_role("heading", name="Your sessions")).to_be_visible()
+
+
+def test_nothing_in_a_text_acts(
+    chat: Chat, open_chat: Callable[..., Chat], admin_token: str, complaints: list[str]
+) -> None:
+    asked: list[str] = []
+    chat.page.context.on("request", lambda request: asked.append(request.url))
+    url = chat.begin("Hello")
+    chat.say(f"{HOSTILE} /error 500 after 99")
+    chat.see("done", "failed")
+    expect(chat.replies.last).to_contain_text("<img src=/loaded")
+    chat.page.get_by_label("More about this session").click()
+    chat.page.get_by_label("Title").fill(HOSTILE[:110])
+    chat.page.get_by_role("button", name="Rename").click()
+    expect(chat.page.get_by_role("heading", level=1)).to_have_text(HOSTILE[:110])
+    expect(chat.page.locator("aside [aria-current]")).to_contain_text(HOSTILE[:110])
+    admin = open_chat()
+    sign_in(admin, "ada")
+    admin.page.goto(url)
+    admin.page.locator("summary.model").click()
+    admin.page.locator(".picker select").select_option("smart")
+    admin.page.get_by_label("Reason").fill(HOSTILE)
+    admin.page.get_by_role("button", name="Switch").click()
+    expect(chat.page.locator("[data-model-reason]")).to_contain_text("Chosen by ada: <img src=/loaded")
+    for path in (
+        url,
+        f"{url}/journal",
+        f"{url}/turns",
+        f"{chat.server.url}/session",
+        f"{chat.server.url}/session?q=%22%3E%3Cscript",
+    ):
+        chat.page.goto(path)
+        expect(chat.page.locator("img[src='/loaded'], [hx-get], script[src='/loaded'], base")).to_have_count(0)
+        assert chat.page.title() != "owned"
+    assert not [one for one in asked if "loaded" in one]
+
+
+def test_every_page_of_the_journey_is_quiet(chat: Chat, admin_token: str, complaints: list[str]) -> None:
+    sign_in(chat, "ada")
+    session = chat.begin("Hello")
+    chat.see("done")
+    turn = chat.turns.get_attribute("id")
+    assert turn is not None
+    for path in ("/", "/session", "/models", "/limits", "/admin", "/login", "/nowhere", f"/chat/{turn[5:]}"):
+        chat.page.goto(chat.server.url + path)
+        expect(chat.page.get_by_role("main")).to_be_visible()
+    for url in (session, f"{session}/journal", f"{session}/turns"):
+        chat.page.goto(url)
+        expect(chat.page.get_by_role("heading", level=1)).to_be_visible()
+        expect(chat.page.locator("main")).to_have_count(1)
+
+
+def test_the_keyboard_reaches_the_content_first(chat: Chat) -> None:
+    chat.page.goto(f"{chat.server.url}/models")
+    chat.page.keyboard.press("Tab")
+    skip = chat.page.get_by_role("link", name="Skip to content")
+    expect(skip).to_be_focused()
+    expect(skip).to_be_in_viewport()
+    chat.page.keyboard.press("Enter")
+    assert chat.page.url.endswith("#main")

@@ -1,0 +1,78 @@
+"""Switching the model: by the owner, and by an admin while the owner looks on."""
+
+from collections.abc import Callable
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Chat, sign_in
+
+
+def test_an_owner_switches_and_the_next_reply_comes_from_the_new_model(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.see("done")
+    chat.page.locator("summary.model").click()
+    chat.page.locator(".picker select").select_option("smart")
+    chat.page.get_by_role("button", name="Switch").click()
+    expect(chat.page.locator("[data-current-model]")).to_have_text("smart")
+    expect(chat.page.locator("[data-model-reason]")).to_have_text("Chosen by you.")
+    expect(chat.notice).to_contain_text("Now on smart.")
+    chat.say("Who are you?")
+    chat.see("done", "done")
+    expect(chat.page.locator(".reply-model")).to_have_text(["fast", "smart"])
+
+
+def test_a_switch_by_an_admin_shows_on_the_owners_open_page_within_a_second(
+    chat: Chat, open_chat: Callable[..., Chat], admin_token: str, complaints: list[str]
+) -> None:
+    url = chat.begin("Hello")
+    chat.see("done")
+    chat.box.fill("a draft that stays")
+    admin = open_chat()
+    sign_in(admin, "ada")
+    admin.page.goto(f"{admin.server.url}/admin")
+    row = admin.page.locator(f"#row-{url.rsplit('/', 1)[1]}")
+    row.get_by_label("Model").select_option("smart")
+    row.get_by_label("Reason").fill("budget <b>until</b> May")
+    row.get_by_role("button", name="Switch").click()
+    expect(chat.page.locator("[data-current-model]")).to_have_text("smart", timeout=1000)
+    expect(chat.page.locator("[data-model-reason]")).to_have_text("Chosen by ada: budget <b>until</b> May.")
+    expect(chat.page.locator(".by-other")).to_be_visible()
+    expect(chat.page.get_by_role("status").filter(has_text="Model: smart. Chosen by ada")).to_be_attached()
+    expect(chat.box).to_have_value("a draft that stays")
+    expect(chat.box).to_be_focused()
+    expect(admin.notice).to_contain_text("Now on smart.")
+    expect(row).to_contain_text("Chosen by ada: budget")
+
+
+def test_a_switch_while_a_reply_runs_waits_or_stops_it(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("/hang after 3")
+    expect(chat.replies).to_have_text("tok0 tok1 tok2")
+    chat.page.locator("summary.model").click()
+    chat.page.locator(".picker select").select_option("smart")
+    chat.page.get_by_role("button", name="Switch").click()
+    expect(chat.notice).to_contain_text("smart from the next reply on.")
+    chat.see("running")
+    chat.page.locator("summary.model").click()
+    chat.page.locator(".picker select").select_option("fast")
+    chat.page.get_by_label("stop this reply").check()
+    chat.page.get_by_role("button", name="Switch").click()
+    chat.see("stopped")
+    expect(chat.page.locator("[data-current-model]")).to_have_text("fast")
+
+
+def test_an_admin_steers_a_session_and_does_not_read_it(
+    chat: Chat, open_chat: Callable[..., Chat], admin_token: str
+) -> None:
+    url = chat.begin("a secret of the owner's")
+    chat.see("done")
+    admin = open_chat()
+    sign_in(admin, "ada")
+    admin.page.goto(url)
+    expect(admin.page.locator(".log")).to_contain_text("its text is not shown to you")
+    expect(admin.turns).to_have_count(0)
+    expect(admin.box).to_have_count(0)
+    admin.page.locator("summary.model").click()
+    admin.page.get_by_label("Model", exact=True).select_option("smart")
+    admin.page.get_by_label("Reason").fill("test")
+    admin.page.get_by_role("button", name="Switch").click()
+    expect(chat.page.locator("[data-model-reason]")).to_have_text("Chosen by ada: test.")
