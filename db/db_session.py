@@ -164,16 +164,20 @@ class DbSession:
     async def rules(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows of model, account_group and limit_rule; read once per transaction."""
         inside = self.engine.own_transaction() is not None
-        if self._rules is not None and inside:
-            return self._rules
-        rules = (
-            await Model.select().order_by(Model.position),
-            await AccountGroup.select(),
-            await LimitRule.select(),
-        )
-        if inside:
+        if self._rules is None or not inside:
+            rules = (
+                await Model.select().order_by(Model.position, Model.id),
+                await AccountGroup.select().order_by(AccountGroup.name),
+                await LimitRule.select().order_by(LimitRule.group_name, LimitRule.name),
+            )
+            if not inside:
+                return rules
             self._rules = rules
-        return rules
+        return self._rules
+
+    def forget_rules(self) -> None:
+        """The next look at the rules is a new one: this transaction has written some."""
+        self._rules = None
 
     async def put_model(self, row: Model) -> None:
         """Insert a catalogue row, or rewrite it unless an admin's change stands."""
@@ -546,7 +550,7 @@ Ends = Mapping[str, tuple[datetime | None, datetime | None]]
 
 def _over(ends: Ends, now: datetime) -> tuple[str, list[Any]]:
     """A condition on session and account: its end has passed."""
-    conditions: list[str] = ["session.expires_at <= {}"]
+    conditions: list[str] = ["(session.expires_at IS NOT NULL AND session.expires_at <= {})"]
     args: list[Any] = [now]
     named = [group for group in ends if group]
     for group, (active_before, created_before) in ends.items():

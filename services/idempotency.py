@@ -19,6 +19,7 @@ class Once:
     def __init__(self, row: Idempotency | None, answer: str, db_session: DbSession) -> None:
         #: empty while nothing was done under this key
         self.answer = answer
+        self._remembered = bool(answer)
         self._row, self._db_session = row, db_session
 
     @classmethod
@@ -39,5 +40,11 @@ class Once:
 
     async def remember(self, answer: str) -> None:
         """Keep what was done, in the same transaction."""
+        self._remembered = True
         if self._row is not None:
             await self._db_session.answer_key(self._row, answer)
+
+    async def close(self) -> None:
+        """Keep at least that something was done."""
+        if not self._remembered:
+            await self.remember("done")

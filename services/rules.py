@@ -7,6 +7,7 @@ import msgspec
 
 from db.db_session import DbSession
 from db.tables import AccountGroup, LimitRule, Model
+from services.actor import SYSTEM
 from services.catalogue import EVERYBODY, Catalogue, ModelConfig
 from services.policies import DEFAULT_LIMITS, Policies, nanos, parse_count
 
@@ -68,11 +69,16 @@ class Rules:
 
 
 async def apply_config(
-    models: list[ModelConfig], groups: dict[str, GroupConfig], default_model: str | None, db_session: DbSession
+    models: list[ModelConfig],
+    groups: dict[str, GroupConfig],
+    default_model: str | None,
+    now: datetime,
+    db_session: DbSession,
 ) -> None:
-    """Write the configuration into the catalogue and the limits; what an admin has changed since stays."""
+    """Write the configuration into the catalogue and the limits, once changed; what an admin has set since stays."""
     async with db_session.transaction():
         await db_session.lock("configuration")
+        before = await db_session.rules()
         for position, model in enumerate(models):
             await db_session.put_model(_row_of(model, position))
         await db_session.disable_models_except([model.id for model in models], "It is no longer in the configuration.")
@@ -92,6 +98,9 @@ async def apply_config(
                 kept.add((name, limit))
                 await db_session.put_limit(LimitRule(group_name=name, name=limit, value=value, set_by="config"))
         await db_session.forget_limits_except(kept)
+        db_session.forget_rules()
+        if await db_session.rules() != before:
+            await db_session.record("configuration_applied", SYSTEM, now)
 
 
 def _row_of(model: ModelConfig, position: int) -> Model:

@@ -109,8 +109,7 @@ class SessionService:
     ) -> LiveSession:
         """Make a session. Raises UnknownModel, UnusableModel, SessionQuota, RateLimited."""
         title = checked_line(title, TITLE_CHARACTERS, "title")
-        async with self._writing(db_session):
-            once = await Once.claim("create_session", key, (model, title), actor, self.now(), db_session)
+        async with self._once("create_session", key, (model, title), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
             rules = await Rules.now(db_session)
@@ -203,63 +202,89 @@ class SessionService:
 
     # ------------------------------------------------------------ life
 
-    async def rename_session(self, session_id: UUID, title: str, db_session: DbSession, *, actor: Actor) -> LiveSession:
+    async def rename_session(
+        self, session_id: UUID, title: str, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> LiveSession:
         """Give a session a title. Raises NotFound, Ended."""
         title = checked_line(title, TITLE_CHARACTERS, "title")
-        async with self._changing(session_id, db_session, actor) as session:
-            if session.title != title:
-                session.title = title
-                session.version += 1
-                await self._record("session_renamed", session, actor, db_session)
-            return await self._live(session, db_session)
+        async with self._once("rename_session", key, (session_id, title), actor, db_session) as once:
+            if once.answer:
+                return await self.get_session(session_id, db_session, actor=actor)
+            async with self._changing(session_id, db_session, actor) as session:
+                if session.title != title:
+                    session.title = title
+                    session.version += 1
+                    await self._record("session_renamed", session, actor, db_session)
+                return await self._live(session, db_session)
 
-    async def extend_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> Extension:
+    async def extend_session(
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> Extension:
         """Let a session live longer from now on; never revives. Raises NotFound, Ended."""
-        async with self._changing(session_id, db_session, actor) as session:
-            lifetime = await self._lifetime(session, db_session)
-            before, active_at = lifetime.deadline(session), session.last_activity_at
-            session.last_activity_at = self.now()
-            after = lifetime.deadline(session)
-            extended = before is not None and after is not None and after > before
-            if extended:
-                session.version += 1
-                await self._record("session_extended", session, actor, db_session)
-            else:
-                session.last_activity_at = active_at
-            reason = "" if extended else "It never expires." if before is None else "It cannot live any longer."
-            return Extension(extended, after, reason, await self._live(session, db_session))
+        async with self._once("extend_session", key, session_id, actor, db_session) as once:
+            if once.answer:
+                live = await self.get_session(session_id, db_session, actor=actor)
+                reason = once.answer.removeprefix("no: ") if once.answer != "yes" else ""
+                return Extension(not reason, live.deadline, reason, live)
+            async with self._changing(session_id, db_session, actor) as session:
+                lifetime, active_at = await self._lifetime(session, db_session), session.last_activity_at
+                before = lifetime.deadline(session)
+                session.last_activity_at = self.now()
+                after = lifetime.deadline(session)
+                reason = "" if before is not None and after != before else "It cannot live any longer."
+                if before is None:
+                    reason = "It never expires."
+                if reason:
+                    session.last_activity_at = active_at
+                else:
+                    session.version += 1
+                    await self._record("session_extended", session, actor, db_session)
+                await once.remember(f"no: {reason}" if reason else "yes")
+                return Extension(not reason, after, reason, await self._live(session, db_session))
 
     async def close_session(
-        self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = ""
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
     ) -> LiveSession:
         """End a session for good, stop its running turn, keep its text readable. Raises NotFound, SessionClosed."""
         reason = checked_line(reason, REASON_CHARACTERS, "reason")
-        async with self._changing(session_id, db_session, actor, also="expired") as session:
-            await self._stop_running(session, actor, db_session)
-            session.state = "closed"
-            session.version += 1
-            await self._record("session_closed", session, actor, db_session, reason=reason)
-            return await self._live(session, db_session)
+        async with self._once("close_session", key, (session_id, reason), actor, db_session) as once:
+            if once.answer:
+                return await self.get_session(session_id, db_session, actor=actor)
+            async with self._changing(session_id, db_session, actor, also="expired") as session:
+                await self._stop_running(session, actor, db_session)
+                session.state = "closed"
+                session.version += 1
+                await self._record("session_closed", session, actor, db_session, reason=reason)
+                return await self._live(session, db_session)
 
-    async def reopen_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> LiveSession:
+    async def reopen_session(
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> LiveSession:
         """Bring back a session that idled out, within the creation limit. Raises NotFound, Ended, RateLimited."""
-        async with self._changing(session_id, db_session, actor, also="expired") as session:
-            rules = await Rules.now(db_session)
-            lifetime, now = await self._lifetime(session, db_session), self.now()
-            if _state_of(session, lifetime, now) == "active":
-                return await self._live(session, db_session, rules=rules)
-            if not lifetime.only_idled_out(session, now):
-                raise SessionExpired("This session has reached its end and cannot be reopened.")
-            allowance = await self.admission.admit_session(actor, rules, db_session)
-            session.state = "active"
-            session.last_activity_at = now
-            session.version += 1
-            await self._record("session_reopened", session, actor, db_session)
-            return await self._live(session, db_session, rules=rules, allowance=allowance)
+        async with self._once("reopen_session", key, session_id, actor, db_session) as once:
+            if once.answer:
+                return await self.get_session(session_id, db_session, actor=actor)
+            async with self._changing(session_id, db_session, actor, also="expired") as session:
+                rules, now = await Rules.now(db_session), self.now()
+                lifetime = await self._lifetime(session, db_session)
+                if _state_of(session, lifetime, now) == "active":
+                    return await self._live(session, db_session, rules=rules)
+                if not lifetime.only_idled_out(session, now):
+                    raise SessionExpired("This session has reached its end and cannot be reopened.")
+                allowance = await self.admission.admit_session(actor, rules, db_session)
+                session.state = "active"
+                session.last_activity_at = now
+                session.version += 1
+                await self._record("session_reopened", session, actor, db_session)
+                return await self._live(session, db_session, rules=rules, allowance=allowance)
 
-    async def delete_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> None:
+    async def delete_session(
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> None:
         """Take a session and its turns away; the journal keeps that they were. Raises NotFound."""
-        async with self._writing(db_session):
+        async with self._once("delete_session", key, session_id, actor, db_session) as once:
+            if once.answer:
+                return
             session = await self._require(session_id, db_session, actor, lock=True)
             await self._stop_running(session, actor, db_session)
             await self._record("session_deleted", session, actor, db_session)
@@ -286,9 +311,8 @@ class SessionService:
         Raises NotFound, Ended, Forbidden, UnknownModel, UnusableModel, VersionConflict, SessionBusy, RateLimited.
         """
         reason = checked_line(reason, REASON_CHARACTERS, "reason")
-        async with self._writing(db_session):
-            asked = (session_id, new_model, expected_version, when, reason, lock)
-            once = await Once.claim("switch_model", key, asked, actor, self.now(), db_session)
+        asked = (session_id, new_model, expected_version, when, reason, lock)
+        async with self._once("switch_model", key, asked, actor, db_session) as once:
             if once.answer:
                 first: SwitchAnswer = msgspec.json.decode(once.answer, type=SwitchAnswer)
                 return Switch(*first, await self.get_session(session_id, db_session, actor=actor))
@@ -348,9 +372,8 @@ class SessionService:
         VersionConflict, SessionBusy, LimitReached, PromptTooLong, ContextOverflow.
         """
         prompt = checked_prompt(prompt)
-        async with self._writing(db_session):
-            asked = (session_id, prompt, model, expected_version)
-            once = await Once.claim("begin_turn", key, asked, actor, self.now(), db_session)
+        asked = (session_id, prompt, model, expected_version)
+        async with self._once("begin_turn", key, asked, actor, db_session) as once:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
             if session_id is None:
@@ -426,9 +449,9 @@ class SessionService:
                 await self._end_turn(session, turn, state, SYSTEM, db_session, usage, error, tail)
             return turn
 
-    async def stop_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> Turn:
+    async def stop_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> Turn:
         """Stop a reply and keep its text; stopping twice is stopping once. Raises NotFound."""
-        async with self._writing(db_session):
+        async with self._once("stop_turn", key, turn_id, actor, db_session):
             session, turn = await self._lock_turn(turn_id, db_session, actor)
             if turn.state == "running":
                 await self._end_turn(session, turn, "stopped", actor, db_session)
@@ -461,6 +484,16 @@ class SessionService:
                 yield
         except DatabaseUnavailable as error:
             raise StorageUnavailable() from error
+
+    @asynccontextmanager
+    async def _once(
+        self, verb: str, key: str | None, content: object, actor: Actor, db_session: DbSession
+    ) -> AsyncIterator[Once]:
+        """The transaction of a verb with an idempotency key: a repeated one finds its first answer."""
+        async with self._writing(db_session):
+            once = await Once.claim(verb, key, content, actor, self.now(), db_session)
+            yield once
+            await once.close()
 
     async def _require(self, session_id: UUID, db_session: DbSession, actor: Actor, *, lock: bool = False) -> Session:
         """A session through its owner; an admin reaches every one. Raises NotFound."""

@@ -230,19 +230,21 @@ def published(bus: MemoryEventBus) -> list[Hint]:
 class Configuration:
     """What `turnkeeper.toml` would say, changed bit by bit and applied as a whole."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine, self._clock = engine, clock
         self.models = {model.id: model for model in MODELS}
         self.groups: dict[str, GroupConfig] = {}
         self.default: str | None = "fast"
 
     async def apply(self) -> None:
-        await apply_config(list(self.models.values()), self.groups, self.default, DbSession(self._engine))
+        await apply_config(
+            list(self.models.values()), self.groups, self.default, self._clock(), DbSession(self._engine)
+        )
 
 
 @pytest.fixture
-def configuration(engine: Engine) -> Configuration:
-    return Configuration(engine)
+def configuration(engine: Engine, clock: Clock) -> Configuration:
+    return Configuration(engine, clock)
 
 
 Configure = Callable[..., Awaitable[None]]
@@ -310,11 +312,11 @@ JournalRows = Callable[..., Awaitable[list[Journal]]]
 
 @pytest.fixture
 def journal(engine: Engine) -> JournalRows:
-    """The journal's rows of one kind, oldest first."""
+    """The journal's rows of one kind, oldest first; without a kind, all but the configuration's."""
 
     async def rows(what: str = "") -> list[Journal]:
         query = Journal.objects().order_by(Journal.id)
-        return await (query.where(Journal.what == what) if what else query)
+        return await query.where(Journal.what == what if what else Journal.what != "configuration_applied")
 
     return rows
 

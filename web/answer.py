@@ -13,7 +13,10 @@ from web.templating import render
 Form = Literal["json", "stream", "fragment", "page"]
 JSON = "application/json"
 HTML = "text/html"
+TEXT = "text/plain"
 STREAM = "text/event-stream"
+#: of two that are wanted alike the first is given
+FORMS: dict[str, Form] = {HTML: "page", JSON: "json", STREAM: "stream"}
 
 
 def wants(request: Request) -> Form:
@@ -21,11 +24,10 @@ def wants(request: Request) -> Form:
     if request.headers.get("hx-request") == "true":
         return "fragment"
     weights = _weights(request.headers.get("accept", "*/*"))
-    best = max((weights.get(kind, 0.0) for kind in (JSON, STREAM, "text/html")), default=0.0)
-    if best > 0:
-        for kind, form in (("text/html", "page"), (JSON, "json"), (STREAM, "stream")):
-            if weights.get(kind, 0.0) == best:
-                return form  # type: ignore[return-value]
+    weight = {kind: weights.get(kind, weights.get(f"{kind.split('/')[0]}/*", 0.0)) for kind in FORMS}
+    best = max(weight, key=weight.__getitem__)
+    if weight[best] > 0:
+        return FORMS[best]
     if "*/*" in weights and not (is_json(request) or "authorization" in request.headers):
         return "page"
     return "json"
@@ -60,9 +62,9 @@ def answer(
         case "fragment" if fragment is not None:
             response = html(render(fragment, view=view, request=request, **_chrome(request), **context))
         case "fragment":
-            response = Response(None, status_code=200, headers={"HX-Redirect": location})
+            response = Response(b"", headers={"HX-Redirect": location}, media_type=TEXT)
         case _:
-            response = Response(None, status_code=303, headers={"Location": location})
+            response = redirect(location)
     response.headers.update(rate_headers(allowance))
     response.cookies.extend(cookies or [])
     return response
@@ -74,6 +76,11 @@ def json(view: object, status: int = 200, media_type: str = JSON) -> Response[by
 
 def html(text: str, status: int = 200) -> Response[bytes]:
     return Response(text.encode(), status_code=status, media_type=HTML)
+
+
+def redirect(location: str, cookies: list[Cookie] | None = None) -> Response[bytes]:
+    """See other: what a plain form is answered with."""
+    return Response(b"", status_code=303, headers={"Location": location}, media_type=TEXT, cookies=cookies)
 
 
 def rate_headers(allowance: Allowance | None) -> dict[str, str]:

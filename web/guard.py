@@ -14,7 +14,8 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from web.actor import GUEST_COOKIE
 
-BODY_BYTES = 1_000_000
+#: a prompt of the longest kind, percent-encoded in a form, and some more
+BODY_BYTES = 1_500_000
 SAFE = ("GET", "HEAD", "OPTIONS")
 CSP = "; ".join(
     (

@@ -8,8 +8,8 @@ from tests.browser.conftest import Chat
 
 ODD = (
     "two  spaces,\ttab\n\n\nthree breaks\n    four spaces <script>document.title = 'owned'</script> & &amp; &#60;"
-    ' </div></hx-partial><hx-partial hx-target="#main"> data: no\n\nevent: gone\n id: 1 👩‍👩‍👧 é e\u0301 \u202eright\u202c'
-    " \u2028 \u2029 {{ 7 * 7 }} " + "x" * 2000 + " last"
+    ' </div></hx-partial><hx-partial hx-target="#main"> data: no\n\nevent: gone\n id: 1'
+    " 👩‍👩‍👧 é e\u0301 \u202eright\u202c \u2028 \u2029 {{ 7 * 7 }} " + "x" * 2000 + " last"
 )
 
 
@@ -179,8 +179,11 @@ def test_the_page_stays_at_the_end_while_text_grows_and_where_the_reader_is_othe
     assert scroller.evaluate("node => node.scrollTop") == 0
     expect(chat.page.locator(".foot").last).to_be_in_viewport()
     chat.say("/tokens 60 /delay 20ms")
+    chat.see("done", "done", "running")
     expect(chat.replies.last).to_contain_text("tok3")
     scroller.evaluate("node => { node.scrollTop = -500 }")
-    top = chat.turns.nth(1).bounding_box()
+    before = chat.turns.nth(1).bounding_box()
     chat.see("done", "done", "done")
-    assert top == chat.turns.nth(1).bounding_box()
+    after = chat.turns.nth(1).bounding_box()
+    assert before is not None and after is not None
+    assert abs(before["y"] - after["y"]) < 2

@@ -17,7 +17,7 @@ SIZES = {"phone": (390, 844), "small phone": (320, 640), "laptop": (1366, 768), 
 
 def test_the_first_page_takes_six_requests_and_sixty_kilobytes(chat: Chat, complaints: list[str]) -> None:
     seen: list[Request] = []
-    chat.page.on("requestfinished", seen.append)
+    chat.page.on("requestfinished", lambda request: seen.append(request))
     chat.page.goto(chat.server.url, wait_until="networkidle")
     # The icon of the tab and the one on the page are one and the same.
     paths = {request.url for request in seen}

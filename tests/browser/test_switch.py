@@ -72,7 +72,7 @@ def test_an_admin_steers_a_session_and_does_not_read_it(
     expect(admin.turns).to_have_count(0)
     expect(admin.box).to_have_count(0)
     admin.page.locator("summary.model").click()
-    admin.page.get_by_label("Model", exact=True).select_option("smart")
+    admin.page.locator(".picker select").select_option("smart")
     admin.page.get_by_label("Reason").fill("test")
     admin.page.get_by_role("button", name="Switch").click()
     expect(chat.page.locator("[data-model-reason]")).to_have_text("Chosen by ada: test.")

@@ -3,7 +3,8 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -72,7 +73,7 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     assert set(found) >= PROBLEM_KEYS
     assert found["code"] == code, found
     assert found["status"] == status
-    assert found["type"].endswith(f"#{code}")
+    assert found["type"] == f"urn:turnkeeper:{code}"
     assert found["title"] and found["detail"]
     assert found["request_id"] and found["request_id"] == response.headers["x-request-id"]
     return found
@@ -226,6 +227,15 @@ def text_of(events: list[Event]) -> str:
             assert set(event.json) == {"turn_id", "offset", "text"}
             text += event.json["text"]
     return text
+
+
+@contextmanager
+def soon(act: Callable[[], Any], seconds: float = 0.2) -> Iterator[None]:
+    """Do something a moment after the block has begun; whatever it raises is raised at the block's end."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: (time.sleep(seconds), act()))
+        yield
+        done.result(STREAM_SECONDS)
 
 
 # ---------------------------------------------------------------- verbs

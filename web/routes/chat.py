@@ -92,7 +92,7 @@ async def follow_turn(
     "/chat/{turn_id:uuid}/stop",
     status_code=200,
     dependencies={"form": reads(Nothing)},
-    opt={"answers": TurnView},
+    opt={"answers": TurnView, "once": True},
 )
 async def stop_turn(
     request: Request,
@@ -104,7 +104,7 @@ async def stop_turn(
     controls: Given[Controls],
 ) -> Response[Any]:
     """Stop a reply and keep its text."""
-    turn = await sessions.stop_turn(turn_id, db_session, actor=actor)
+    turn = await sessions.stop_turn(turn_id, db_session, actor=actor, key=request.state.key)
     session = await sessions.get_session(turn.session_id, db_session, actor=actor)
     return answer(
         request,

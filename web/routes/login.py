@@ -6,7 +6,7 @@ from litestar import Request, Response, get, post
 from litestar.params import FromPath
 
 from web.actor import LOGIN_COOKIE, cookie_of, login_cookie
-from web.answer import html
+from web.answer import html, redirect
 from web.forms import Nothing, SetUp, ShowLogin, SignIn, asks, reads
 from web.given import Db, Given, Logins
 from web.templating import render
@@ -57,4 +57,4 @@ def local(next: str) -> str:
 
 
 def _signed_in(request: Request, cookie: str, location: str) -> Response[Any]:
-    return Response(None, status_code=303, headers={"Location": location}, cookies=[login_cookie(request, cookie)])
+    return redirect(location, [login_cookie(request, cookie)])

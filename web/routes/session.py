@@ -167,7 +167,7 @@ async def list_decisions(
     "/session/{session_id:uuid}/rename",
     status_code=200,
     dependencies={"form": reads(RenameSession)},
-    opt={"answers": SessionView},
+    opt={"answers": SessionView, "once": True},
 )
 async def rename_session(
     request: Request,
@@ -179,7 +179,7 @@ async def rename_session(
     controls: Given[Controls],
 ) -> Response[Any]:
     """Give a session a title."""
-    session = await sessions.rename_session(session_id, form.title, db_session, actor=actor)
+    session = await sessions.rename_session(session_id, form.title, db_session, actor=actor, key=request.state.key)
     view = SessionView.of(session)
     return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
 
@@ -188,7 +188,7 @@ async def rename_session(
     "/session/{session_id:uuid}/extend",
     status_code=200,
     dependencies={"form": reads(Nothing)},
-    opt={"answers": ExtensionView},
+    opt={"answers": ExtensionView, "once": True},
 )
 async def extend_session(
     request: Request,
@@ -200,7 +200,7 @@ async def extend_session(
     controls: Given[Controls],
 ) -> Response[Any]:
     """Let a session live longer from now on."""
-    extension = await sessions.extend_session(session_id, db_session, actor=actor)
+    extension = await sessions.extend_session(session_id, db_session, actor=actor, key=request.state.key)
     return answer(
         request,
         "session/extended.html",
@@ -214,7 +214,7 @@ async def extend_session(
     "/session/{session_id:uuid}/close",
     status_code=200,
     dependencies={"form": reads(CloseSession)},
-    opt={"answers": SessionView},
+    opt={"answers": SessionView, "once": True},
 )
 async def close_session(
     request: Request,
@@ -226,7 +226,9 @@ async def close_session(
     controls: Given[Controls],
 ) -> Response[Any]:
     """End a session for good; it stays readable."""
-    session = await sessions.close_session(session_id, db_session, actor=actor, reason=form.reason)
+    session = await sessions.close_session(
+        session_id, db_session, actor=actor, reason=form.reason, key=request.state.key
+    )
     view = SessionView.of(session)
     return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
 
@@ -235,7 +237,7 @@ async def close_session(
     "/session/{session_id:uuid}/reopen",
     status_code=200,
     dependencies={"form": reads(Nothing)},
-    opt={"answers": SessionView},
+    opt={"answers": SessionView, "once": True},
 )
 async def reopen_session(
     request: Request,
@@ -247,7 +249,7 @@ async def reopen_session(
     controls: Given[Controls],
 ) -> Response[Any]:
     """Bring back a session that idled out."""
-    session = await sessions.reopen_session(session_id, db_session, actor=actor)
+    session = await sessions.reopen_session(session_id, db_session, actor=actor, key=request.state.key)
     view, shown = SessionView.of(session), await controls.of(session)
     return answer(request, "session/changed.html", view, location=view.url, allowance=session.allowance, **shown)
 
@@ -256,7 +258,7 @@ async def reopen_session(
     "/session/{session_id:uuid}/delete",
     status_code=200,
     dependencies={"form": reads(Nothing)},
-    opt={"answers": None, "status": 204},
+    opt={"answers": None, "status": 204, "once": True},
 )
 async def delete_session(
     request: Request,
@@ -267,7 +269,7 @@ async def delete_session(
     actor: Who,
 ) -> Response[Any]:
     """Take a session and its turns away."""
-    await sessions.delete_session(session_id, db_session, actor=actor)
+    await sessions.delete_session(session_id, db_session, actor=actor, key=request.state.key)
     return answer(request, None, None, location="/")
 
 

@@ -1,0 +1,313 @@
+"""/limits and every refusal that a limit makes: body, headers and the wait agree."""
+
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.web.running import Server, a_server
+from tests.web.wire import (
+    ALLOWANCE,
+    BROWSER,
+    HTMX,
+    INSTANT,
+    JSON,
+    begin,
+    chat,
+    create,
+    is_fragment,
+    is_page,
+    problem,
+    session_of,
+)
+
+FORM = {"Accept": BROWSER}
+Newcomer = Callable[..., httpx.Client]
+
+
+def fields(header: str) -> tuple[str, dict[str, int]]:
+    """The name and the parameters of a RateLimit header (draft-ietf-httpapi-ratelimit-headers)."""
+    found = re.fullmatch(r'"(\w+)"((?:;\w+=\d+)+)', header)
+    assert found, header
+    return found[1], {name: int(value) for name, value in re.findall(r";(\w+)=(\d+)", found[2])}
+
+
+def assert_agree(answer: httpx.Response, told: dict[str, object]) -> None:
+    """The headers of a 429 say what its body says."""
+    assert int(answer.headers["retry-after"]) == told["retry_after_seconds"] > 0  # type: ignore[operator]
+    name, state = fields(answer.headers["ratelimit"])
+    policy_name, policy = fields(answer.headers["ratelimit-policy"])
+    assert name == policy_name == told["limit"]
+    assert state["r"] == told["remaining"]
+    assert policy["q"] == told["size"]
+    if told.get("resets_at"):
+        assert INSTANT.fullmatch(str(told["resets_at"]))
+        left = (datetime.fromisoformat(str(told["resets_at"])) - datetime.now(UTC)).total_seconds()
+        assert abs(state["t"] - left) < 2
+        assert state["t"] == told["retry_after_seconds"]
+
+
+# ---------------------------------------------------------------- before trying
+
+
+def test_every_limit_is_told_before_it_is_met(newcomer: Newcomer) -> None:
+    client = newcomer()
+    answer = client.get("/limits")
+    assert answer.status_code == 200
+    assert set(answer.json()) == {"limits"}
+    limits = {one["name"]: one for one in answer.json()["limits"]}
+    assert set(limits) == {"turns", "switches", "sessions_created", "concurrent_turns", "open_sessions"}
+    for one in limits.values():
+        assert set(one) == ALLOWANCE
+        assert one["remaining"] == one["size"] - one["used"]
+        assert one["used"] == 0
+    assert (limits["turns"]["size"], limits["sessions_created"]["size"], limits["open_sessions"]["size"]) == (2, 3, 3)
+    assert limits["turns"]["window_seconds"] == 6
+    assert limits["open_sessions"]["window_seconds"] == 0
+
+
+def test_what_is_used_is_told(newcomer: Newcomer) -> None:
+    client = newcomer()
+    session = create(client)
+    chat(client, "hello", session_id=session["id"])
+    limits = {one["name"]: one for one in client.get("/limits").json()["limits"]}
+    assert limits["sessions_created"]["used"] == 1
+    assert limits["open_sessions"]["used"] == 1
+    assert limits["turns"]["used"] == 1
+    assert INSTANT.fullmatch(limits["turns"]["resets_at"])
+
+
+def test_looking_uses_nothing(newcomer: Newcomer) -> None:
+    client = newcomer()
+    before = client.get("/limits").json()
+    for _ in range(20):
+        client.get("/limits")
+        client.get("/models")
+        client.get("/session")
+    after = client.get("/limits").json()
+    for one in (*before["limits"], *after["limits"]):
+        one.pop("resets_at")
+    assert after == before
+
+
+def test_limits_are_a_page_too(newcomer: Newcomer) -> None:
+    page = newcomer().get("/limits", headers=FORM)
+    assert is_page(page)
+    assert "<meter" in page.text
+
+
+# ---------------------------------------------------------------- rates
+
+
+def test_turns_are_limited_and_the_wait_suffices(newcomer: Newcomer) -> None:
+    client = newcomer()
+    id = create(client)["id"]
+    first = client.post("/chat", json={"session_id": id, "prompt": "one"})
+    assert fields(first.headers["ratelimit"])[0] == "turns"
+    assert fields(first.headers["ratelimit"])[1]["r"] == 1
+    assert fields(first.headers["ratelimit-policy"])[1]["q"] == 2
+    second = client.post("/chat", json={"session_id": id, "prompt": "two"})
+    assert fields(second.headers["ratelimit"])[1]["r"] == 0
+    third = client.post("/chat", json={"session_id": id, "prompt": "three"})
+    told = problem(third, 429, "rate_limited")
+    assert (told["limit"], told["size"], told["remaining"]) == ("turns", 2, 0)
+    assert_agree(third, told)
+    assert session_of(client, id)["turn_count"] == 2
+    time.sleep(told["retry_after_seconds"])
+    assert client.post("/chat", json={"session_id": id, "prompt": "three"}).status_code == 200
+
+
+def test_a_stream_is_refused_before_its_first_byte(newcomer: Newcomer) -> None:
+    client = newcomer()
+    id = create(client)["id"]
+    for prompt in ("one", "two"):
+        chat(client, prompt, session_id=id)
+    refused = client.post("/chat", json={"session_id": id, "prompt": "three"}, headers={"Accept": "text/event-stream"})
+    assert_agree(refused, problem(refused, 429, "rate_limited"))
+
+
+def test_a_refused_form_keeps_the_typed_text_and_counts_down(newcomer: Newcomer) -> None:
+    client = newcomer()
+    id = create(client)["id"]
+    for prompt in ("one", "two"):
+        chat(client, prompt, session_id=id)
+    page = client.post("/chat", data={"session_id": id, "prompt": "typed with care"}, headers=FORM)
+    assert page.status_code == 429
+    assert is_page(page)
+    assert "typed with care" in page.text
+    wait = int(page.headers["retry-after"])
+    assert f'data-countdown="{wait}"' in page.text
+    fragment = client.post("/chat", data={"session_id": id, "prompt": "typed"}, headers=HTMX)
+    assert fragment.status_code == 429
+    assert is_fragment(fragment)
+    assert "data-countdown=" in fragment.text
+    assert "ratelimit" in fragment.headers
+
+
+def test_new_sessions_are_limited(newcomer: Newcomer) -> None:
+    client = newcomer()
+    for left in (2, 1, 0):
+        made = client.post("/session/create", json={})
+        name, state = fields(made.headers["ratelimit"])
+        assert (name, state["r"]) == ("sessions_created", left)
+        client.post(f"/session/{made.json()['id']}/delete", json={}).raise_for_status()
+    refused = client.post("/session/create", json={})
+    told = problem(refused, 429, "rate_limited")
+    assert told["limit"] == "sessions_created"
+    assert_agree(refused, told)
+    assert client.get("/session").json()["sessions"] == []
+    time.sleep(told["retry_after_seconds"])
+    assert client.post("/session/create", json={}).status_code == 201
+
+
+def test_switches_are_limited_and_a_no_op_is_free(newcomer: Newcomer) -> None:
+    client = newcomer()
+    id = create(client)["id"]
+    for model in ("smart", "smart", "smart", "fast"):
+        answer = client.post("/models/switch", json={"session_id": id, "model": model})
+        assert answer.status_code == 200
+    refused = client.post("/models/switch", json={"session_id": id, "model": "smart"})
+    told = problem(refused, 429, "rate_limited")
+    assert told["limit"] == "switches"
+    assert_agree(refused, told)
+    assert session_of(client, id)["last_model"] == "fast"
+    assert client.post("/models/switch", json={"session_id": id, "model": "fast"}).status_code == 200
+
+
+def test_refusals_use_nothing(newcomer: Newcomer) -> None:
+    client = newcomer()
+    session = create(client)
+    for _ in range(5):
+        problem(client.post("/chat", json={"session_id": session["id"], "prompt": ""}), 400, "invalid_request")
+        problem(
+            client.post("/chat", json={"session_id": session["id"], "prompt": "x", "model": "none"}),
+            422,
+            "model_unknown",
+        )
+        problem(client.post("/session/create", json={"model": "none"}), 422, "model_unknown")
+    limits = {one["name"]: one["used"] for one in client.get("/limits").json()["limits"]}
+    assert (limits["turns"], limits["sessions_created"]) == (0, 1)
+
+
+def test_guests_of_one_address_share_a_rate_and_those_of_another_do_not(newcomer: Newcomer) -> None:
+    first, same, other = newcomer(address="10.9.9.9"), newcomer(address="10.9.9.9"), newcomer(address="10.9.9.8")
+    for _ in range(3):
+        create(first)
+    problem(same.post("/session/create", json={}), 429, "rate_limited")
+    assert other.post("/session/create", json={}).status_code == 201
+
+
+def test_guests_of_one_ipv6_network_share_a_rate(newcomer: Newcomer) -> None:
+    addresses = [f"2001:db8:0:1::{number}" for number in range(1, 5)]
+    clients = [newcomer(address=address) for address in addresses]
+    for client in clients[:3]:
+        create(client)
+    problem(clients[3].post("/session/create", json={}), 429, "rate_limited")
+    assert newcomer(address="2001:db8:0:2::1").post("/session/create", json={}).status_code == 201
+
+
+def test_a_forwarded_address_counts_only_from_a_trusted_proxy(tmp_path: Path) -> None:
+    """Litestar's CVE-2025-59152: a limit dodged by a header that anybody can send."""
+    with a_server(tmp_path, '[groups.guest]\nsessions_created = "1/min burst 1"') as strict:
+        statuses = []
+        for number in range(3):
+            forged = {"X-Forwarded-For": f"10.7.7.{number}", "Forwarded": f"for=10.7.7.{number}"}
+            with strict.guest(Accept=JSON, **forged, **{"X-Real-IP": f"10.7.7.{number}"}) as client:
+                statuses.append(client.post("/session/create", json={}).status_code)
+    assert statuses == [201, 429, 429]
+
+
+# ---------------------------------------------------------------- open things
+
+
+def test_replies_at_once_are_limited(newcomer: Newcomer) -> None:
+    client = newcomer()
+    turn = begin(client, "/tokens 500 /delay 20ms")
+    other = create(client)
+    refused = client.post("/chat", json={"session_id": other["id"], "prompt": "second"})
+    told = problem(refused, 429, "concurrency_limited")
+    assert (told["limit"], told["size"], told["remaining"]) == ("concurrent_turns", 1, 0)
+    assert_agree(refused, told)
+    client.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+    assert chat(client, "second", session_id=other["id"])["state"] == "done"
+
+
+def test_open_sessions_are_a_quota_and_not_a_rate(newcomer: Newcomer) -> None:
+    address = "10.8.8.8"
+    client = newcomer(address=address)
+    made = [create(client) for _ in range(3)]
+    client.headers["x-forwarded-for"] = "10.8.8.9"
+    refused = client.post("/session/create", json={})
+    told = problem(refused, 409, "session_quota")
+    assert (told["limit"], told["size"], told["used"]) == ("open_sessions", 3, 3)
+    assert "retry-after" not in refused.headers
+    client.post(f"/session/{made[0]['id']}/close", json={}).raise_for_status()
+    assert client.post("/session/create", json={}).status_code == 201
+
+
+def test_a_budget_is_held_while_a_reply_runs_and_refuses_what_does_not_fit(
+    governed: Server, account_on: Callable[..., str]
+) -> None:
+    with governed.script(account_on("pia", group="poor")) as pia:
+        turn = begin(pia, "/tokens 300 /delay 20ms")
+        other = create(pia)
+        refused = pia.post("/chat", json={"session_id": other["id"], "prompt": "second"})
+        told = problem(refused, 429, "budget_exhausted")
+        assert (told["limit"], told["size"]) == ("tokens_per_day", 5000)
+        assert told["remaining"] < 4096
+        assert_agree(refused, told)
+        pia.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+        assert chat(pia, "second", session_id=other["id"])["state"] == "done"
+        limits = {one["name"]: one for one in pia.get("/limits").json()["limits"]}
+        assert 0 < limits["tokens_per_day"]["used"] < 2000
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def test_a_prompt_has_an_end(guest: httpx.Client) -> None:
+    session = create(guest)
+    told = problem(
+        guest.post("/chat", json={"session_id": session["id"], "prompt": "x" * 100_001}), 413, "prompt_too_long"
+    )
+    assert told["size"] == 100_000
+    assert session_of(guest, session["id"])["turn_count"] == 0
+    turn = chat(guest, "y" * 100_000, session_id=session["id"])
+    assert turn["prompt"] == "y" * 100_000
+    assert turn["reply"] == "y" * 100_000
+
+
+@pytest.mark.parametrize("prompt", ["€", "👩‍🚀"])
+def test_the_longest_prompt_fits_in_a_form_whatever_it_is_written_in(guest: httpx.Client, prompt: str) -> None:
+    """100,000 characters are promised; percent-encoded they are up to 1.2 MB."""
+    text = (prompt * 100_000)[:100_000].strip()
+    answer = guest.post("/chat", data={"prompt": text}, headers=FORM)
+    assert answer.status_code == 303, answer.text[:300]
+
+
+def test_a_text_that_cannot_fit_the_model_is_refused(newcomer: Newcomer) -> None:
+    client = newcomer()
+    session = create(client, model="small")
+    problem(client.post("/chat", json={"session_id": session["id"], "prompt": "word " * 60}), 422, "context_overflow")
+    assert session_of(client, session["id"])["turn_count"] == 0
+
+
+def test_what_of_the_transcript_did_not_fit_is_told(bob: httpx.Client) -> None:
+    session = create(bob, model="small")
+    turns = [chat(bob, "four words are here", session_id=session["id"]) for _ in range(6)]
+    assert turns[0]["context_left_out"] == 0
+    assert turns[-1]["context_left_out"] > 0
+
+
+def test_a_repeated_key_uses_the_rate_once(newcomer: Newcomer) -> None:
+    client = newcomer()
+    id = create(client)["id"]
+    key = {"Idempotency-Key": uuid4().hex}
+    for _ in range(5):
+        assert client.post("/chat", json={"session_id": id, "prompt": "x"}, headers=key).status_code == 200
+    assert session_of(client, id)["turn_count"] == 1
