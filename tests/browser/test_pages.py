@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import pytest
 from playwright.sync_api import Request, expect
 
 from tests.browser.conftest import Chat, sign_in
@@ -26,9 +25,7 @@ def test_the_first_page_takes_six_requests_and_sixty_kilobytes(chat: Chat, compl
     assert 10_000 < size <= 80_000, size
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_is_wider_than_the_window(open_chat: Callable[..., Chat], admin_token: str, scheme: str) -> None:
-    chat = open_chat(color_scheme=scheme)
+def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, complaints: list[str]) -> None:
     sign_in(chat, "ada")
     session = chat.begin(f"{WORD} {'word ' * 200}")
     chat.see("done")
@@ -37,6 +34,8 @@ def test_no_page_is_wider_than_the_window(open_chat: Callable[..., Chat], admin_
     paths = ["/", "/session", "/models", "/limits", "/admin", "/nowhere", "/login", f"/chat/{turn[5:]}"]
     for url in [chat.server.url + path for path in paths] + [session, f"{session}/journal", f"{session}/turns"]:
         chat.page.goto(url)
+        expect(chat.page.get_by_role("heading", level=1)).to_be_visible()
+        expect(chat.page.get_by_role("main")).to_have_count(1)
         for name, (width, height) in SIZES.items():
             chat.page.set_viewport_size({"width": width, "height": height})
             across = chat.page.evaluate("document.documentElement.scrollWidth")
@@ -87,21 +86,6 @@ def test_nothing_in_a_text_acts(
         expect(chat.page.locator("img[src='/loaded'], [hx-get], script[src='/loaded'], base")).to_have_count(0)
         assert chat.page.title() != "owned"
     assert not [one for one in asked if "loaded" in one]
-
-
-def test_every_page_of_the_journey_is_quiet(chat: Chat, admin_token: str, complaints: list[str]) -> None:
-    sign_in(chat, "ada")
-    session = chat.begin("Hello")
-    chat.see("done")
-    turn = chat.turns.get_attribute("id")
-    assert turn is not None
-    for path in ("/", "/session", "/models", "/limits", "/admin", "/login", "/nowhere", f"/chat/{turn[5:]}"):
-        chat.page.goto(chat.server.url + path)
-        expect(chat.page.get_by_role("main")).to_be_visible()
-    for url in (session, f"{session}/journal", f"{session}/turns"):
-        chat.page.goto(url)
-        expect(chat.page.get_by_role("heading", level=1)).to_be_visible()
-        expect(chat.page.locator("main")).to_have_count(1)
 
 
 def test_the_keyboard_reaches_the_content_first(chat: Chat) -> None:

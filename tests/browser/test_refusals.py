@@ -86,10 +86,15 @@ def test_a_prompt_that_is_too_long_is_not_cut(chat: Chat, complaints: list[str])
     chat.say(long)
     expect(chat.notice).to_have_attribute("data-code", "prompt_too_long")
     expect(chat.box).to_have_value(long)
-    huge = "x" * 1_100_000
-    chat.say(huge)
+
+
+def test_an_error_page_of_a_proxy_is_told_and_takes_nothing(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.see("done")
+    chat.page.route("**/chat", lambda route: route.fulfill(status=413, body="<h1>Too large</h1>"))
+    chat.say("a message")
     expect(chat.notice).to_contain_text("did not accept")
-    expect(chat.box).to_have_value(huge)
+    expect(chat.box).to_have_value("a message")
 
 
 def test_a_page_that_is_not_there_leads_back(chat: Chat, complaints: list[str]) -> None:

@@ -621,7 +621,7 @@ async def test_the_first_prompt_gives_the_title_and_later_ones_do_not(
     assert row.title == "A rather long question about the hills of Rome and about…"
 
 
-async def test_a_prompt_and_a_key_race_with_closing(
+async def test_a_prompt_that_races_with_closing_is_refused_or_stopped(
     sessions: SessionService, db_session: DbSession, ann: Actor, at_once: AtOnce, configure: Configure,
     everything: Everything,
 ) -> None:  # fmt: skip

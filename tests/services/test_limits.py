@@ -1,0 +1,472 @@
+"""Rates, slots, quotas and budgets at the verbs: rules L1 to L7."""
+
+import asyncio
+import json
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from db.db_session import DbSession
+from db.tables import LimitRule, Usage
+from services.actor import Actor
+from services.clients import Usage as Counted
+from services.policies import Allowance
+from services.session_service import SessionService
+from tests.conftest import (
+    BEGINNING,
+    AtOnce,
+    Clock,
+    Configure,
+    Everything,
+    Offer,
+    Refused,
+    StorageFails,
+)
+
+MIDNIGHT = datetime(2026, 5, 5, tzinfo=UTC)
+NEXT_MONTH = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+async def used(ann: Actor, everything: Everything) -> dict[date, tuple[int, int]]:
+    """{day: (tokens, nano-money)} of ann's ended turns."""
+    rows = (await everything())["usage"]
+    return {row["day"]: (row["tokens"], row["cost_nanos"]) for row in rows if row["owner_id"] == ann.id}
+
+
+async def test_L1_the_rate_of_turns_and_again_after_exactly_the_wait(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure, clock: Clock,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await configure("user", turns="6/min burst 2")
+
+    async def begin() -> Allowance | None:
+        begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+        await sessions.finish_turn(begun.turn.id, db_session, state="done")
+        return begun.allowance
+
+    first, second = await begin(), await begin()
+    assert first is not None and second is not None
+    assert [(one.name, one.size, one.used, one.remaining, one.window_seconds) for one in (first, second)] == [
+        ("turns", 2, 1, 1, 20),
+        ("turns", 2, 2, 0, 20),
+    ]
+    async with refused("rate_limited") as told:
+        await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+    assert told.facts == {
+        "limit": "turns",
+        "size": 2,
+        "remaining": 0,
+        "resets_at": BEGINNING + timedelta(seconds=10),
+        "retry_after_seconds": 10,
+    }
+    clock.pass_(seconds=9, microseconds=999_999)
+    async with refused("rate_limited"):
+        await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+    clock.pass_(microseconds=1)
+    await begin()
+    async with refused("rate_limited") as told:
+        await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+    assert told.wait == timedelta(seconds=10)
+
+
+async def test_L1_a_client_within_the_rate_is_never_refused(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure, clock: Clock
+) -> None:
+    await configure("user", turns="3/min burst 1")
+    for _ in range(20):
+        begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+        await sessions.finish_turn(begun.turn.id, db_session, state="done")
+        clock.pass_(seconds=20)
+
+
+async def test_L1_twenty_at_once_take_exactly_the_burst(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, at_once: AtOnce
+) -> None:
+    await configure("user", turns="60/min burst 7", sessions_created="0", concurrent_turns=0)
+    results = await at_once(20, lambda n, db: sessions.begin_turn(None, f"Prompt {n}", db, actor=ann))
+    assert (len(results.done), results.codes) == (7, ["rate_limited"] * 13)
+
+
+ONE_PROCESS = """
+import asyncio, json, sys
+from uuid import UUID
+from db.db_session import DbSession
+from db.engine import open_engine
+from services.actor import Actor
+from services.client_pool import ClientPool, Provider
+from services.errors import Refusal
+from services.event_bus import MemoryEventBus
+from services.session_service import SessionService
+
+async def main():
+    engine = open_engine(sys.argv[1])
+    await engine.start()
+    sessions = SessionService(ClientPool([Provider("builtin", "builtin")]), MemoryEventBus())
+    actor = Actor(kind="user", id=UUID(sys.argv[2]), name="ann", group="user", rate_key="account:ann")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    results = await asyncio.gather(
+        *(sessions.begin_turn(None, f"Hello {n}", DbSession(engine), actor=actor) for n in range(10)),
+        *(sessions.create_session(DbSession(engine), actor=actor, title="x") for n in range(10)),
+        return_exceptions=True,
+    )
+    print(json.dumps([getattr(result, "code", type(result).__name__) for result in results]), flush=True)
+    await engine.stop()
+
+asyncio.run(main())
+"""
+
+
+async def test_C5_limits_are_exact_over_processes(
+    database_url: str, sessions: SessionService, ann: Actor, configure: Configure, everything: Everything
+) -> None:
+    await configure("user", turns="1/h burst 9", sessions_created="1/h burst 12", concurrent_turns=4)
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", ONE_PROCESS, database_url, str(ann.id), cwd=Path(__file__).parents[2],
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    async with asyncio.timeout(60):
+        for process in processes:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+        told = await asyncio.gather(*(process.communicate(b"\n") for process in processes))
+    results = [result for output, _ in told for result in json.loads(output)]
+    assert len(results) == 40
+    assert results.count("BegunTurn") == 4
+    assert results.count("BegunTurn") + results.count("LiveSession") == 12
+    assert set(results) == {"BegunTurn", "LiveSession", "rate_limited", "concurrency_limited"}
+    rows = await everything()
+    assert (len(rows["session"]), len(rows["turn"])) == (12, 4)
+
+
+async def test_L1_a_failing_database_refuses_and_never_admits(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, refused: Refused,
+    storage_fails: StorageFails,
+) -> None:  # fmt: skip
+    async with refused("storage_unavailable"), storage_fails("rate_bucket"):
+        await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+
+
+async def test_L2_an_accepted_turn_counts_one_and_a_refused_one_none(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, session_id: UUID, configure: Configure,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await configure("user", turns="3/h", concurrent_turns=1)
+
+    async def left() -> int:
+        return {one.name: one.remaining for one in await sessions.allowances(db_session, actor=ann)}["turns"]
+
+    assert await left() == 3
+    turn = (await sessions.begin_turn(session_id, "One", db_session, actor=ann)).turn
+    assert await left() == 2
+    other = (await sessions.create_session(db_session, actor=ann)).row.id
+    theirs = (await sessions.create_session(db_session, actor=bob)).row.id
+    for session, model, version, code in (
+        (session_id, None, None, "session_busy"),
+        (other, None, None, "concurrency_limited"),
+        (other, "off", None, "model_disabled"),
+        (other, "far", None, "model_unavailable"),
+        (other, None, 99, "version_conflict"),
+        (theirs, None, None, "session_not_found"),
+    ):
+        async with refused(code):
+            await sessions.begin_turn(session, "Two", db_session, actor=ann, model=model, expected_version=version)
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
+    await sessions.get_session(session_id, db_session, actor=ann)
+    assert await left() == 2
+    await sessions.finish_turn(turn.id, db_session, state="failed", error=("provider_failed", "It failed."))
+    await sessions.begin_turn(session_id, "One again", db_session, actor=ann)
+    assert await left() == 1
+
+
+async def test_L3_the_providers_figures_count(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, everything: Everything
+) -> None:
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi", usage=Counted(70, 900))
+    assert (ended.prompt_tokens, ended.reply_tokens, ended.estimated) == (70, 900, False)
+    assert ended.cost_nanos == 70 * 1000 + 900 * 2000
+    assert await used(ann, everything) == {BEGINNING.date(): (970, 1_870_000)}
+
+
+@pytest.mark.parametrize("end", ["done", "stopped", "interrupted", "failed"])
+async def test_L3_without_them_what_was_produced_is_estimated_and_marked(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock,
+    everything: Everything, end: str,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(session_id, "x" * 40, db_session, actor=ann)).turn
+    await sessions.append([(session_id, turn.id, 0, "y" * 81)], db_session)
+    if end == "stopped":
+        await sessions.stop_turn(turn.id, db_session, actor=ann)
+    elif end == "interrupted":
+        clock.pass_(seconds=30)
+        await sessions.sweep(db_session)
+    else:
+        await sessions.finish_turn(turn.id, db_session, state=end)  # type: ignore[arg-type]
+    ended = await db_session.find_turn(turn.id)
+    assert ended is not None
+    assert (ended.state, ended.prompt_tokens, ended.reply_tokens, ended.estimated) == (end, 10, 21, True)
+    assert await used(ann, everything) == {BEGINNING.date(): (31, 10 * 1000 + 21 * 2000)}
+
+
+async def test_I8_what_was_used_is_the_sum_of_the_turns(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, clock: Clock,
+    everything: Everything,
+) -> None:  # fmt: skip
+    await configure("user", turns="0", sessions_created="0")
+    for number in range(6):
+        turn = (await sessions.begin_turn(None, "x" * (number + 1), db_session, actor=ann)).turn
+        clock.pass_(hours=7)
+        await sessions.sweep(db_session)
+        usage = Counted(number, 2 * number) if number % 2 else None
+        await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi", usage=usage)
+    rows = await everything()
+    assert sum(row["tokens"] for row in rows["usage"]) == sum(
+        row["prompt_tokens"] + row["reply_tokens"] for row in rows["turn"]
+    )
+    assert sum(row["cost_nanos"] for row in rows["usage"]) == sum(row["cost_nanos"] for row in rows["turn"])
+    assert len(rows["usage"]) == 2
+
+
+async def test_L4_a_budget_holds_what_is_spent_reserved_and_asked_for(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, offer: Offer, clock: Clock,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await offer(fast={"max_reply_tokens": 100})
+    await configure("user", tokens_per_day=330, sessions_created="0", turns="0")
+    first = (await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)).turn
+    assert first.reserved_tokens == 110
+    await sessions.begin_turn(None, "y" * 40, db_session, actor=ann)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "z" * 41, db_session, actor=ann)
+    assert told.facts == {
+        "limit": "tokens_per_day",
+        "size": 330,
+        "remaining": 110,
+        "resets_at": MIDNIGHT,
+        "retry_after_seconds": 12 * 3600,
+    }
+    third = (await sessions.begin_turn(None, "z" * 40, db_session, actor=ann)).turn
+    await sessions.finish_turn(first.id, db_session, state="done", usage=Counted(10, 7))
+    await sessions.finish_turn(third.id, db_session, state="done", usage=Counted(10, 6))
+    # Spent 33, reserved 110: 187 remain.
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "z" * 349, db_session, actor=ann)
+    assert told.facts["remaining"] == 187
+    await sessions.begin_turn(None, "z" * 348, db_session, actor=ann)
+
+
+async def test_L4_a_reservation_lapses_with_its_lease(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, offer: Offer, clock: Clock,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await offer(fast={"max_reply_tokens": 100})
+    await configure("user", tokens_per_day=150)
+    await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)
+    async with refused("budget_exhausted"):
+        await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)
+    clock.pass_(seconds=30)
+    await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)
+
+
+async def test_L4_twenty_at_once_never_overshoot(
+    sessions: SessionService, ann: Actor, configure: Configure, offer: Offer, at_once: AtOnce
+) -> None:
+    await offer(fast={"max_reply_tokens": 100})
+    await configure("user", tokens_per_day=549, sessions_created="0", turns="0", concurrent_turns=0)
+    results = await at_once(20, lambda _, db: sessions.begin_turn(None, "x" * 40, db, actor=ann))
+    assert (len(results.done), results.codes) == (4, ["budget_exhausted"] * 16)
+
+
+async def test_L4_a_new_day_is_a_new_budget_and_the_wait_is_exact(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, offer: Offer, clock: Clock,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await offer(fast={"max_reply_tokens": 100})
+    await configure("user", tokens_per_day=150)
+    turn = (await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(10, 100))
+    clock.pass_(hours=5, microseconds=1)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(turn.session_id, "x" * 40, db_session, actor=ann)
+    assert told.wait == timedelta(hours=7)
+    clock.pass_(hours=6, minutes=59, seconds=59)
+    async with refused("budget_exhausted"):
+        await sessions.begin_turn(turn.session_id, "x" * 40, db_session, actor=ann)
+    clock.at += timedelta(seconds=1)
+    await sessions.begin_turn(turn.session_id, "x" * 40, db_session, actor=ann)
+
+
+async def test_L4_a_budget_of_money_is_by_month_and_price(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, offer: Offer, clock: Clock,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await offer(fast={"max_reply_tokens": 100})
+    # A turn holds 10 × 1000 + 100 × 2000 = 210,000 nano-money.
+    await configure("user", money_per_month=0.000_419_999)
+    turn = (await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)).turn
+    assert turn.reserved_nanos == 210_000
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)
+    assert (told.facts["limit"], told.facts["resets_at"]) == ("money_per_month", NEXT_MONTH)
+    assert (told.facts["size"], told.facts["remaining"]) == (419_999, 209_999)
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(10, 100))
+    assert (await sessions.begin_turn(None, "free", db_session, actor=ann, model="smart")).turn.reserved_nanos == 0
+    clock.at = NEXT_MONTH - timedelta(microseconds=1)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(turn.session_id, "x" * 40, db_session, actor=ann)
+    assert told.wait == timedelta(seconds=1)
+    clock.at = NEXT_MONTH
+    await sessions.begin_turn(turn.session_id, "x" * 40, db_session, actor=ann)
+
+
+async def test_L4_others_budgets_are_their_own(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, configure: Configure, refused: Refused
+) -> None:
+    await configure("user", tokens_per_day=5000)
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    async with refused("budget_exhausted"):
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    await sessions.begin_turn(None, "Hello", db_session, actor=bob)
+
+
+async def test_L5_the_strictest_limit_wins_and_is_named(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
+) -> None:
+    await configure("user", concurrent_turns=1, turns="1/min", tokens_per_day=5000)
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert (told.facts["limit"], told.wait) == ("tokens_per_day", timedelta(hours=12))
+    await configure("user", tokens_per_day=0)
+    async with refused("rate_limited") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert (told.facts["limit"], told.wait) == ("turns", timedelta(minutes=1))
+    await configure("user", turns="0")
+    async with refused("concurrency_limited") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert told.facts["limit"] == "concurrent_turns"
+
+
+async def test_L6_an_admins_change_holds_from_the_next_call(
+    sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor, refused: Refused
+) -> None:
+    await sessions.create_session(db_session, actor=ann, title="one")
+    await db_session.put_limit(LimitRule(group_name="user", name="open_sessions", value="1", set_by="ada"))
+    for service in (sessions, other_worker):
+        async with refused("session_quota"):
+            await service.create_session(db_session, actor=ann)
+    await db_session.put_limit(LimitRule(group_name="user", name="open_sessions", value="2", set_by="ada"))
+    await other_worker.create_session(db_session, actor=ann)
+
+
+async def test_L6_a_restart_keeps_what_an_admin_changed(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
+) -> None:
+    await db_session.put_limit(LimitRule(group_name="user", name="open_sessions", value="0", set_by="ada"))
+    await db_session.put_limit(LimitRule(group_name="user", name="sessions_created", value="1/h", set_by="ada"))
+    await configure("user", open_sessions=1, sessions_created="50/h")
+    await sessions.create_session(db_session, actor=ann)
+    async with refused("rate_limited"):
+        await sessions.create_session(db_session, actor=ann)
+
+
+async def test_L6_lowering_a_budget_never_kills_a_running_turn(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
+) -> None:
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await configure("user", tokens_per_day=1, concurrent_turns=1, turns="1/h")
+    assert await sessions.append([(turn.session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
+    await sessions.heartbeat(db_session)
+    await sessions.sweep(db_session)
+    ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="upon", usage=Counted(5000, 5000))
+    assert (ended.state, ended.reply) == ("done", "Once upon")
+    async with refused("budget_exhausted"):
+        await sessions.begin_turn(turn.session_id, "Hello", db_session, actor=ann)
+
+
+async def test_L7_every_limit_is_told_before_sending(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure,
+    offer: Offer, clock: Clock, everything: Everything,
+) -> None:  # fmt: skip
+    await offer(fast={"max_reply_tokens": 100})
+    await configure(
+        "user", turns="6/min burst 4", switches="2/min", sessions_created="3/h", concurrent_turns=3, open_sessions=9,
+        tokens_per_day=1000, money_per_month=1.0,
+    )  # fmt: skip
+    await sessions.begin_turn(session_id, "x" * 40, db_session, actor=ann, model="fast")
+    clock.pass_(seconds=5)
+    before = await everything()
+    now = clock()
+    told = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}
+    assert told == {
+        "turns": Allowance("turns", 4, 1, 3, BEGINNING + timedelta(seconds=10), 40),
+        "switches": Allowance("switches", 2, 1, 1, BEGINNING + timedelta(seconds=30), 60),
+        "sessions_created": Allowance("sessions_created", 3, 0, 3, now, 3600),
+        "concurrent_turns": Allowance("concurrent_turns", 3, 1, 2),
+        "open_sessions": Allowance("open_sessions", 9, 1, 8),
+        "tokens_per_day": Allowance("tokens_per_day", 1000, 110, 890, MIDNIGHT, 86400),
+        "money_per_month": Allowance(
+            "money_per_month", 10**9, 210_000, 10**9 - 210_000, NEXT_MONTH, 31 * 86400
+        ),
+    }  # fmt: skip
+    assert await everything() == before
+
+
+async def test_L7_a_limit_that_is_off_is_not_told(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure
+) -> None:
+    assert {one.name for one in await sessions.allowances(db_session, actor=ann)} == {
+        "turns", "switches", "sessions_created", "concurrent_turns", "open_sessions",
+    }  # fmt: skip
+    await configure("user", turns="0", switches="0", sessions_created="0", concurrent_turns=0, open_sessions=0)
+    assert await sessions.allowances(db_session, actor=ann) == []
+
+
+async def test_L7_what_is_told_is_what_a_refusal_says(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await configure("user", turns="1/min")
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done")
+    async with refused("rate_limited") as told:
+        await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+    known = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}["turns"]
+    assert (told.facts["size"], told.facts["remaining"], told.facts["resets_at"]) == (
+        known.size,
+        known.remaining,
+        known.resets_at,
+    )
+
+
+async def test_a_guest_has_the_guests_limits_and_an_unknown_group_those_of_users(
+    sessions: SessionService, db_session: DbSession, guest: Actor
+) -> None:
+    assert {one.name: one.size for one in await sessions.allowances(db_session, actor=guest)} == {
+        "turns": 10,
+        "switches": 10,
+        "sessions_created": 5,
+        "concurrent_turns": 2,
+        "open_sessions": 50,
+    }
+    stranger = Actor(kind="user", id=guest.id, name="x", group="nobody knows", rate_key="r")
+    sizes = {one.name: one.size for one in await sessions.allowances(db_session, actor=stranger)}
+    assert (sizes["concurrent_turns"], sizes["open_sessions"]) == (3, 500)
+
+
+async def test_usage_of_ended_days_does_not_count(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure
+) -> None:
+    await configure("user", tokens_per_day=1000, money_per_month=1)
+    yesterday, last_month = date(2026, 5, 3), date(2026, 4, 30)
+    for day in (yesterday, last_month):
+        await db_session.add(Usage(owner_id=ann.id, day=day, tokens=7, cost_nanos=11))
+    told = {one.name: one.used for one in await sessions.allowances(db_session, actor=ann)}
+    assert (told["tokens_per_day"], told["money_per_month"]) == (0, 11)
