@@ -232,6 +232,10 @@ class DbSession:
         )
         return int(taken[0]["tat_us"]) if taken else None
 
+    async def give_back_to_bucket(self, key: str, interval_us: int) -> None:
+        """Undo one taking."""
+        await RateBucket.raw("UPDATE rate_bucket SET tat_us = tat_us - {} WHERE key = {}", interval_us, key)
+
     async def bucket_tat(self, key: str) -> int:
         """The bucket's theoretical arrival time in microseconds; 0 where it was never used."""
         rows = await RateBucket.select(RateBucket.tat_us).where(RateBucket.key == key)

@@ -193,18 +193,20 @@ class Accounts:
 
     async def sign_in(self, name: str, password: str, address: str, db_session: DbSession) -> str:
         """Check a password and make a login; returns the cookie's text. Raises Unauthenticated, RateLimited."""
-        for key in (f"sign_in:name:{name.strip()[:80]}", f"sign_in:address:{self._masked(address)}"):
+        name = _nameable(name)
+        places = (f"sign_in:name:{name[:80]}", f"sign_in:address:{self._masked(address)}")
+        for key in places:
             now = self.now()
-            async with db_session.transaction():
-                taken = await db_session.take_from_bucket(key, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst)
-            if taken is None:
+            if await db_session.take_from_bucket(key, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst) is None:
                 state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(key), now)
                 raise RateLimited("Too many attempts to sign in. Please wait.", state, now)
-        account = await db_session.find_account_by_name(name.strip())
+        account = await db_session.find_account_by_name(name)
         known = account is not None and account.password_hash is not None and account.disabled_at is None
         right = await _verified(account.password_hash if known and account else _DECOY, password)
         if account is None or not known or not right:
             raise Unauthenticated("The name or the password is wrong.")
+        for key in places:
+            await db_session.give_back_to_bucket(key, SIGN_INS.interval_us)
         return await self._new_login(account.id, db_session)
 
     async def sign_out(self, login_cookie: str, db_session: DbSession) -> None:
@@ -252,8 +254,13 @@ class Accounts:
             return await self._new_login(account.id, db_session)
 
 
+def _nameable(name: str) -> str:
+    """A name as it may be looked for; what no column can hold becomes a name that nobody has."""
+    return name.strip().encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
 def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
 @cache

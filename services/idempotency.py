@@ -9,6 +9,7 @@ from db.db_session import DbSession
 from db.tables import Idempotency
 from services.actor import Actor
 from services.errors import IdempotencyKeyReused, InvalidRequest
+from services.text import storable
 
 KEY_CHARACTERS = 200
 
@@ -29,7 +30,7 @@ class Once:
         """Reserve a key until commit; another caller with the same key waits. Raises IdempotencyKeyReused."""
         if not key:
             return cls(None, "", db_session)
-        if len(key) > KEY_CHARACTERS:
+        if len(storable(key)) > KEY_CHARACTERS:
             raise InvalidRequest(f"An idempotency key has at most {KEY_CHARACTERS} characters.")
         fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
         row = Idempotency(actor_id=actor.id, verb=verb, key=key, fingerprint=fingerprint, created_at=now)

@@ -53,7 +53,15 @@ from services.outcomes import (
 )
 from services.policies import Allowance, Lifetime
 from services.rules import Rules
-from services.text import REASON_CHARACTERS, TITLE_CHARACTERS, checked_line, checked_prompt, title_of, tokens_of
+from services.text import (
+    REASON_CHARACTERS,
+    TITLE_CHARACTERS,
+    checked_line,
+    checked_prompt,
+    storable,
+    title_of,
+    tokens_of,
+)
 
 #: how long a worker may write to a turn without renewing
 LEASE = timedelta(seconds=30)
@@ -175,8 +183,8 @@ class SessionService:
             now=self.now(),
             after=after,
             state=state,
-            model=model,
-            q=q,
+            model=storable(model),
+            q=storable(q),
         )
         more, rows = len(rows) > limit, rows[:limit]
         return SessionPage(

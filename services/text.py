@@ -13,7 +13,7 @@ def checked_prompt(prompt: str) -> str:
         raise PromptTooLong(characters=len(prompt), limit=PROMPT_CHARACTERS)
     if not prompt.strip():
         raise InvalidRequest("Please write something first.", field="prompt")
-    return _storable(prompt)
+    return storable(prompt)
 
 
 def checked_line(text: str, limit: int, field: str) -> str:
@@ -21,7 +21,7 @@ def checked_line(text: str, limit: int, field: str) -> str:
     text = " ".join(text.split())
     if len(text) > limit:
         raise InvalidRequest(f"The {field} has at most {limit} characters.", field=field)
-    return _storable(text)
+    return storable(text)
 
 
 def title_of(prompt: str) -> str:
@@ -35,7 +35,7 @@ def tokens_of(text: str) -> int:
     return -(-len(text) // 4)
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Refuse what no database column can hold: NUL and lone surrogates."""
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidRequest("The text holds characters that cannot be stored.")

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -79,7 +80,8 @@ async def migrated_postgres(postgres_url: str) -> str:
 async def empty_postgres(migrated_postgres: str) -> str:
     """The migrated PostgreSQL database without a row."""
     connection = await asyncpg.connect(migrated_postgres)
-    await connection.execute(f"TRUNCATE {', '.join(table._meta.tablename for table in TABLES)}")
+    # Not TRUNCATE, which makes new files: a hundred times slower for a few rows.
+    await connection.execute("; ".join(f"DELETE FROM {table._meta.tablename}" for table in reversed(TABLES)))
     await connection.close()
     return migrated_postgres
 
@@ -418,6 +420,21 @@ def refused(everything: Everything, published: list[Hint], orders: Orders) -> Re
         assert (orders.started, orders.stopped) == ordered
 
     return refused
+
+
+Until = Callable[[Callable[[], Any]], Awaitable[None]]
+
+
+@pytest.fixture
+def until() -> Until:
+    """Wait until something holds; what comes in between is real."""
+
+    async def wait(holds: Callable[[], Any]) -> None:
+        async with asyncio.timeout(10):
+            while not (await result if isawaitable(result := holds()) else result):
+                await asyncio.sleep(0.002)
+
+    return wait
 
 
 StorageFails = Callable[[str], AbstractAsyncContextManager[None]]

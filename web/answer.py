@@ -62,7 +62,7 @@ def answer(
         case "fragment" if fragment is not None:
             response = html(render(fragment, view=view, request=request, **_chrome(request), **context))
         case "fragment":
-            response = Response(b"", headers={"HX-Redirect": location}, media_type=TEXT)
+            response = Response(b"", status_code=200, headers={"HX-Redirect": location}, media_type=TEXT)
         case _:
             response = redirect(location)
     response.headers.update(rate_headers(allowance))

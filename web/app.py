@@ -23,7 +23,7 @@ from services.session_service import SessionService, utc_now
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
 from web.actor import provide_actor
-from web.errors import HANDLERS
+from web.errors import HANDLERS, no_such_page
 from web.guard import Guard
 from web.live import provide_controls
 from web.routes import ROUTES
@@ -104,6 +104,8 @@ def _static() -> Router:
         path="/static",
         directories=[STATIC],
         cache_control=CacheControlHeader(max_age=365 * 86400, public=True, immutable=True),
+        # A name that no file system takes is the name of no file.
+        exception_handlers={OSError: no_such_page},
     )
 
 

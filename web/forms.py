@@ -91,13 +91,14 @@ class ShowLogin(msgspec.Struct):
 
 #: fields of forms that are not the verb's own: the hidden idempotency key
 KEY_FIELD = "idempotency_key"
+FORM_KINDS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 def reads(form: type[msgspec.Struct]) -> Provide:
     """A dependency that fills `form` from the request's body. Raises InvalidRequest."""
 
     async def read(request: Request) -> Any:
-        fields = await _fields(request)
+        fields = await _fields(request, form)
         # Kept so that a refusal can give back what was typed.
         request.state.typed = {name: value for name, value in fields.items() if isinstance(value, str)}
         typed = fields.pop(KEY_FIELD, None)
@@ -131,13 +132,20 @@ def _converted(fields: dict[str, Any], struct: type[msgspec.Struct], *, strict: 
 
 def is_json(request: Request) -> bool:
     """Whether the body is JSON."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+    return _kind(request) == "application/json"
 
 
-async def _fields(request: Request) -> dict[str, Any]:
+def _kind(request: Request) -> str:
+    """The body's media type, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _fields(request: Request, struct: type[msgspec.Struct]) -> dict[str, Any]:
     body = await request.body()
+    if body and not is_json(request) and _kind(request) not in FORM_KINDS:
+        raise InvalidRequest("The body is neither JSON nor a form.")
     try:
-        if is_json(request) or (body[:1] == b"{" and not request.headers.get("content-type")):
+        if is_json(request):
             fields = msgspec.json.decode(body or b"{}")
             if not isinstance(fields, dict):
                 raise InvalidRequest("The body is a JSON object.")
@@ -148,5 +156,6 @@ async def _fields(request: Request) -> dict[str, Any]:
     given = list(form.multi_items())
     if len(given) != len(dict(given)) or any(not isinstance(value, str) for _, value in given):
         raise InvalidRequest("A field of the form is given twice, or is a file.")
-    # An empty field of a form is one that was not filled in.
-    return {name: value for name, value in given if value != "" or name in ("prompt", "title", "reason")}
+    # An empty field that is not a text was not filled in.
+    unfilled = {field.encode_name for field in msgspec.structs.fields(struct) if field.type is not str} | {KEY_FIELD}
+    return {name: value for name, value in given if value != "" or name not in unfilled}

@@ -60,12 +60,16 @@ class Guard:
             await _refuse(send, *refusal, request_id)
             return
         if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
-            scope["method"] = HttpMethod.GET
+            # A copy: the server below still has to know that no body follows.
+            scope = {**scope, "method": HttpMethod.GET}
             send = _headers_only(send)
         await self.app(scope, _capped(receive), _dressed(send, scope))
 
     def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
-        if _host_name(headers.get("host", "")) not in self.hosts:
+        hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
+        if len(hosts) != 1 or "\0" in scope["path"]:
+            return 400, "invalid_request", "The request is malformed."
+        if _host_name(headers["host"]) not in self.hosts:
             return 421, "unknown_host", "This server does not answer to that name; see allowed_hosts."
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > BODY_BYTES:
@@ -157,7 +161,12 @@ async def _refuse(send: Send, status: int, code: str, detail: str, request_id: s
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store"), *HEADERS],
+            "headers": [
+                (b"content-type", b"application/problem+json"),
+                (b"cache-control", b"no-store"),
+                (b"x-request-id", request_id.encode()),
+                *HEADERS,
+            ],
         }
     )
     await send({"type": "http.response.body", "body": body, "more_body": False})

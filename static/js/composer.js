@@ -27,22 +27,23 @@ document.addEventListener("click", async (event) => {
 });
 
 // A draft is kept for this tab until it was accepted.
-const draft = (field) => `draft ${location.pathname}`;
+const draft = `draft ${location.pathname}`;
 
 document.addEventListener("input", ({ target }) => {
-  if (target.matches?.(".composer-text")) sessionStorage.setItem(draft(target), target.value);
+  if (target.matches?.(".composer-text")) sessionStorage.setItem(draft, target.value);
 });
 
 for (const field of document.querySelectorAll(".composer-text"))
-  if (!field.value) field.value = sessionStorage.getItem(draft(field)) ?? "";
+  if (!field.value) field.value = sessionStorage.getItem(draft) ?? "";
 
 document.addEventListener("submit", ({ target }) => {
-  if (!target.hasAttribute("hx-post")) sessionStorage.removeItem(`draft ${location.pathname}`);
+  if (target.matches("[action='/logout']")) sessionStorage.clear();
+  else if (!target.hasAttribute("hx-post") && target.querySelector(".composer-text")) sessionStorage.removeItem(draft);
 });
 
 const sent = new WeakMap();
 
-document.addEventListener("htmx:before:request", ({ target, detail }) => {
+document.addEventListener("htmx:before:request", ({ target }) => {
   const field = target.closest?.("[data-composer]")?.elements.prompt;
   if (field) sent.set(field, field.value);
 });
@@ -57,7 +58,7 @@ document.addEventListener("htmx:after:request", ({ target, detail }) => {
   // Typed on meanwhile? Then it is another message already.
   if (!field || field.value !== sent.get(field)) return;
   field.value = "";
-  sessionStorage.removeItem(draft(field));
+  sessionStorage.removeItem(draft);
   document.querySelector(".scroller").scrollTop = 0;
 });
 

@@ -26,6 +26,7 @@ def test_a_prompt_over_the_limit_stays_in_the_box_and_on_the_page_without_javasc
     chat.say("two")
     chat.see("done", "done")
     plain.begin("three")
+    expect(plain.page.get_by_role("button", name="Send")).to_be_visible()
 
     chat.say("over\nthe limit")
     expect(chat.notice).to_have_attribute("data-code", "rate_limited")
@@ -62,7 +63,7 @@ def test_a_prompt_refused_without_javascript_is_given_back_and_can_be_sent_again
     plain: Chat, open_chat: Callable[..., Chat]
 ) -> None:
     url = plain.begin("Hello")
-    expect(plain.turns).to_have_attribute("data-state", "done")
+    expect(plain.page.get_by_role("button", name="Send")).to_be_visible()
     other = open_chat(beside=plain)
     other.page.goto(url)
     other.box.fill("/hang after 3")

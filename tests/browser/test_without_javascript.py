@@ -12,6 +12,7 @@ def test_the_whole_journey_works_without_javascript(plain: Chat, admin_token: st
     expect(plain.turns).to_have_attribute("data-state", "done")
     expect(plain.replies).to_have_text(" ".join(f"tok{number}" for number in range(30)))
 
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
     plain.box.fill("/hang after 3")
     page.get_by_role("button", name="Send").click()
     page.get_by_role("button", name="Stop").click()

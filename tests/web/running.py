@@ -19,6 +19,10 @@ from tests.servers import free_port
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 20
 
+NOISE = re.compile(
+    r"Traceback|Warning|\bERROR\b|\w(Error|Exception)\b|never (awaited|retrieved)|was destroyed| failed$"
+)
+
 SETTINGS = """
 default_model = "fast"
 
@@ -69,6 +73,7 @@ class Server:
             "TURNKEEPER_PORT": str(self.port),
             **environment,
         }
+        self.command = [sys.executable, "-m", "turnkeeper"]
         self.output = ""
         self.process: subprocess.Popen[str] | None = None
 
@@ -116,7 +121,7 @@ class Server:
     def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a command of the command line beside it, on the same settings."""
         return subprocess.run(
-            [sys.executable, "-m", "turnkeeper", *arguments],
+            [*self.command, *arguments],
             cwd=self.folder,
             env=self.environment,
             input=stdin,
@@ -124,6 +129,11 @@ class Server:
             text=True,
             timeout=60,
         )
+
+    @property
+    def noise(self) -> list[str]:
+        """The lines of the output that should never be there: a warning or a traceback is a bug."""
+        return [line for line in self.output.splitlines() if NOISE.search(line)]
 
     @property
     def setup_url(self) -> str:
@@ -142,7 +152,7 @@ class Server:
 
 @contextmanager
 def a_server(folder: Path, settings: str = SETTINGS, **environment: str) -> Iterator[Server]:
-    """A server for one block."""
+    """A server for one block; whatever it complained about in between fails the test."""
     server = Server(folder, settings, **environment)
     server.start()
     try:
@@ -150,6 +160,8 @@ def a_server(folder: Path, settings: str = SETTINGS, **environment: str) -> Iter
     finally:
         if server.process is not None and server.process.poll() is None:
             server.stop()
+    if server.noise:
+        pytest.fail(f"the server complained:\n{server.output}", pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,203 @@
+"""Who is asking: authenticate, passwords, tokens, guests, the first admin."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from db.db_session import DbSession
+from db.tables import Account, ApiToken
+from services.accounts import Accounts, Credentials
+from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused
+
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def accounts(clock: Clock) -> Accounts:
+    return Accounts(b"a secret", guests=True, now=clock)
+
+
+def given(bearer: str | None = None, login: str = "", guest: str = "", address: str = "192.0.2.1") -> Credentials:
+    return Credentials(bearer, login, guest, address, "request-1")
+
+
+async def test_signing_in_proves_an_account_until_signing_out(
+    accounts: Accounts, db_session: DbSession, refused: Refused
+) -> None:
+    account = await accounts.create_account("ann", PASSWORD, db_session)
+    cookie = await accounts.sign_in(" ann ", PASSWORD, "192.0.2.1", db_session)
+    actor = await accounts.authenticate(given(login=cookie), db_session)
+    assert (actor.kind, actor.id, actor.name, actor.group) == ("user", account.id, "ann", "user")
+    assert (actor.rate_key, actor.role, actor.scopes) == (f"account:{account.id}", "user", None)
+    assert (actor.request_id, actor.is_admin) == ("request-1", False)
+    await accounts.sign_out(cookie, db_session)
+    async with refused("unauthenticated"):
+        await accounts.authenticate(given(login=cookie), db_session)
+
+
+async def test_a_login_ends_after_thirty_days(
+    accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused
+) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+    cookie = await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+    clock.pass_(days=29, hours=23, minutes=59)
+    assert (await accounts.authenticate(given(login=cookie), db_session)).name == "ann"
+    clock.pass_(minutes=1)
+    async with refused("unauthenticated"):
+        await accounts.authenticate(given(login=cookie), db_session)
+
+
+async def test_a_wrong_name_and_a_wrong_password_are_told_alike(accounts: Accounts, db_session: DbSession) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+    told = set()
+    for name, password in (("ann", "wrong horse"), ("eve", PASSWORD), ("a\0b", PASSWORD), ("", "")):
+        with pytest.raises(Exception) as raised:
+            await accounts.sign_in(name, password, "192.0.2.1", db_session)
+        told.add((getattr(raised.value, "code", repr(raised.value)), str(raised.value)))
+    assert told == {("unauthenticated", "The name or the password is wrong.")}
+
+
+async def test_sign_ins_are_limited_by_name_and_by_address_and_again_after_the_wait(
+    accounts: Accounts, db_session: DbSession, clock: Clock
+) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+
+    async def attempt(name: str, address: str) -> str:
+        try:
+            return await accounts.sign_in(name, PASSWORD, address, db_session)
+        except Exception as error:
+            return str(getattr(error, "code", error))
+
+    for _ in range(10):
+        assert await attempt("nobody", "198.51.100.1") == "unauthenticated"
+    assert await attempt("nobody", "198.51.100.2") == "rate_limited"
+    assert await attempt("ann", "198.51.100.1") == "rate_limited"
+    assert len(await attempt("ann", "198.51.100.2")) > 30
+    clock.pass_(seconds=59, microseconds=999_999)
+    assert await attempt("ann", "198.51.100.1") == "rate_limited"
+    clock.pass_(microseconds=1)
+    assert len(await attempt("ann", "198.51.100.1")) > 30
+
+
+async def test_a_token_acts_for_its_account_within_its_scopes(accounts: Accounts, db_session: DbSession) -> None:
+    await accounts.create_account("ada", PASSWORD, db_session, role="admin")
+    for asked, scopes, is_admin in (
+        (("read",), {"read"}, False),
+        (("chat",), {"read", "chat"}, False),
+        (("admin",), {"read", "chat", "admin"}, True),
+    ):
+        token = await accounts.create_token("ada", "ci", asked, db_session)
+        assert token.startswith("tk_") and len(token) > 40
+        actor = await accounts.authenticate(given(bearer=token), db_session)
+        assert (actor.kind, actor.name, actor.scopes, actor.is_admin) == ("token", "ada", scopes, is_admin)
+
+
+async def test_a_token_that_is_wrong_revoked_or_over_is_refused_even_beside_a_good_cookie(
+    accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused
+) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+    cookie = await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+    revoked = await accounts.create_token("ann", "one", ("chat",), db_session)
+    await ApiToken.update({ApiToken.revoked_at: clock()}).where(ApiToken.name == "one")
+    over = await accounts.create_token("ann", "two", ("chat",), db_session)
+    await ApiToken.update({ApiToken.expires_at: clock() + timedelta(days=1)}).where(ApiToken.name == "two")
+    assert (await accounts.authenticate(given(bearer=over), db_session)).name == "ann"
+    clock.pass_(days=1)
+    for bearer in (revoked, over, "tk_wrong", ""):
+        async with refused("unauthenticated"):
+            await accounts.authenticate(given(bearer=bearer, login=cookie), db_session)
+
+
+async def test_a_token_cannot_have_more_than_its_account(
+    accounts: Accounts, db_session: DbSession, refused: Refused
+) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+    async with refused("forbidden"):
+        await accounts.create_token("ann", "ci", ("admin",), db_session)
+    async with refused("invalid_request"):
+        await accounts.create_token("ann", "ci", ("write",), db_session)
+    async with refused("invalid_request"):
+        await accounts.create_token("eve", "ci", ("read",), db_session)
+
+
+async def test_O4_a_disabled_account_is_refused_at_its_next_call(
+    accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused
+) -> None:
+    account = await accounts.create_account("ann", PASSWORD, db_session)
+    cookie = await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+    token = await accounts.create_token("ann", "ci", ("chat",), db_session)
+    await Account.update({Account.disabled_at: clock()}).where(Account.id == account.id)
+    for credentials in (given(login=cookie), given(bearer=token)):
+        async with refused("unauthenticated"):
+            await accounts.authenticate(credentials, db_session)
+    with pytest.raises(Exception, match="wrong"):
+        await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+
+
+async def test_O4_a_changed_role_holds_at_the_next_call(accounts: Accounts, db_session: DbSession) -> None:
+    account = await accounts.create_account("ada", PASSWORD, db_session, role="admin")
+    token = await accounts.create_token("ada", "ci", ("admin",), db_session)
+    assert (await accounts.authenticate(given(bearer=token), db_session)).is_admin is True
+    await Account.update({Account.role: "user", Account.group_name: "user"}).where(Account.id == account.id)
+    assert (await accounts.authenticate(given(bearer=token), db_session)).is_admin is False
+
+
+async def test_C1_a_guests_id_is_proved_by_our_signature(
+    accounts: Accounts, db_session: DbSession, clock: Clock, everything: Everything, refused: Refused
+) -> None:
+    cookie = accounts.new_guest_cookie()
+    actor = await accounts.authenticate(given(guest=cookie), db_session)
+    name, signature = cookie.split(".")
+    assert (actor.kind, actor.role, actor.group, actor.id) == ("guest", "guest", "guest", UUID(hex=name))
+    assert actor.is_admin is False
+    assert (await everything())["account"] == []
+    other = Accounts(b"another secret", guests=True, now=clock)
+    forged = UUID(int=7).hex
+    for bad in ("", ".", name, f"{name}.", f"{forged}.{signature}", other.new_guest_cookie(), "x.y", f"{name}.ü"):
+        async with refused("unauthenticated"):
+            await accounts.authenticate(given(guest=bad), db_session)
+
+
+async def test_without_guests_there_are_none(db_session: DbSession, clock: Clock, refused: Refused) -> None:
+    accounts = Accounts(b"a secret", guests=False, now=clock)
+    async with refused("unauthenticated"):
+        await accounts.authenticate(given(guest=accounts.new_guest_cookie()), db_session)
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("", PASSWORD), (" ", PASSWORD), ("x" * 81, PASSWORD), ("a\nb", PASSWORD), ("a\0b", PASSWORD),
+     ("guest-1", PASSWORD), ("ann", "short"), ("ann", "x" * 1001)],
+)  # fmt: skip
+async def test_names_and_passwords_that_cannot_be_are_refused(
+    accounts: Accounts, db_session: DbSession, refused: Refused, name: str, password: str
+) -> None:
+    async with refused("invalid_request"):
+        await accounts.create_account(name, password, db_session)
+
+
+async def test_a_name_is_somebodys_once(accounts: Accounts, at_once: AtOnce, everything: Everything) -> None:
+    results = await at_once(3, lambda _, db: accounts.create_account("ann", PASSWORD, db))
+    assert (len(results.done), results.codes) == (1, ["invalid_request"] * 2)
+    (row,) = (await everything())["account"]
+    assert row["password_hash"].startswith("$argon2id$") and PASSWORD not in row["password_hash"]
+
+
+async def test_the_set_up_link_makes_one_admin_once(
+    accounts: Accounts, db_session: DbSession, at_once: AtOnce, journal: JournalRows, refused: Refused
+) -> None:
+    first = await accounts.new_setup_link(db_session)
+    secret = await accounts.new_setup_link(db_session)
+    assert first is not None and secret is not None
+    async with refused("forbidden"):
+        await accounts.check_setup_link(first, db_session)
+    await accounts.check_setup_link(secret, db_session)
+    results = await at_once(3, lambda n, db: accounts.set_up(secret, f"ada{n}", PASSWORD, db))
+    (cookie,) = results.done
+    assert results.codes == ["forbidden"] * 2
+    assert (await accounts.authenticate(given(login=cookie), db_session)).is_admin is True
+    assert len(await journal("account_created")) == 1
+    assert await accounts.new_setup_link(db_session) is None
+    async with refused("forbidden"):
+        await accounts.set_up(secret, "eve", PASSWORD, db_session)

@@ -1,0 +1,515 @@
+"""The real TurnRunner with the real built-in echo on both databases: rules G1, G4 to G7, G10 and I13."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from db.db_session import DbSession
+from db.engine import Engine
+from db.tables import Turn
+from services import turn_runner
+from services.actor import Actor
+from services.client_pool import ClientPool, Provider, client_for
+from services.clients import Ask, Client, Message, Text, Usage
+from services.clients.builtin import BuiltinClient
+from services.clients.echo import EchoClient
+from services.event_bus import Hint
+from services.outcomes import TurnOrder
+from services.session_service import SessionService
+from services.turn_runner import TurnRunner
+from tests.conftest import Clock, Configure, JournalRows, Offer, Orders, StorageFails, Until
+
+
+class WatchedEcho(EchoClient):
+    """The echo, which counts the streams that are open; `/raw` sends what no database can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = 0
+        self.asked: list[Ask] = []
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
+        self.open += 1
+        self.asked.append(ask)
+        try:
+            if ask.messages[-1].text == "/raw":
+                for text in ("a\0", "b\ud800", "\udfffc", "\0"):
+                    yield Text(text)
+            elif ask.messages[-1].text == "/bug":
+                yield Text("so far ")
+                raise ZeroDivisionError
+            else:
+                async for event in super().stream(ask):
+                    yield event
+        finally:
+            self.open -= 1
+
+
+@pytest.fixture
+def echo() -> WatchedEcho:
+    return WatchedEcho()
+
+
+@pytest.fixture
+async def pool(echo: WatchedEcho) -> AsyncIterator[ClientPool]:
+    def connect(provider: Provider) -> Client:
+        return BuiltinClient({"echo": echo}) if provider.kind == "builtin" else client_for(provider)
+
+    pool = ClientPool(
+        [Provider("builtin", "builtin"), Provider("down", "openai", "http://127.0.0.1:9/v1")], connect=connect
+    )
+    yield pool
+    await pool.aclose()
+
+
+class Opened:
+    """Makes a DbSession for each transaction of the runner, and counts them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.times = 0
+
+    def __call__(self) -> DbSession:
+        self.times += 1
+        return DbSession(self.engine)
+
+
+@pytest.fixture
+def opened(engine: Engine) -> Opened:
+    return Opened(engine)
+
+
+@pytest.fixture
+async def runner(
+    sessions: SessionService, pool: ClientPool, opened: Opened, configure: Configure
+) -> AsyncIterator[TurnRunner]:
+    await configure("user", turns="0", sessions_created="0", concurrent_turns=0)
+    runner = sessions.runner = TurnRunner(sessions, pool, opened)
+    await runner.open()
+    yield runner
+    async with asyncio.timeout(10):
+        await runner.close()
+
+
+Ended = Callable[[Turn], Awaitable[Turn]]
+
+
+@pytest.fixture
+def ended(engine: Engine, until: Until) -> Ended:
+    """Wait for a turn's end."""
+
+    async def wait(turn: Turn) -> Turn:
+        found: list[Turn | None] = []
+
+        async def over() -> bool:
+            found[:] = [await DbSession(engine).find_turn(turn.id)]
+            return found[0] is not None and found[0].state != "running"
+
+        await until(over)
+        assert found[0] is not None
+        return found[0]
+
+    return wait
+
+
+def shown(hints: list[Hint], turn: Turn) -> str:
+    """The text that was published of a turn; each piece must join the one before."""
+    text = ""
+    for hint in hints:
+        if hint.kind == "text" and hint.turn_id == turn.id:
+            assert hint.offset == len(text)
+            text += hint.text
+    return text
+
+
+def numbered(count: int) -> str:
+    return "".join(f"tok{number} " for number in range(count))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reply"),
+    [
+        ("Hello  world\n", "Hello  world\n"),
+        ("Zwölf Boxkämpfer 🦊 e\u0301 日本語 \u2028 ok", "Zwölf Boxkämpfer 🦊 e\u0301 日本語 \u2028 ok"),
+        ("/tokens 700", numbered(700)),
+        ("/tokens 12 /delay 7ms", numbered(12)),
+    ],
+)
+async def test_G4_the_reply_is_what_the_model_sent(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended,
+    published: list[Hint], until: Until, echo: WatchedEcho, prompt: str, reply: str,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, prompt, db_session, actor=ann)).turn
+    done = await ended(turn)
+    assert (done.state, done.reply, done.error_code) == ("done", reply, None)
+    assert (done.estimated, done.reply_tokens) == (False, len(reply.split()))
+    await until(lambda: runner.running == 0 and Hint(turn.session_id, "turn_ended", turn.id) in published)
+    assert shown(published, turn) == reply
+    assert echo.open == 0
+    assert await db_session.text_of(turn.id) == ""
+
+
+async def test_G4_the_first_piece_comes_at_once_and_later_ones_with_the_tick(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, published: list[Hint],
+    until: Until, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(turn_runner, "TICK_SECONDS", 60)
+    first = (await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)).turn
+    await until(lambda: shown(published, first))
+    assert shown(published, first) == "tok0 "
+    second = (await sessions.begin_turn(None, "/tokens 4 /delay 20ms /hang after 4", db_session, actor=ann)).turn
+    await until(lambda: shown(published, second))
+    await asyncio.sleep(0.2)
+    assert shown(published, second) == "tok0 "
+    third = (await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)).turn
+    await until(lambda: shown(published, third))
+    assert shown(published, second) == numbered(4)
+
+
+async def test_G4_one_commit_serves_many_tokens_of_many_turns(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, opened: Opened,
+    published: list[Hint],
+) -> None:  # fmt: skip
+    turns = [(await sessions.begin_turn(None, "/tokens 60 /delay 5ms", db_session, actor=ann)).turn for _ in range(10)]
+    for turn in turns:
+        done = await ended(turn)
+        assert (done.state, done.reply) == ("done", numbered(60))
+    pieces = [hint for hint in published if hint.kind == "text"]
+    assert len(pieces) < 300
+    assert opened.times < 100
+    for turn in turns:
+        assert shown(published, turn) == numbered(60)
+
+
+async def test_G1_a_turn_runs_after_the_commit_and_outside_the_callers_transaction(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, echo: WatchedEcho
+) -> None:
+    async with db_session.transaction():
+        turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+        await asyncio.sleep(0.02)
+        assert (runner.running, echo.asked) == (0, [])
+    with pytest.raises(ZeroDivisionError):
+        async with db_session.transaction():
+            lost = (await sessions.begin_turn(None, "Lost", db_session, actor=ann)).turn
+            raise ZeroDivisionError
+    assert (await ended(turn)).reply == "Hello"
+    assert [ask.messages[-1].text for ask in echo.asked] == ["Hello"]
+    assert await db_session.find_turn(lost.id) is None
+
+
+async def test_G4_the_model_is_asked_for_by_its_upstream_name_with_the_transcript(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, echo: WatchedEcho,
+    offer: Offer,
+) -> None:  # fmt: skip
+    await offer(fast={"max_reply_tokens": 3})
+    first = (await sessions.begin_turn(None, "/tokens 9", db_session, actor=ann)).turn
+    assert (await ended(first)).reply == numbered(3)
+    await ended((await sessions.begin_turn(first.session_id, "More", db_session, actor=ann)).turn)
+    asked = echo.asked[-1]
+    assert (asked.model, asked.max_reply_tokens) == ("echo", 3)
+    assert [(message.role, message.text) for message in asked.messages] == [
+        ("user", "/tokens 9"),
+        ("assistant", numbered(3)),
+        ("user", "More"),
+    ]
+
+
+async def test_G7_stop_closes_the_client_and_keeps_the_text(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, published: list[Hint],
+    until: Until, echo: WatchedEcho,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, "/hang after 5", db_session, actor=ann)).turn
+    await until(lambda: shown(published, turn) == numbered(5))
+    assert (runner.running, echo.open) == (1, 1)
+    stopped = await sessions.stop_turn(turn.id, db_session, actor=ann)
+    async with asyncio.timeout(1):
+        await until(lambda: echo.open == 0)
+    assert (stopped.state, stopped.reply) == ("stopped", numbered(5))
+    assert runner.running == 0
+    kept = await db_session.find_turn(turn.id)
+    assert kept is not None and (kept.state, kept.reply) == ("stopped", numbered(5))
+
+
+async def test_G7_a_turn_stopped_while_it_streams_keeps_exactly_what_was_shown(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, published: list[Hint],
+    until: Until, echo: WatchedEcho,
+) -> None:  # fmt: skip
+    for tokens in (1, 30, 90):
+        turn = (await sessions.begin_turn(None, "/tokens 5000 /delay 1ms", db_session, actor=ann)).turn
+        await until(lambda turn=turn, tokens=tokens: shown(published, turn).count(" ") >= tokens)
+        stopped = await sessions.stop_turn(turn.id, db_session, actor=ann)
+        await until(lambda: echo.open == 0)
+        await asyncio.sleep(0.1)
+        kept = await db_session.find_turn(turn.id)
+        assert kept is not None
+        assert kept.reply == stopped.reply == shown(published, turn)
+        assert numbered(5000).startswith(kept.reply)
+        assert await db_session.text_of(turn.id) == ""
+
+
+async def test_G7_a_turn_is_stopped_by_another_process(
+    runner: TurnRunner, sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor,
+    published: list[Hint], until: Until, echo: WatchedEcho, orders: Orders,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, "/tokens 5000 /delay 5ms", db_session, actor=ann)).turn
+    await until(lambda: shown(published, turn))
+    stopped = await other_worker.stop_turn(turn.id, db_session, actor=ann)
+    async with asyncio.timeout(1):
+        await until(lambda: echo.open == 0 and runner.running == 0)
+    kept = await db_session.find_turn(turn.id)
+    assert kept is not None and (kept.state, kept.reply) == ("stopped", stopped.reply)
+
+
+async def test_G5_shutdown_interrupts_with_all_text_kept(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, published: list[Hint],
+    until: Until, echo: WatchedEcho, ended: Ended, monkeypatch: pytest.MonkeyPatch, journal: JournalRows,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(turn_runner, "TICK_SECONDS", 60)
+    turns = []
+    for _ in range(5):
+        turns.append((await sessions.begin_turn(None, "/delay 2ms /hang after 9", db_session, actor=ann)).turn)
+    await until(lambda: all(shown(published, turn) for turn in turns))
+    await asyncio.sleep(0.2)
+    async with asyncio.timeout(5):
+        await runner.close()
+    assert (echo.open, runner.running) == (0, 0)
+    for turn in turns:
+        kept = await db_session.find_turn(turn.id)
+        assert kept is not None
+        assert (kept.state, kept.reply, kept.error_code) == ("interrupted", numbered(9), "interrupted")
+        assert shown(published, turn) == numbered(9)
+    assert [row.outcome for row in await journal("turn_ended")] == ["interrupted"] * 5
+
+
+async def test_G5_a_turn_that_has_only_just_been_begun_is_interrupted_too(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, orders: Orders
+) -> None:
+    sessions.runner = orders
+    turn = (await sessions.begin_turn(None, "/tokens 500 /delay 5ms", db_session, actor=ann)).turn
+    runner.start(orders.started[0])
+    async with asyncio.timeout(5):
+        await runner.close()
+    kept = await db_session.find_turn(turn.id)
+    assert kept is not None and kept.state == "interrupted"
+
+
+async def test_G5_a_shutdown_while_the_end_is_written_loses_nothing(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, storage_fails: StorageFails,
+    echo: WatchedEcho, until: Until, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    async with storage_fails("usage"):
+        turn = (await sessions.begin_turn(None, "/tokens 50", db_session, actor=ann)).turn
+        await until(lambda: echo.asked and not runner.running)
+        closing = asyncio.create_task(runner.close())
+        await asyncio.sleep(0.1)
+        assert not closing.done()
+    async with asyncio.timeout(5):
+        await closing
+    kept = await db_session.find_turn(turn.id)
+    assert kept is not None and (kept.state, kept.reply) == ("done", numbered(50))
+
+
+async def test_G6_a_worker_whose_lease_lapsed_writes_nothing_more(
+    runner: TurnRunner, sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor,
+    published: list[Hint], until: Until, echo: WatchedEcho, clock: Clock,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, "/tokens 5000 /delay 2ms", db_session, actor=ann)).turn
+    await until(lambda: shown(published, turn))
+    clock.pass_(seconds=30)
+    await until(lambda: echo.open == 0 and runner.running == 0)
+    text = await db_session.text_of(turn.id)
+    assert text == shown(published, turn)
+    assert await other_worker.sweep(db_session) == 1
+    kept = await db_session.find_turn(turn.id)
+    assert kept is not None and (kept.state, kept.reply) == ("interrupted", text)
+    assert numbered(5000).startswith(text)
+
+
+async def test_G6_a_worker_that_wakes_up_at_the_end_of_its_turn_changes_nothing(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, published: list[Hint],
+    until: Until, clock: Clock, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(turn_runner, "TICK_SECONDS", 60)
+    turn = (await sessions.begin_turn(None, "/tokens 20 /delay 10ms", db_session, actor=ann)).turn
+    await until(lambda: shown(published, turn))
+    clock.pass_(seconds=30)
+    await until(lambda: runner.running == 0)
+    await runner.close()
+    kept = await db_session.find_turn(turn.id)
+    assert kept is not None and (kept.state, kept.reply) == ("running", None)
+    assert await db_session.text_of(turn.id) == shown(published, turn) == "tok0 "
+
+
+async def test_G6_leases_are_renewed_and_lapsed_ones_swept(
+    sessions: SessionService, other_worker: SessionService, pool: ClientPool, opened: Opened, db_session: DbSession,
+    ann: Actor, until: Until, clock: Clock, configure: Configure, ended: Ended, published: list[Hint],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    lost = (await other_worker.begin_turn(None, "Lost", db_session, actor=ann)).turn
+    monkeypatch.setattr(turn_runner, "LEASE", timedelta(milliseconds=60))
+    runner = sessions.runner = TurnRunner(sessions, pool, opened)
+    await runner.open()
+    try:
+        turn = (await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)).turn
+        await until(lambda: shown(published, turn))
+        for _ in range(3):
+            clock.pass_(seconds=20)
+
+            async def renewed() -> bool:
+                row = await db_session.find_turn(turn.id)
+                return row is not None and row.lease_until == clock() + timedelta(seconds=30)
+
+            await until(renewed)
+        assert (await ended(lost)).state == "interrupted"
+        held = await db_session.find_turn(turn.id)
+        assert held is not None and held.state == "running"
+    finally:
+        await runner.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("/error 500 after 5", "provider_failed"),
+        ("/error 429 after 5", "provider_rate_limited"),
+        ("/error 401 after 5", "provider_refused"),
+        ("/error timeout after 5", "provider_timeout"),
+        ("/error broken after 5", "provider_broken"),
+        ("/error unreachable after 5", "provider_unreachable"),
+    ],
+)
+async def test_G10_a_provider_that_fails_leaves_the_text_and_the_reason(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, echo: WatchedEcho,
+    published: list[Hint], fault: str, code: str,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, fault, db_session, actor=ann)).turn
+    failed = await ended(turn)
+    assert (failed.state, failed.reply, failed.error_code) == ("failed", numbered(5), code)
+    assert failed.error_detail and failed.error_detail.endswith(".")
+    assert (failed.estimated, failed.reply_tokens) == (True, -(-len(numbered(5)) // 4))
+    assert shown(published, turn) == numbered(5)
+    assert echo.open == 0
+
+
+async def test_M6_a_provider_that_cannot_be_reached_is_known_to_be_down(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, pool: ClientPool
+) -> None:
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann, model="far")).turn
+    assert pool.is_up("down") is None
+    failed = await ended(turn)
+    assert (failed.state, failed.reply, failed.error_code) == ("failed", "", "provider_unreachable")
+    assert "127.0.0.1" not in (failed.error_detail or "")
+    assert pool.is_up("down") is False
+
+
+async def test_G10_a_bug_in_a_client_ends_the_turn_and_is_logged(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, echo: WatchedEcho,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, "/bug", db_session, actor=ann)).turn
+    failed = await ended(turn)
+    assert (failed.state, failed.reply, failed.error_code) == ("failed", "so far ", "internal")
+    assert any(record.levelno == logging.ERROR and record.exc_info for record in caplog.records)
+    assert "ZeroDivision" not in (failed.error_detail or "")
+    assert echo.open == 0
+
+
+async def test_G10_a_model_that_is_not_there_fails(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, offer: Offer
+) -> None:
+    await offer(fast={"upstream": "none"})
+    failed = await ended((await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn)
+    assert (failed.state, failed.reply, failed.error_code) == ("failed", "", "model_missing")
+
+
+async def test_G10_what_no_database_can_hold_is_replaced(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended,
+    published: list[Hint],
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, "/raw", db_session, actor=ann)).turn
+    done = await ended(turn)
+    assert (done.state, done.reply) == ("done", "a\ufffdb\ufffd\ufffdc\ufffd")
+    assert shown(published, turn) == done.reply
+
+
+async def test_I13_nothing_is_shown_that_could_not_be_committed(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended,
+    published: list[Hint], until: Until, storage_fails: StorageFails, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    async with storage_fails("turn_piece"):
+        turn = (await sessions.begin_turn(None, "/tokens 200 /delay 5ms", db_session, actor=ann)).turn
+        await until(lambda: "text could not be committed" in caplog.text)
+        assert shown(published, turn) == ""
+        assert await db_session.text_of(turn.id) == ""
+    done = await ended(turn)
+    assert (done.state, done.reply) == ("done", numbered(200))
+    assert shown(published, turn) == numbered(200)
+    assert "tok" not in caplog.text
+
+
+async def test_G10_an_end_that_cannot_be_written_is_tried_again(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, echo: WatchedEcho,
+    until: Until, storage_fails: StorageFails, published: list[Hint],
+) -> None:  # fmt: skip
+    async with storage_fails("usage"):
+        turn = (await sessions.begin_turn(None, "/tokens 50", db_session, actor=ann)).turn
+        await until(lambda: echo.asked and echo.open == 0)
+        await asyncio.sleep(0.1)
+        held = await db_session.find_turn(turn.id)
+        assert held is not None and held.state == "running"
+        assert Hint(turn.session_id, "turn_ended", turn.id) not in published
+    done = await ended(turn)
+    assert (done.state, done.reply) == ("done", numbered(50))
+
+
+async def test_G4_a_session_that_is_deleted_ends_its_turn_quietly(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, until: Until, echo: WatchedEcho,
+    published: list[Hint], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    turn = (await sessions.begin_turn(None, "/tokens 5000 /delay 2ms", db_session, actor=ann)).turn
+    await until(lambda: shown(published, turn))
+    await sessions.delete_session(turn.session_id, db_session, actor=ann)
+    await until(lambda: echo.open == 0 and runner.running == 0)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_G3_a_turn_whose_order_is_lost_holds_its_slot_for_one_lease(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, clock: Clock, ended: Ended,
+    pool: ClientPool, opened: Opened,
+) -> None:  # fmt: skip
+    await configure("user", concurrent_turns=1)
+    sessions.runner = None
+    lost = (await sessions.begin_turn(None, "Lost", db_session, actor=ann)).turn
+    clock.pass_(seconds=30)
+    runner = sessions.runner = TurnRunner(sessions, pool, opened)
+    await runner.open()
+    try:
+        turn = (await sessions.begin_turn(lost.session_id, "Hello", db_session, actor=ann)).turn
+        assert (await ended(turn)).reply == "Hello"
+        assert (await ended(lost)).state == "interrupted"
+    finally:
+        await runner.close()
+
+
+async def test_an_unknown_provider_fails_the_turn(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, orders: Orders
+) -> None:
+    sessions.runner = orders
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    (order,) = orders.started
+    runner.start(TurnOrder(order.turn_id, order.session_id, "nowhere", order.ask))
+    failed = await ended(turn)
+    assert (failed.state, failed.error_code) == ("failed", "internal")
+
+
+async def test_an_end_of_a_turn_that_is_gone_is_no_error(
+    runner: TurnRunner, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner.start(TurnOrder(UUID(int=1), UUID(int=2), "builtin", Ask("echo", (Message("user", "Hello"),), 0)))
+    await until(lambda: runner.running == 0)
+    await runner.close()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

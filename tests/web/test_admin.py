@@ -1,0 +1,336 @@
+"""/admin and /setup: the one who steers; what an admin may do to a session of somebody else, and what not."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.web.running import Server, a_server
+from tests.web.wire import (
+    BROWSER,
+    HTMX,
+    JSON,
+    STREAM,
+    assert_session,
+    assert_turn,
+    begin,
+    chat,
+    create,
+    is_fragment,
+    is_page,
+    problem,
+    session_of,
+    soon,
+    streaming,
+    turn_of,
+)
+
+FORM = {"Accept": BROWSER}
+SECRET = "canary-9c1d-in-a-prompt"
+PASSWORD = "correct horse battery"
+
+
+def switch(client: httpx.Client, session_id: str, model: str, **fields: object) -> httpx.Response:
+    return client.post("/models/switch", json={"session_id": session_id, "model": model, **fields})
+
+
+# ---------------------------------------------------------------- the first admin
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server without an admin."""
+    with a_server(tmp_path_factory.mktemp("fresh")) as running:
+        yield running
+
+
+def test_the_one_time_link_makes_one_admin_even_of_two_at_once(fresh: Server) -> None:
+    path = fresh.setup_url.removeprefix(fresh.url)
+    with fresh.guest(Accept=BROWSER) as visitor:
+        problem(visitor.get("/setup/wrong", headers={"Accept": JSON}), 403, "forbidden")
+        problem(
+            visitor.post("/setup/wrong", json={"name": "eve", "password": PASSWORD}, headers={"Accept": JSON}),
+            403,
+            "forbidden",
+        )
+        page = visitor.get(path)
+        assert page.status_code == 200
+        assert is_page(page)
+        weak = visitor.post(path, data={"name": "ada", "password": "short"})
+        assert weak.status_code == 400
+        assert visitor.get(path).status_code == 200, "a refusal spent the link"
+
+        def become(number: int) -> httpx.Response:
+            with fresh.guest(Accept=BROWSER) as one:
+                answer = one.post(path, data={"name": f"ada{number}", "password": PASSWORD})
+                if answer.status_code == 303:
+                    assert one.get(answer.headers["location"]).status_code == 200
+                return answer
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(become, range(4)))
+        assert sorted(answer.status_code for answer in answers) == [303, 403, 403, 403]
+        won = next(answer for answer in answers if answer.status_code == 303)
+        assert won.headers["location"] == "/admin"
+        cookie = won.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Path=/" in cookie
+        for answer in (visitor.get(path), visitor.post(path, data={"name": "eve", "password": PASSWORD})):
+            assert answer.status_code == 403
+            assert is_page(answer)
+
+
+def test_a_restart_prints_no_link_where_there_is_an_admin(fresh: Server) -> None:
+    test_has_an_admin = fresh.run("account", "create", "another", "--role", "admin", stdin=f"{PASSWORD}\n")
+    assert test_has_an_admin.returncode == 0
+    assert fresh.stop() == 0
+    printed = len(fresh.output)
+    fresh.start()
+    assert "/setup/" not in fresh.output[printed:]
+
+
+# ---------------------------------------------------------------- the desk
+
+
+def test_the_desk_shows_everyones_sessions(guest: httpx.Client, ann: httpx.Client, ada: httpx.Client) -> None:
+    theirs = create(guest, title="Of a guest")
+    hers = create(ann, title="Of ann", model="smart")
+    answer = ada.get("/admin")
+    assert answer.status_code == 200
+    assert set(answer.json()) == {"sessions", "next_cursor"}
+    found = {session["id"]: assert_session(session) for session in answer.json()["sessions"]}
+    assert found[theirs["id"]]["owner"] == theirs["owner"]
+    assert found[hers["id"]]["owner"]["name"] == "ann"
+    page = ada.get("/admin", headers=FORM)
+    assert is_page(page)
+    for session in (theirs, hers):
+        assert f'id="row-{session["id"]}"' in page.text
+    assert "Of a guest" in page.text
+
+
+def test_the_desk_is_filtered_and_paged(ann: httpx.Client, ada: httpx.Client) -> None:
+    made = [create(ann, title=f"Desk filter {number}")["id"] for number in range(5)]
+    seen, cursor = [], ""
+    while cursor is not None:
+        found = ada.get("/admin", params={"q": "desk filter", "limit": 2, "cursor": cursor}).json()
+        assert len(found["sessions"]) <= 2
+        seen += [session["id"] for session in found["sessions"]]
+        cursor = found["next_cursor"]
+    assert seen == made[::-1]
+
+
+def test_a_reply_that_is_written_shows_on_the_desk(guest: httpx.Client, ada: httpx.Client) -> None:
+    turn = begin(guest, "/tokens 1000 /delay 20ms")
+    session = session_of(ada, turn["session_id"])
+    assert session["running_turn"] == turn["id"]
+    row = ada.get("/admin", headers=FORM).text.split(f'id="row-{turn["session_id"]}"')[1].split("</tr>")[0]
+    assert "writing" in row
+    guest.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+
+
+@pytest.mark.parametrize("accept", [JSON, BROWSER, STREAM])
+def test_the_desk_is_for_admins(guest: httpx.Client, ann: httpx.Client, accept: str) -> None:
+    for client in (guest, ann):
+        answer = client.get("/admin", headers={"Accept": accept})
+        assert answer.status_code == 403
+    problem(guest.get("/admin"), 403, "forbidden")
+
+
+def test_an_admins_token_without_the_scope_is_no_admin(server: Server, ada: httpx.Client, guest: httpx.Client) -> None:
+    made = server.run("token", "create", "--account", "ada", "--name", "chat only", "--scope", "chat")
+    session = create(guest)
+    with server.script(made.stdout.strip()) as chatting:
+        problem(chatting.get("/admin"), 403, "forbidden")
+        problem(chatting.get(f"/session/{session['id']}"), 404, "session_not_found")
+        problem(switch(chatting, session["id"], "smart", reason="because"), 404, "session_not_found")
+    assert ada.get(f"/session/{session['id']}").status_code == 200
+
+
+# ---------------------------------------------------------------- steering
+
+
+def test_switching_somebody_elses_session_needs_a_reason(guest: httpx.Client, ada: httpx.Client) -> None:
+    session = create(guest)
+    for fields in ({}, {"reason": ""}, {"reason": "  "}):
+        told = problem(switch(ada, session["id"], "smart", **fields), 400, "invalid_request")
+        assert told["field"] == "reason"
+    assert session_of(guest, session["id"]) == session
+    form = ada.post("/models/switch", data={"session_id": session["id"], "model": "smart", "reason": ""}, headers=HTMX)
+    assert form.status_code == 400
+    assert is_fragment(form)
+
+
+def test_the_owner_sees_by_whom_and_why(guest: httpx.Client, ada: httpx.Client) -> None:
+    session = create(guest, model="fast")
+    with (
+        streaming(guest, f"/session/{session['id']}/events") as script,
+        streaming(guest, f"/session/{session['id']}/events", headers=HTMX) as page,
+    ):
+        began = time.monotonic()
+        with soon(lambda: switch(ada, session["id"], "smart", reason="fast is overloaded").raise_for_status()):
+            told = assert_session(script.next("session").json)
+            shown = page.next().data
+            assert time.monotonic() - began < 1.3
+    assert told["current_model"]["id"] == "smart"
+    assert told["version"] == session["version"] + 1
+    for text in (told["current_model"]["reason"], shown, guest.get(f"/session/{session['id']}", headers=FORM).text):
+        assert "ada" in text
+        assert "fast is overloaded" in text
+    assert session_of(guest, session["id"])["current_model"] == told["current_model"]
+    row = guest.get(f"/session/{session['id']}/journal").json()["journal"][0]
+    assert (row["actor"], row["what"], row["reason"]) == ("ada", "model_switched", "fast is overloaded")
+    assert (row["from_value"], row["to_value"]) == ("fast", "smart")
+    assert chat(guest, "hello", session_id=session["id"])["model"] == "smart"
+
+
+def test_an_admin_switches_from_the_desk(guest: httpx.Client, ada: httpx.Client) -> None:
+    session = create(guest)
+    fields = {"session_id": session["id"], "model": "smart", "reason": "from the desk"}
+    answer = ada.post("/models/switch", data=fields, headers=HTMX)
+    assert answer.status_code == 200
+    assert f'hx-target="#row-{session["id"]}"' in answer.text
+    assert f'id="row-{session["id"]}"' in answer.text
+
+
+def test_while_a_reply_runs_the_owner_is_told_it_counts_from_the_next(guest: httpx.Client, ada: httpx.Client) -> None:
+    turn = begin(guest, "/tokens 25 /delay 20ms")
+    told = switch(ada, turn["session_id"], "smart", reason="from the next reply on").json()
+    assert told["effective"] == "next_turn"
+    with streaming(guest, f"/chat/{turn['id']}/events") as stream:
+        assert stream.rest()[-1].json["model"] == "fast"
+
+
+def test_a_locked_model_stays(guest: httpx.Client, ada: httpx.Client) -> None:
+    session = create(guest)
+    locked = switch(ada, session["id"], "smart", reason="for the exam", lock=True)
+    assert locked.status_code == 200
+    assert locked.json()["session"]["locked"] is True
+    problem(switch(guest, session["id"], "fast"), 403, "model_locked")
+    problem(
+        guest.post("/chat", json={"session_id": session["id"], "prompt": "x", "model": "fast"}), 403, "model_locked"
+    )
+    assert session_of(guest, session["id"])["last_model"] == "smart"
+    assert chat(guest, "hello", session_id=session["id"])["model"] == "smart"
+    page = guest.get(f"/session/{session['id']}", headers=FORM).text
+    assert 'action="/models/switch"' not in page
+    assert "locked" in page
+    htmx = guest.post("/models/switch", data={"session_id": session["id"], "model": "fast"}, headers=HTMX)
+    assert (htmx.status_code, 'data-code="model_locked"' in htmx.text) == (403, True)
+    switch(ada, session["id"], "smart", reason="it is over", lock=False).raise_for_status()
+    assert switch(guest, session["id"], "fast").status_code == 200
+    what = [row["what"] for row in guest.get(f"/session/{session['id']}/journal").json()["journal"]]
+    assert what.count("model_locked") == what.count("model_unlocked") == 1
+
+
+def test_a_lock_is_told_live(guest: httpx.Client, ada: httpx.Client) -> None:
+    session = create(guest, model="fast")
+    with (
+        streaming(guest, f"/session/{session['id']}/events") as stream,
+        soon(lambda: switch(ada, session["id"], "fast", reason="stays", lock=True).raise_for_status()),
+    ):
+        assert stream.next("session").json["locked"] is True
+
+
+def test_an_admin_cannot_put_a_session_on_what_its_owner_may_not_use(bob: httpx.Client, boss: httpx.Client) -> None:
+    session = create(bob)
+    problem(switch(boss, session["id"], "hidden", reason="try it"), 403, "forbidden")
+    assert session_of(bob, session["id"]) == session
+
+
+def test_an_admin_closes_and_the_owner_is_told(guest: httpx.Client, ada: httpx.Client) -> None:
+    session = create(guest)
+    with (
+        streaming(guest, f"/session/{session['id']}/events") as stream,
+        soon(lambda: ada.post(f"/session/{session['id']}/close", json={"reason": "spring cleaning"})),
+    ):
+        assert stream.next("session").json["state"] == "closed"
+    row = guest.get(f"/session/{session['id']}/journal").json()["journal"][0]
+    assert (row["actor"], row["what"], row["reason"]) == ("ada", "session_closed", "spring cleaning")
+
+
+# ---------------------------------------------------------------- not reading
+
+
+@pytest.fixture
+def foreign(guest: httpx.Client) -> dict[str, str]:
+    """A turn of a guest, with something in it."""
+    session = create(guest, title="A plain title")
+    return chat(guest, f"read {SECRET} not", session_id=session["id"])
+
+
+def test_an_admin_does_not_read_a_transcript(guest: httpx.Client, ada: httpx.Client, foreign: dict[str, str]) -> None:
+    id, turn_id = foreign["session_id"], foreign["id"]
+    for url in (
+        f"/session/{id}/turns",
+        f"/session/{id}/turns?all=true",
+        f"/session/{id}/events",
+        f"/chat/{turn_id}",
+        f"/chat/{turn_id}/events",
+    ):
+        for accept in (JSON, STREAM):
+            problem(ada.get(url, headers={"Accept": accept}), 403, "forbidden")
+        page = ada.get(url, headers=FORM)
+        assert (page.status_code, SECRET in page.text) == (403, False)
+    for url in (f"/session/{id}", f"/session/{id}/journal", "/admin"):
+        for accept in (JSON, BROWSER):
+            answer = ada.get(url, headers={"Accept": accept})
+            assert answer.status_code == 200
+            assert SECRET not in answer.text
+
+
+def test_an_admin_does_not_read_by_acting(guest: httpx.Client, ada: httpx.Client) -> None:
+    for accept in (JSON, BROWSER, "text/html"):
+        session = create(guest, title="A plain title")
+        turn = begin(guest, f"/tokens 1000 /delay 20ms {SECRET}", session_id=session["id"])
+        headers = HTMX if accept == "text/html" else {"Accept": accept}
+        switched = ada.post(
+            "/models/switch",
+            data={"session_id": session["id"], "model": "smart", "reason": "r", "when": "next_turn"},
+            headers=headers,
+        )
+        stopped = ada.post(f"/chat/{turn['id']}/stop", data={}, headers=headers)
+        closed = ada.post(f"/session/{session['id']}/close", data={}, headers=headers)
+        for answer in (switched, stopped, closed):
+            assert answer.status_code in (200, 303), answer.text
+            assert SECRET not in answer.text
+            assert "tok0" not in answer.text
+        assert turn_of(guest, turn["id"])["state"] == "stopped"
+
+
+def test_an_admin_does_not_write_in_somebody_elses_session(ada: httpx.Client, foreign: dict[str, str]) -> None:
+    problem(ada.post("/chat", json={"session_id": foreign["session_id"], "prompt": "it is me"}), 403, "forbidden")
+
+
+def test_what_an_admin_stopped_is_the_owners_to_read(guest: httpx.Client, ada: httpx.Client) -> None:
+    turn = begin(guest, "/tokens 1000 /delay 20ms")
+    stopped = ada.post(f"/chat/{turn['id']}/stop", json={})
+    assert stopped.status_code == 200
+    assert_turn(stopped.json())
+    assert turn_of(guest, turn["id"])["state"] == "stopped"
+    row = guest.get(f"/session/{turn['session_id']}/journal").json()["journal"][0]
+    assert (row["what"], row["actor"]) == ("turn_ended", "ada")
+
+
+def test_a_session_that_was_steered_is_not_listed_as_ones_own(guest: httpx.Client, ada: httpx.Client) -> None:
+    session = create(guest)
+    switch(ada, session["id"], "smart", reason="r").raise_for_status()
+    assert session["id"] not in {one["id"] for one in ada.get("/session", params={"limit": 200}).json()["sessions"]}
+
+
+def test_the_page_of_a_foreign_session_is_for_steering(guest: httpx.Client, ada: httpx.Client) -> None:
+    turn = chat(guest, "something")
+    page = ada.get(f"/session/{turn['session_id']}", headers=FORM).text
+    assert 'action="/models/switch"' in page
+    assert 'name="reason"' in page
+    assert 'action="/chat"' not in page
+    assert re.search(r"hx-sse:connect", page) is None
+
+
+def test_an_account_on_the_desk_belongs_to_its_role(account_on: Callable[..., str], governed: Server) -> None:
+    """An ordinary account cannot have a token with the admin scope."""
+    account_on("carl")
+    made = governed.run("token", "create", "--account", "carl", "--name", "x", "--scope", "admin")
+    assert made.returncode == 1
+    assert "not an admin" in made.stderr

@@ -1,0 +1,409 @@
+"""`turnkeeper serve` as a process: how it starts, stops, is killed, and starts again on what it left."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers import free_port
+from tests.web.running import Server, a_server
+from tests.web.wire import (
+    HTMX,
+    JSON,
+    Stream,
+    assert_turn,
+    begin,
+    chat,
+    create,
+    follow,
+    session_of,
+    streaming,
+    turn_of,
+)
+
+LONG = "/tokens 5000 /delay 10ms"
+
+
+class Reader(threading.Thread):
+    """Reads a turn's stream until it ends, however it ends."""
+
+    def __init__(self, client: httpx.Client, url: str, after: str = "") -> None:
+        super().__init__(daemon=True)
+        self._client, self._url, self._after = client, url, after
+        #: what it was shown
+        self.text, self.names, self.broken = "", [], False
+        self.enough = threading.Event()
+
+    def run(self) -> None:
+        try:
+            with streaming(self._client, self._url, after=self._after) as stream:
+                for event in stream:
+                    self.names.append(event.name)
+                    if event.name == "delta":
+                        self.text += event.json["text"]
+                    if len(self.text) > 150:
+                        self.enough.set()
+        except httpx.TransportError:
+            self.broken = True
+
+
+@contextmanager
+def reading(*readers: Reader) -> Iterator[None]:
+    """From the moment on when all of them have seen some text; at the end all of them have ended."""
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        assert reader.enough.wait(15), "no text comes"
+    yield
+    for reader in readers:
+        reader.join(15)
+        assert not reader.is_alive()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Server]:
+    """A server of this test's own."""
+    with a_server(tmp_path) as running:
+        yield running
+
+
+def running_turns(server: Server) -> int:
+    """Straight from the file."""
+    with sqlite3.connect(server.folder / "var" / "turnkeeper.db") as database:
+        return int(database.execute("SELECT COUNT(*) FROM turn WHERE state = 'running'").fetchone()[0])
+
+
+# ---------------------------------------------------------------- start
+
+
+def test_the_start_says_where_it_is_what_there_is_and_how_to_become_the_admin(own: Server) -> None:
+    assert own.url in own.output
+    for model in ("fast", "smart", "guide"):
+        assert model in own.output
+    assert own.setup_url.startswith(f"{own.url}/setup/")
+    assert "guest" in own.output
+    with own.guest() as client:
+        assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.get("/healthz").json() == {"status": "ok"}
+    key = own.folder / "var" / "secret.key"
+    assert key.stat().st_mode & 0o077 == 0, "others can read the secret key"
+
+
+def test_a_second_server_on_the_same_file_is_refused(own: Server) -> None:
+    second = subprocess.run(
+        [*own.command, "serve", "--port", str(free_port())],
+        cwd=own.folder,
+        env=own.environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert second.returncode == 1
+    assert "another server already uses" in second.stderr
+    assert "Traceback" not in second.stderr
+    with own.guest(Accept=JSON) as client:
+        assert chat(client, "still here")["state"] == "done"
+
+
+def refused(folder: Path, settings: str = "", **environment: str) -> str:
+    """What a start that must fail says."""
+    server = Server(folder, settings, **environment)
+    done = server.run("serve")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr.strip()
+
+
+def test_an_address_in_use_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refused(tmp_path, TURNKEEPER_PORT=str(port))
+    assert str(port) in told
+    assert "in use" in told
+    assert "/setup/" not in told, "greets as if it were there"
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        ("nonsense = 1", "nonsense"),
+        ("[groups.user]\nturns = 'often'", "groups.user.turns"),
+        ("[[models]]\nid = 'x'", "models[0]"),
+        ("not toml", "turnkeeper.toml"),
+    ],
+)
+def test_a_wrong_file_stops_the_start_and_the_key_is_named(tmp_path: Path, settings: str, path: str) -> None:
+    told = refused(tmp_path, settings)
+    assert path in told
+    assert len(told.splitlines()) == 1
+    assert not (tmp_path / "var" / "turnkeeper.db").exists()
+
+
+def test_a_variable_nobody_knows_stops_the_start(tmp_path: Path) -> None:
+    told = refused(tmp_path, TURNKEEPER_PROT="8000")
+    assert "TURNKEEPER_PROT" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_more_workers_than_sqlite_bears_are_refused(tmp_path: Path) -> None:
+    done = Server(tmp_path, "").run("serve", "--workers", "2")
+    assert done.returncode == 1
+    assert "SQLite" in done.stderr
+
+
+@pytest.mark.parametrize("where", ["sqlite:///turnkeeper.toml/x.db", "sqlite:////proc/none/x.db"])
+def test_a_database_that_cannot_be_is_told_in_a_sentence(tmp_path: Path, where: str) -> None:
+    told = refused(tmp_path, TURNKEEPER_DATABASE_URL=where)
+    assert len(told.splitlines()) == 1
+
+
+def test_a_file_that_is_no_database_is_told_in_a_sentence_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("not a database " * 100)
+    told = refused(tmp_path, TURNKEEPER_DATABASE_URL="sqlite:///precious.txt")
+    assert len(told.splitlines()) == 1
+    assert (tmp_path / "precious.txt").read_text() == "not a database " * 100
+
+
+def test_a_secret_key_that_is_too_short_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "secret.key").write_text("short")
+    told = refused(tmp_path)
+    assert "secret" in told
+    assert len(told.splitlines()) == 1
+
+
+# ---------------------------------------------------------------- stop
+
+
+def test_a_stop_ends_the_streams_keeps_the_text_and_exits_with_0(own: Server) -> None:
+    assert own.process is not None
+    with own.guest(Accept=JSON) as client, own.guest(Accept=JSON) as idle, own.guest(Accept=JSON) as waiter:
+        quiet = create(idle)["id"]
+        turn = begin(client, LONG)
+        url = f"/chat/{turn['id']}/events"
+        readers = [Reader(client, url), Reader(client, url), Reader(client, f"/session/{turn['session_id']}/events")]
+        waited: list[httpx.Response] = []
+
+        def wait() -> None:
+            waited.append(waiter.post("/chat", json={"prompt": LONG}))
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        with (
+            streaming(idle, f"/session/{quiet}/events") as silent,
+            streaming(idle, f"/session/{quiet}/events", headers=HTMX) as page,
+            reading(*readers),
+        ):
+            began = time.monotonic()
+            own.process.send_signal(signal.SIGTERM)
+            assert silent.rest() == []
+            assert page.rest() == []
+        assert own.process.wait(10) == 0
+        assert time.monotonic() - began < 5
+        waiting.join(5)
+        for reader in readers:
+            assert not reader.broken, "the stream was torn instead of ended"
+        # A script that waits for the whole reply is not told that it is there.
+        assert waited, "a script that waited was hung up on"
+        if waited[0].status_code == 200:
+            assert assert_turn(waited[0].json())["state"] == "interrupted"
+        else:
+            assert waited[0].status_code == 503
+        assert running_turns(own) == 0
+
+        own.start()
+        kept = turn_of(client, turn["id"])
+        assert kept["state"] == "interrupted"
+        assert kept["error"]["code"] == "interrupted"
+        for reader in readers:
+            assert kept["reply"].startswith(reader.text)
+        assert chat(client, "and on", session_id=turn["session_id"])["parent_id"] == turn["id"]
+
+
+def test_an_interrupt_from_the_keyboard_is_a_stop_too(own: Server) -> None:
+    with own.guest(Accept=JSON) as client:
+        turn = begin(client, LONG)
+        with streaming(client, f"/chat/{turn['id']}/events") as stream:
+            stream.next("delta")
+            assert own.stop(signal.SIGINT) in (0, 130)
+            stream.rest()
+    assert running_turns(own) == 0
+
+
+def test_a_stop_while_nothing_happens_is_quick(own: Server) -> None:
+    began = time.monotonic()
+    assert own.stop() == 0
+    assert time.monotonic() - began < 3
+
+
+def test_two_signals_stop_it_too(own: Server) -> None:
+    assert own.process is not None
+    with own.guest(Accept=JSON) as client:
+        begin(client, "/hang")
+        own.process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        own.process.send_signal(signal.SIGTERM)
+        own.process.wait(10)
+    own.start()
+    assert running_turns(own) == 0
+
+
+# ---------------------------------------------------------------- kill
+
+
+def test_after_a_kill_every_character_that_was_shown_is_there_and_the_session_goes_on(own: Server) -> None:
+    with own.guest(Accept=JSON) as client:
+        before = chat(client, "said before")
+        session_id = before["session_id"]
+        for round in range(3):
+            turn = begin(client, f"/tokens 5000 /delay {3 + 7 * round}ms", session_id=session_id)
+            readers = [Reader(client, f"/chat/{turn['id']}/events") for _ in range(2)]
+            with reading(*readers):
+                time.sleep(0.05 * round)
+                assert own.process is not None
+                own.process.kill()
+                own.process.wait(10)
+            own.start()
+            kept = turn_of(client, turn["id"])
+            assert kept["state"] == "interrupted"
+            for reader in readers:
+                assert len(reader.text) > 150
+                assert kept["reply"].startswith(reader.text), "somebody was shown what is not there"
+            assert kept["reply"] == "".join(f"tok{number} " for number in range(5000))[: len(kept["reply"])]
+            session = session_of(client, session_id)
+            assert (session["state"], session["running_turn"]) == ("active", None)
+            # A reader that comes back with what it had gets the rest and the end.
+            seen = len(readers[0].text)
+            events = follow(client, turn["id"], f"{turn['id']}:{seen}")
+            assert (
+                readers[0].text + "".join(event.json["text"] for event in events if event.name == "delta")
+                == (kept["reply"])
+            )
+            assert events[-1].name == "end"
+        after = chat(client, "said after", session_id=session_id)
+        assert (after["state"], after["parent_id"]) == ("done", turn["id"])
+        assert turn_of(client, before["id"]) == before
+        limits = {one["name"]: one["used"] for one in client.get("/limits").json()["limits"]}
+        assert limits["concurrent_turns"] == 0
+        rows = client.get(f"/session/{session_id}/journal").json()["journal"]
+        assert [row["outcome"] for row in rows if row["what"] == "turn_ended"].count("interrupted") == 3
+
+
+def test_who_one_is_outlives_a_restart(own: Server) -> None:
+    made = own.run("account", "create", "ann", stdin="correct horse battery\n")
+    assert made.returncode == 0, made.stderr
+    token = own.run("token", "create", "--account", "ann", "--name", "t").stdout.strip()
+    with own.guest(Accept=JSON) as guest, own.guest() as person, own.script(token) as script:
+        session = create(guest)
+        person.post("/login", data={"name": "ann", "password": "correct horse battery"})
+        hers = create(script)
+        own.process.kill() if own.process else None
+        assert own.process is not None
+        own.process.wait(10)
+        own.start()
+        assert session_of(guest, session["id"]) == session
+        assert session_of(script, hers["id"]) == hers
+        assert session_of(person, hers["id"]) == hers
+
+
+def test_commands_work_beside_a_server(own: Server) -> None:
+    with own.guest(Accept=JSON) as client:
+        turn = begin(client, "/tokens 100 /delay 10ms")
+        for arguments in (("migrate",), ("check",), ("config", "show")):
+            done = own.run(*arguments)
+            assert done.returncode == 0, done.stdout + done.stderr
+        with streaming(client, f"/chat/{turn['id']}/events") as stream:
+            assert stream.rest()[-1].json["state"] == "done"
+
+
+# ---------------------------------------------------------------- many readers
+
+
+def test_many_silent_streams_cost_others_nothing(server: Server) -> None:
+    """Two hundred pages stay open; a chat beside them is as quick as before, and all of them are told."""
+    with server.guest(Accept=JSON) as client:
+        session = create(client, model="fast")
+        began = time.monotonic()
+        chat(client, "alone", session_id=session["id"])
+        alone = time.monotonic() - began
+        last = session_of(client, session["id"])
+        sockets = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(200)]
+        try:
+            request = (
+                f"GET /session/{session['id']}/events?version={last['version']} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"Accept: text/event-stream\r\nCookie: tk_guest={client.cookies['tk_guest']}\r\n\r\n"
+            ).encode()
+            for one in sockets:
+                one.sendall(request)
+            for one in sockets:
+                assert b"200 OK" in one.recv(4096)
+            began = time.monotonic()
+            with server.guest(Accept=JSON) as other:
+                chat(other, "beside them")
+            assert time.monotonic() - began < alone + 2
+            renamed = client.post(f"/session/{session['id']}/rename", json={"title": "told to all"})
+            assert renamed.status_code == 200
+            for one in sockets:
+                got = b""
+                while b"told to all" not in got:
+                    piece = one.recv(65536)
+                    assert piece
+                    got += piece
+        finally:
+            for one in sockets:
+                one.close()
+
+
+def test_a_reader_that_never_reads_holds_up_nobody(server: Server) -> None:
+    with server.guest(Accept=JSON) as client:
+        turn = begin(client, "/text " + "x" * 60_000 + " y")
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        try:
+            deaf.sendall(
+                (
+                    f"GET /session/{turn['session_id']}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                    f"Accept: text/event-stream\r\nCookie: tk_guest={client.cookies['tk_guest']}\r\n\r\n"
+                ).encode()
+            )
+            for number in range(5):
+                began = time.monotonic()
+                assert chat(client, f"{number} " + "z" * 50_000, session_id=turn["session_id"])["state"] == "done"
+                assert time.monotonic() - began < 5
+        finally:
+            deaf.close()
+
+
+def test_descriptors_are_given_back(server: Server) -> None:
+    assert server.process is not None
+    folder = Path(f"/proc/{server.process.pid}/fd")
+    if not folder.exists():
+        pytest.skip("no /proc here")
+    with server.guest(Accept=JSON) as client:
+        turn = chat(client, "hello")
+
+    def settled() -> int:
+        lowest = 10**6
+        for _ in range(20):
+            lowest = min(lowest, len(os.listdir(folder)))
+            time.sleep(0.05)
+        return lowest
+
+    before = settled()
+    for _ in range(30):
+        with server.guest(Accept=JSON) as client:
+            with streaming(client, "/chat", method="POST", json={"prompt": "/tokens 5"}) as stream:
+                assert isinstance(stream, Stream)
+                stream.next("turn")
+            client.get(f"/chat/{turn['id']}")
+    assert settled() <= before + 5
