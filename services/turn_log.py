@@ -105,13 +105,13 @@ class TurnLog:
         sessions: SessionService,
         bus: EventBus,
         open_session: Callable[[], DbSession],
-        draining: asyncio.Event,
+        drained: asyncio.Event,
     ) -> None:
         self._sessions = sessions
         self._bus = bus
         self._open_session = open_session
-        #: set when the server shuts down: streams end
-        self._draining = draining
+        #: set when the server stops and its turns have ended: streams end too
+        self._drained = drained
 
     async def follow_turn(self, turn: Turn, offset: int, actor: Actor) -> AsyncGenerator[Event, None]:
         """One turn from `offset` to its end."""
@@ -136,20 +136,18 @@ class TurnLog:
         with self._bus.subscribe(reader.session_id) as subscription:
             async for event in reader.begin():
                 yield event
-            draining = asyncio.ensure_future(self._draining.wait())
-            woken = draining
+            drained = asyncio.ensure_future(self._drained.wait())
+            woken = drained
             try:
-                while not self._draining.is_set():
+                while not self._drained.is_set():
                     woken = asyncio.ensure_future(subscription.woken.wait())
-                    await asyncio.wait(
-                        {woken, draining}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                    )
+                    await asyncio.wait({woken, drained}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     woken.cancel()
                     async for event in reader.read(subscription.take()):
                         yield event
             finally:
                 woken.cancel()
-                draining.cancel()
+                drained.cancel()
 
 
 class _Reader:

@@ -72,11 +72,15 @@ class TurnRunner:
         self._hurry = asyncio.Event()
         self._committing = asyncio.Lock()
         self._upkeep: list[asyncio.Task[None]] = []
+        self._closed = False
 
     # ------------------------------------------------------------ from the service, after a commit
 
     def start(self, order: TurnOrder) -> None:
-        """Run a begun turn."""
+        """Run a begun turn; one that comes when the process is ending ends at once."""
+        if self._closed:
+            self._write_end(Draft(order), "interrupted", None, INTERRUPTED)
+            return
         # A clean context: the caller's holds its open transaction.
         task = asyncio.create_task(self._run(order), context=contextvars.Context())
         self._tasks[order.turn_id] = task
@@ -98,6 +102,7 @@ class TurnRunner:
 
     async def close(self) -> None:
         """End every running turn as interrupted, with all its text."""
+        self._closed = True
         await asyncio.sleep(0)  # a task that has not begun would be cancelled before it could write its end
         running, self._tasks = self._tasks, {}
         for task in running.values():
@@ -145,10 +150,16 @@ class TurnRunner:
             log.exception("a turn failed unexpectedly")
             state, error = "failed", ("internal", "Something went wrong here; the log says more.")
         self._tasks.pop(order.turn_id, None)
+        await asyncio.shield(self._write_end(draft, state, usage, error))
+
+    def _write_end(
+        self, draft: Draft, state: End, usage: Usage | None, error: tuple[str, str] | None
+    ) -> asyncio.Task[None]:
+        """A task of its own, which no stop cancels."""
         ending = asyncio.create_task(self._end(draft, state, usage, error), context=contextvars.Context())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
-        await asyncio.shield(ending)
+        return ending
 
     async def _end(self, draft: Draft, state: End, usage: Usage | None, error: tuple[str, str] | None) -> None:
         """Write the end; while the database is away, try again as long as the lease lives."""

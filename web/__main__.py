@@ -5,10 +5,12 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -48,31 +50,27 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         raise click.ClickException(f"--workers {workers}: {why}.")
     # uvicorn hands a signal on once it has shut down; what was asked for is done then, and the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    with _only_one(settings):
+    with _only_one(settings), _bound(settings) as listener:
         _secret(settings)
-        uvicorn.run(
-            create_app(settings),
-            host=settings.host,
-            port=settings.port,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies or None,
-            server_header=False,
-            access_log=False,
-            log_level="warning",
-            http="httptools",
-            timeout_graceful_shutdown=10,
-        )
+        _bring_up(settings)
+        uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings),
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=settings.trusted_proxies or None,
+                server_header=False,
+                access_log=False,
+                log_level="warning",
+                http="httptools",
+                timeout_graceful_shutdown=10,
+            )
+        ).run(sockets=[listener])
 
 
 @main.command()
 def migrate() -> None:
     """Bring the database schema up to date."""
-    from db.engine import migrate as bring_up
-
-    async def run(engine: Any) -> list[str]:
-        return await bring_up(engine)
-
-    ran = _with_engine(_settings(), run)
+    ran = _bring_up(_settings())
     click.echo("\n".join(f"applied {name}" for name in ran) or "The schema is up to date.")
 
 
@@ -195,14 +193,35 @@ def _with_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migr
         raise click.ClickException(f"the database cannot be used: {error}") from error
 
 
+def _bring_up(settings: Settings) -> list[str]:
+    """Migrate; the migrations that ran."""
+    from db.engine import migrate as bring_up
+
+    async def run(engine: Any) -> list[str]:
+        return await bring_up(engine)
+
+    return _with_engine(settings, run)
+
+
+@contextmanager
+def _bound(settings: Settings) -> Iterator[socket.socket]:
+    """The address to serve on, taken before anything else happens."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
+            yield listener
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise click.ClickException(f"{where} cannot be served on: {error.strerror}. Choose another --port.") from error
+
+
 @contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
     """One server per SQLite file: a second one would take the first one's running turns for lost."""
     if settings.sqlite_path is None:
         yield
         return
-    settings.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
-    with settings.sqlite_path.with_suffix(".lock").open("w") as lock:
+    with _lock_beside(settings.sqlite_path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -210,6 +229,14 @@ def _only_one(settings: Settings) -> Iterator[None]:
                 f"another server already uses {settings.sqlite_path}; stop it, or set TURNKEEPER_DATABASE_URL."
             ) from error
         yield
+
+
+def _lock_beside(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise click.ClickException(f"the folder of {path} cannot be used: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from services.session_service import SessionService, utc_now
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
 from web.actor import provide_actor
-from web.errors import HANDLERS, no_such_page
+from web.errors import HANDLERS
 from web.guard import Guard
 from web.live import provide_controls
 from web.routes import ROUTES
@@ -31,11 +31,14 @@ from web.settings import Settings
 from web.templating import STATIC
 from web.welcome import greet, the_models
 
+#: how long running turns may take to write their end when the server stops
+DRAIN_SECONDS = 5.0
+
 
 def create_app(settings: Settings) -> Litestar:
     """The application for one process."""
     engine = open_engine(settings.database_url)
-    draining = asyncio.Event()
+    draining, drained = asyncio.Event(), asyncio.Event()
     bus = MemoryEventBus()
     accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now)
 
@@ -53,17 +56,18 @@ def create_app(settings: Settings) -> Litestar:
         await apply_config(found.models, settings.groups, found.default_model, utc_now(), open_session())
         # SQLite serves one process, so whatever still runs there is left over from one that died.
         await sessions.sweep(open_session(), alone=engine.engine_type == "sqlite")
-        app.state.update(pool=pool, sessions=sessions, log=TurnLog(sessions, bus, open_session, draining))
+        app.state.update(pool=pool, sessions=sessions, log=TurnLog(sessions, bus, open_session, drained))
         await runner.open()
         watch = asyncio.create_task(pool.watch())
+        drain = asyncio.create_task(_drain(draining, runner, drained))
         with _drained_by_signals(draining):
             greet(settings, found, ran, await accounts.new_setup_link(open_session()))
             try:
                 yield
             finally:
                 draining.set()
+                await drain
                 watch.cancel()
-                await runner.close()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
                 await pool.aclose()
@@ -92,6 +96,15 @@ def create_app(settings: Settings) -> Litestar:
     return app
 
 
+async def _drain(draining: asyncio.Event, runner: TurnRunner, drained: asyncio.Event) -> None:
+    """When the server is told to stop: end the turns, so that their readers see it, and then the streams."""
+    await draining.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await runner.close()
+    drained.set()
+
+
 def _from_state(name: str) -> Provide:
     def provide(state: State) -> Any:
         return state[name]
@@ -104,14 +117,12 @@ def _static() -> Router:
         path="/static",
         directories=[STATIC],
         cache_control=CacheControlHeader(max_age=365 * 86400, public=True, immutable=True),
-        # A name that no file system takes is the name of no file.
-        exception_handlers={OSError: no_such_page},
     )
 
 
 @contextlib.contextmanager
 def _drained_by_signals(draining: asyncio.Event) -> Any:
-    """Tell the streams to end before the server waits for them: it would wait for ever."""
+    """Hear of a stop before the server does: it waits for open streams, and would for ever."""
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Any] = {}
 

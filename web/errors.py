@@ -89,10 +89,6 @@ def http_error(request: Request, error: HTTPException) -> Response[Any]:
     )
 
 
-def no_such_page(request: Request, _: Exception) -> Response[Any]:
-    return http_error(request, HTTPException(status_code=404))
-
-
 def malformed(request: Request, _: Exception) -> Response[Any]:
     """Bad encoding or nesting, wherever it shows."""
     return refused(request, errors.InvalidRequest())

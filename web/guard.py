@@ -16,6 +16,7 @@ from web.actor import GUEST_COOKIE
 
 #: a prompt of the longest kind, percent-encoded in a form, and some more
 BODY_BYTES = 1_500_000
+PATH_CHARACTERS = 1000
 SAFE = ("GET", "HEAD", "OPTIONS")
 CSP = "; ".join(
     (
@@ -67,7 +68,7 @@ class Guard:
 
     def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
-        if len(hosts) != 1 or "\0" in scope["path"]:
+        if len(hosts) != 1 or "\0" in scope["path"] or len(scope["path"]) > PATH_CHARACTERS:
             return 400, "invalid_request", "The request is malformed."
         if _host_name(headers["host"]) not in self.hosts:
             return 421, "unknown_host", "This server does not answer to that name; see allowed_hosts."

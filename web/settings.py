@@ -79,14 +79,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if self.secret_key:
             return self.secret_key.encode()
         path = Path(self.secret_key_file)
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             # Exclusive: of two processes that start at once, one makes it and both read it.
             with path.open("x") as file:
                 path.chmod(0o600)
                 file.write(secrets.token_urlsafe(48))
         except FileExistsError:
             pass
+        except OSError as error:
+            raise SettingsError(f"secret_key_file: {path} cannot be made: {error.strerror}") from error
         key = path.read_text().strip()
         if len(key) < 32:
             raise SettingsError(f"secret_key_file: {path} holds fewer than 32 characters; delete it to make a new one")

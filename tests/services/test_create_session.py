@@ -5,7 +5,6 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import msgspec
-import pytest
 
 from db.db_session import DbSession
 from db.engine import Engine
@@ -80,23 +79,19 @@ async def test_C2_the_row_and_its_journal_are_one_transaction(
     assert (await everything())["session"] == []
 
 
-@pytest.mark.parametrize(
-    ("model", "code", "replacement"),
-    [
+async def test_C3_a_model_that_cannot_be_used_makes_no_session(
+    sessions: SessionService, db_session: DbSession, ann: Actor, refused: Refused
+) -> None:
+    for model, code, replacement in (
         ("no-such-model", "model_unknown", None),
         ("hidden", "model_unknown", None),
         ("off", "model_disabled", None),
         ("old", "model_retired", "smart"),
         ("switch", "model_unknown", None),
-    ],
-)
-async def test_C3_a_model_that_cannot_be_used_makes_no_session(
-    sessions: SessionService, db_session: DbSession, ann: Actor, refused: Refused, model: str, code: str,
-    replacement: str | None,
-) -> None:  # fmt: skip
-    async with refused(code) as told:
-        await sessions.create_session(db_session, actor=ann, model=model)
-    assert told.facts.get("replacement") == replacement
+    ):
+        async with refused(code) as told:
+            await sessions.create_session(db_session, actor=ann, model=model)
+        assert told.facts.get("replacement") == replacement
 
 
 async def test_C3_a_model_whose_provider_is_not_configured_makes_no_session(
@@ -169,29 +164,24 @@ async def test_C4_guests_behind_one_address_share_the_rate_and_others_do_not(
     assert (await sessions.create_session(db_session, actor=elsewhere)).owner.role == "guest"
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("192.0.2.1", "192.0.2.1", True),
-        ("192.0.2.1", "192.0.2.2", False),
-        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
-        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
-        ("::ffff:192.0.2.1", "192.0.2.1", True),
-        ("::ffff:192.0.2.1", "::ffff:198.51.100.7", False),
-    ],
-)
-async def test_C4_a_guest_is_counted_by_address_and_IPv6_by_its_64(
-    db_session: DbSession, clock: Clock, one: str, other: str, same: bool
-) -> None:
+async def test_C4_a_guest_is_counted_by_address_and_IPv6_by_its_64(db_session: DbSession, clock: Clock) -> None:
     accounts = Accounts(b"secret", guests=True, now=clock)
 
     async def key(address: str) -> str:
         given = Credentials(None, "", accounts.new_guest_cookie(), address, "")
         return (await accounts.authenticate(given, db_session)).rate_key
 
-    first, second = await key(one), await key(other)
-    assert (first == second) is same
-    assert one not in first and other not in second
+    for one, other, same in (
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:198.51.100.7", False),
+    ):
+        first, second = await key(one), await key(other)
+        assert (first == second) is same, (one, other)
+        assert one not in first and other not in second
 
 
 async def test_C5_twenty_at_once_admit_exactly_the_burst(

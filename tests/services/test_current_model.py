@@ -64,24 +64,23 @@ async def test_M2_a_deprecated_model_still_serves_and_says_so(
     assert (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn.model == "smart"
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
+async def test_M3_a_model_that_cannot_be_used_falls_back_with_its_reason(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, offer: Offer
+) -> None:
+    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
+    for change, reason in (
         ({"state": "disabled"}, "Smart is disabled. Fast stands in."),
         ({"state": "retired", "replacement": None}, "Smart is retired. Fast stands in."),
         ({"groups": ["admin"]}, "smart is not available. Fast stands in."),
         ({"provider": "nowhere"}, "Smart is not available. Fast stands in."),
         (None, "Smart is disabled. Fast stands in."),
-    ],
-)
-async def test_M3_a_model_that_cannot_be_used_falls_back_with_its_reason(
-    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, offer: Offer,
-    change: dict[str, object] | None, reason: str,
-) -> None:  # fmt: skip
-    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
-    await offer(smart=change)
-    current = await sessions.current_model(session_id, db_session, actor=ann)
-    assert current == CurrentModel("fast", "fallback", True, reason, wanted="smart")
+    ):
+        await offer(smart=change)
+        current = await sessions.current_model(session_id, db_session, actor=ann)
+        assert current == CurrentModel("fast", "fallback", True, reason, wanted="smart")
+        if change is not None:
+            await offer(smart={"state": "active", "groups": [], "provider": "builtin"})
+            assert (await sessions.current_model(session_id, db_session, actor=ann)).source == "session"
 
 
 async def test_M3_the_groups_default_comes_before_the_instances_and_the_accounts_not_at_all(

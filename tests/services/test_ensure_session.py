@@ -113,7 +113,7 @@ async def test_A3_a_failing_database_leaves_neither_session_nor_turn(
 async def test_A4_reading_what_is_not_there_makes_nothing(
     sessions: SessionService, db_session: DbSession, guest: Actor, refused: Refused
 ) -> None:
-    for _ in range(20):
+    for _ in range(5):
         async with refused("session_not_found"):
             await sessions.get_session(uuid4(), db_session, actor=guest)
 

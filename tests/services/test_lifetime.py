@@ -167,20 +167,20 @@ async def test_E4_a_closed_session_is_read_and_deleted_and_no_more(
 
 
 async def test_E5_a_running_turn_survives_expiry_and_is_stored(
-    sessions: SessionService, db_session: DbSession, guest: Actor, clock: Clock
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure, clock: Clock
 ) -> None:
-    begun = await sessions.begin_turn(None, "Hello", db_session, actor=guest)
-    session_id, turn = begun.turn.session_id, begun.turn
-    for _ in range(181):
-        clock.pass_(seconds=10)
+    await configure("user", idle="1min")
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    for _ in range(3):
+        clock.pass_(seconds=20)
         await sessions.heartbeat(db_session)
     await sessions.sweep(db_session)
-    live = await sessions.get_session(session_id, db_session, actor=guest)
+    live = await sessions.get_session(session_id, db_session, actor=ann)
     assert (live.state, live.running_turn) == ("expired", turn.id)
     assert await sessions.append([(session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="upon")
     assert (ended.state, ended.reply) == ("done", "Once upon")
-    live = await sessions.get_session(session_id, db_session, actor=guest)
+    live = await sessions.get_session(session_id, db_session, actor=ann)
     assert (live.state, live.row.last_activity_at) == ("expired", BEGINNING)
 
 
@@ -337,19 +337,20 @@ async def test_E8_a_group_of_ones_own(
 
 
 async def test_I10_nothing_outlives_its_absolute_end(
-    sessions: SessionService, db_session: DbSession, guest: Actor, clock: Clock, refused: Refused
-) -> None:
+    sessions: SessionService, db_session: DbSession, guest: Actor, configure: Configure, clock: Clock,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await configure("guest", idle="5h")
     session_id = (await sessions.create_session(db_session, actor=guest)).row.id
-    end = BEGINNING + timedelta(hours=24)
-    for _ in range(57):
-        clock.pass_(minutes=25)
+    end, told = BEGINNING + timedelta(hours=24), []
+    for _ in range(5):
+        clock.pass_(hours=4)
         extension = await sessions.extend_session(session_id, db_session, actor=guest)
-        assert extension.expires_at is not None and extension.expires_at <= end
-    assert clock() == BEGINNING + timedelta(minutes=57 * 25)
-    assert (extension.extended, extension.expires_at) == (True, end)
+        told.append((extension.extended, extension.expires_at))
+    assert told == [(True, BEGINNING + timedelta(hours=hours)) for hours in (9, 13, 17, 21)] + [(True, end)]
     extension = await sessions.extend_session(session_id, db_session, actor=guest)
     assert (extension.extended, extension.expires_at) == (False, end)
-    clock.pass_(minutes=15)
+    clock.pass_(hours=4)
     async with refused("session_expired"):
         await sessions.extend_session(session_id, db_session, actor=guest)
 

@@ -130,27 +130,25 @@ def numbered(count: int) -> str:
     return "".join(f"tok{number} " for number in range(count))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "reply"),
-    [
+async def test_G4_the_reply_is_what_the_model_sent(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended,
+    published: list[Hint], until: Until, echo: WatchedEcho,
+) -> None:  # fmt: skip
+    for prompt, reply in (
         ("Hello  world\n", "Hello  world\n"),
         ("Zwölf Boxkämpfer 🦊 e\u0301 日本語 \u2028 ok", "Zwölf Boxkämpfer 🦊 e\u0301 日本語 \u2028 ok"),
         ("/tokens 700", numbered(700)),
         ("/tokens 12 /delay 7ms", numbered(12)),
-    ],
-)
-async def test_G4_the_reply_is_what_the_model_sent(
-    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended,
-    published: list[Hint], until: Until, echo: WatchedEcho, prompt: str, reply: str,
-) -> None:  # fmt: skip
-    turn = (await sessions.begin_turn(None, prompt, db_session, actor=ann)).turn
-    done = await ended(turn)
-    assert (done.state, done.reply, done.error_code) == ("done", reply, None)
-    assert (done.estimated, done.reply_tokens) == (False, len(reply.split()))
-    await until(lambda: runner.running == 0 and Hint(turn.session_id, "turn_ended", turn.id) in published)
-    assert shown(published, turn) == reply
-    assert echo.open == 0
-    assert await db_session.text_of(turn.id) == ""
+    ):
+        turn = (await sessions.begin_turn(None, prompt, db_session, actor=ann)).turn
+        done = await ended(turn)
+        assert (done.state, done.reply, done.error_code) == ("done", reply, None)
+        assert (done.estimated, done.reply_tokens) == (False, len(reply.split()))
+        end = Hint(turn.session_id, "turn_ended", turn.id)
+        await until(lambda end=end: runner.running == 0 and end in published)
+        assert shown(published, turn) == reply
+        assert echo.open == 0
+        assert await db_session.text_of(turn.id) == ""
 
 
 async def test_G4_the_first_piece_comes_at_once_and_later_ones_with_the_tick(
@@ -371,28 +369,25 @@ async def test_G6_leases_are_renewed_and_lapsed_ones_swept(
         await runner.close()
 
 
-@pytest.mark.parametrize(
-    ("fault", "code"),
-    [
-        ("/error 500 after 5", "provider_failed"),
-        ("/error 429 after 5", "provider_rate_limited"),
-        ("/error 401 after 5", "provider_refused"),
-        ("/error timeout after 5", "provider_timeout"),
-        ("/error broken after 5", "provider_broken"),
-        ("/error unreachable after 5", "provider_unreachable"),
-    ],
-)
 async def test_G10_a_provider_that_fails_leaves_the_text_and_the_reason(
     runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, echo: WatchedEcho,
-    published: list[Hint], fault: str, code: str,
+    published: list[Hint],
 ) -> None:  # fmt: skip
-    turn = (await sessions.begin_turn(None, fault, db_session, actor=ann)).turn
-    failed = await ended(turn)
-    assert (failed.state, failed.reply, failed.error_code) == ("failed", numbered(5), code)
-    assert failed.error_detail and failed.error_detail.endswith(".")
-    assert (failed.estimated, failed.reply_tokens) == (True, -(-len(numbered(5)) // 4))
-    assert shown(published, turn) == numbered(5)
-    assert echo.open == 0
+    for fault, code in (
+        ("500", "provider_failed"),
+        ("429", "provider_rate_limited"),
+        ("401", "provider_refused"),
+        ("timeout", "provider_timeout"),
+        ("broken", "provider_broken"),
+        ("unreachable", "provider_unreachable"),
+    ):
+        turn = (await sessions.begin_turn(None, f"/error {fault} after 5", db_session, actor=ann)).turn
+        failed = await ended(turn)
+        assert (failed.state, failed.reply, failed.error_code) == ("failed", numbered(5), code)
+        assert failed.error_detail and failed.error_detail.endswith(".")
+        assert (failed.estimated, failed.reply_tokens) == (True, -(-len(numbered(5)) // 4))
+        assert shown(published, turn) == numbered(5)
+        assert echo.open == 0
 
 
 async def test_M6_a_provider_that_cannot_be_reached_is_known_to_be_down(

@@ -95,21 +95,18 @@ async def test_G1_a_caller_who_goes_away_leaves_a_whole_turn_or_none(
     assert 0 < len(turns) < 30
 
 
-@pytest.mark.parametrize(
-    ("prompt", "code"),
-    [
+async def test_G1_a_prompt_that_cannot_be_stored_is_refused_before_all_else(
+    sessions: SessionService, db_session: DbSession, ann: Actor, refused: Refused
+) -> None:
+    for prompt, code in (
         ("x" * 100_001, "prompt_too_long"),
         ("", "invalid_request"),
         (" \n\t", "invalid_request"),
         ("a\0b", "invalid_request"),
         ("\udfff", "invalid_request"),
-    ],
-)
-async def test_G1_a_prompt_that_cannot_be_stored_is_refused_before_all_else(
-    sessions: SessionService, db_session: DbSession, ann: Actor, refused: Refused, prompt: str, code: str
-) -> None:
-    async with refused(code):
-        await sessions.begin_turn(uuid4(), prompt, db_session, actor=ann)
+    ):
+        async with refused(code):
+            await sessions.begin_turn(uuid4(), prompt, db_session, actor=ann)
 
 
 async def test_G1_a_prompt_is_stored_as_it_was_written(

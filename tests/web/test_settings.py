@@ -1,0 +1,271 @@
+"""The settings: what wins over what, where secrets come from, and how each mistake is named."""
+
+from pathlib import Path
+
+import pytest
+
+from web.settings import Settings, SettingsError, load, shown
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own, so that no turnkeeper.toml is found by accident."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(text: str, name: str = "turnkeeper.toml") -> Path:
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def refused(environ: dict[str, str] | None = None, **flags: object) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(environ or {}, **flags)
+    told = str(caught.value)
+    assert "\n" not in told
+    return told
+
+
+# ---------------------------------------------------------------- what wins
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    settings = load({})
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.database_url == "sqlite:///var/turnkeeper.db"
+    assert settings.guests is True
+    assert settings.hosts == {"127.0.0.1", "localhost", "::1"}
+    assert (settings.models, settings.providers, settings.groups, settings.config_file) == ([], [], {}, "")
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default() -> None:
+    assert load({}).port == 8000
+    written("port = 8001")
+    assert load({}).port == 8001
+    assert load({"TURNKEEPER_PORT": "8002"}).port == 8002
+    assert load({"TURNKEEPER_PORT": "8002"}, port=8003).port == 8003
+    assert load({"TURNKEEPER_PORT": "8002"}, port=None).port == 8002
+
+
+def test_the_file_can_be_elsewhere() -> None:
+    written("port = 1111")
+    written("port = 2222", "other.toml")
+    settings = load({"TURNKEEPER_CONFIG": "other.toml"})
+    assert (settings.port, settings.config_file) == (2222, "other.toml")
+    assert "there is no file none.toml" in refused({"TURNKEEPER_CONFIG": "none.toml"})
+
+
+def test_lists_are_written_with_commas() -> None:
+    settings = load({"TURNKEEPER_ALLOWED_HOSTS": "Chat.Example, chat.example:8000 ,", "TURNKEEPER_TRUSTED_PROXIES": ""})
+    assert settings.allowed_hosts == ["Chat.Example", "chat.example:8000"]
+    assert "chat.example" in settings.hosts
+    assert settings.trusted_proxies == []
+
+
+@pytest.mark.parametrize(
+    ("host", "guests"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.5", False)]
+)
+def test_guests_come_in_on_loopback_only(host: str, guests: bool) -> None:
+    assert load({}, host=host).guests is guests
+    assert load({"TURNKEEPER_ACCESS": "guests"}, host=host).guests is True
+    assert load({"TURNKEEPER_ACCESS": "accounts"}, host=host).guests is False
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def test_a_secret_can_be_in_a_file_of_its_own() -> None:
+    written(f"{KEY}\n", "key")
+    written("postgresql://u:p@h/d\n", "url")
+    settings = load({"TURNKEEPER_DATABASE_URL_FILE": "url"})
+    assert settings.database_url == "postgresql://u:p@h/d"
+    assert load({"TURNKEEPER_SECRET_KEY": KEY}).secret() == KEY.encode()
+    assert load({"TURNKEEPER_SECRET_KEY_FILE": "key"}).secret() == KEY.encode()
+    assert "TURNKEEPER_DATABASE_URL_FILE: none cannot be read" in refused({"TURNKEEPER_DATABASE_URL_FILE": "none"})
+
+
+def test_a_provider_s_key_comes_from_the_environment_or_a_file() -> None:
+    written("file-key\n", "key")
+    written(
+        """
+[[providers]]
+id = "a"
+kind = "openai"
+api_key = "$MY_KEY"
+
+[[providers]]
+id = "b"
+kind = "openai"
+api_key_file = "key"
+
+[[providers]]
+id = "c"
+kind = "openai"
+api_key = "plain"
+"""
+    )
+    settings = load({"MY_KEY": "from the environment"})
+    assert [provider.api_key for provider in settings.providers] == ["from the environment", "file-key", "plain"]
+    assert "providers[0].api_key: MY_KEY" in refused()
+
+
+def test_the_secret_key_is_made_once_and_kept_from_others() -> None:
+    first = load({}).secret()
+    assert first == load({}).secret()
+    assert len(first) >= 32
+    assert Path("var/secret.key").stat().st_mode & 0o077 == 0
+    Path("var/secret.key").write_text("short")
+    with pytest.raises(SettingsError, match=r"secret_key_file"):
+        load({}).secret()
+
+
+SECRETS = {
+    "TURNKEEPER_SECRET_KEY": f"canary-1-{KEY}",
+    "OPENAI_API_KEY": "canary-2",
+    "ANTHROPIC_API_KEY": "canary-3",
+    "MY_KEY": "canary-4",
+}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ann:canary-5@db/chat",
+        "postgres://ann:canary-5%40%2F@db/chat",
+        "postgresql://db/chat?user=ann&password=canary-5",
+        "postgresql://ann:canary-5@db,db2:5432/chat",
+    ],
+)
+def test_what_is_shown_hides_every_secret(url: str) -> None:
+    written(
+        """
+[[providers]]
+id = "a"
+kind = "openai"
+api_key = "$MY_KEY"
+base_url = "http://ann:canary-6@127.0.0.1:9/v1?key=canary-7"
+"""
+    )
+    values = shown(load({**SECRETS, "TURNKEEPER_DATABASE_URL": url}))
+    assert "canary" not in str(values)
+    assert values["secret_key"] == "(set)"
+    assert values["database_url"].startswith("postgres")
+    assert "chat" in values["database_url"]
+    assert values["providers"][0]["api_key"] == "(set)"
+    assert "127.0.0.1:9" in values["providers"][0]["base_url"]
+
+
+def test_what_is_shown_says_everything_else() -> None:
+    values = shown(load({}))
+    assert set(values) == set(Settings.__struct_fields__)
+    assert values["secret_key"] == ""
+
+
+def test_keys_stay_out_of_reprs() -> None:
+    written('[[providers]]\nid = "a"\nkind = "openai"\napi_key = "canary"')
+    assert "canary" not in repr(load(SECRETS).providers)
+
+
+# ---------------------------------------------------------------- mistakes
+
+FILES = {
+    "nonsense = 1": "nonsense",
+    "port = 'x'": "port",
+    "port = 80.5": "port",
+    "port = 0": "port",
+    "port = 70000": "port",
+    "access = 'everybody'": "access",
+    "allowed_hosts = 'x'": "allowed_hosts",
+    "default_model = 5": "default_model",
+    "database_url = 'mysql://x'": "database_url",
+    "trusted_proxies = ['*']": "trusted_proxies",
+    "secret_key = 'short'": "secret_key",
+    "models = 5": "models",
+    "[[models]]\nid = 'x'": "models[0]",
+    "[[models]]\nid = 'x'\nprovider = 'none'": "models[0].provider",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\nprice = 1": "models[0]",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\nstate = 'gone'": "models[0].state",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\ncontext_tokens = '8k'": "models[0].context_tokens",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\ncontext_tokens = -1": "models[0].context_tokens",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\nmax_reply_tokens = -5": "models[0].max_reply_tokens",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\nprice_in = -1.0": "models[0].price_in",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\nprice_out = nan": "models[0].price_out",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\nconcurrent_turns = -1": "models[0].concurrent_turns",
+    "[[models]]\nid = 'a b'\nprovider = 'builtin'": "models[0].id",
+    "[[models]]\nid = ''\nprovider = 'builtin'": "models[0].id",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\n[[models]]\nid = 'x'\nprovider = 'builtin'": "models[1].id",
+    "[[models]]\nid='x'\nprovider='builtin'\naliases=['y']\n[[models]]\nid='y'\nprovider='builtin'": "aliases",
+    "[[models]]\nid = 'x'\nprovider = 'builtin'\nreplacement = 'none'": "models[0].replacement",
+    "default_model = 'y'\n[[models]]\nid = 'x'\nprovider = 'builtin'": "default_model",
+    "[[providers]]\nid = 'x'": "providers[0]",
+    "[[providers]]\nid = 'x'\nkind = 'magic'": "providers[0].kind",
+    "[[providers]]\nid = 'x'\nkind = 'openai'\nkey = 'x'": "providers[0]",
+    "[[providers]]\nid = 'x'\nkind = 'openai'\nbase_url = 'not a url'": "providers[0].base_url",
+    "[[providers]]\nid = 'x'\nkind = 'openai'\nbase_url = 'ftp://x/v1'": "providers[0].base_url",
+    "[[providers]]\nid = 'x'\nkind = 'openai'\napi_key_file = 'none'": "providers[0].api_key_file",
+    "[[providers]]\nid = 'builtin'\nkind = 'openai'": "providers",
+    "[groups.user]\nturns = 'often'": "groups.user.turns",
+    "[groups.user]\nturns = '0/min'": "groups.user.turns",
+    "[groups.user]\nidle = 'long'": "groups.user.idle",
+    "[groups.user]\nconcurrent_turns = -1": "groups.user.concurrent_turns",
+    "[groups.user]\nmoney_per_month = -1": "groups.user.money_per_month",
+    "[groups.user]\non_missing_model = 'cry'": "on_missing_model",
+    "[groups.user]\nturns_per_day = 5": "turns_per_day",
+    "[groups.user]\ndefault_model = 'none'\n[[models]]\nid = 'x'\nprovider = 'builtin'": "groups.user.default_model",
+    "[groups]\nuser = 5": "groups",
+    "config_file = 'x'": "config_file",
+    "openai_api_key = 'x'": "openai_api_key",
+    "= 1": "turnkeeper.toml",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "key"), FILES.items(), ids=[text.replace("\n", " ") for text in FILES])
+def test_a_mistake_in_the_file_is_named_by_its_key(text: str, key: str) -> None:
+    written(text)
+    assert key in refused()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TURNKEEPER_PORT", "x"),
+        ("TURNKEEPER_PORT", "0"),
+        ("TURNKEEPER_PORT", "70000"),
+        ("TURNKEEPER_PORT", ""),
+        ("TURNKEEPER_ACCESS", "all"),
+        ("TURNKEEPER_DISCOVER", "perhaps"),
+        ("TURNKEEPER_PROT", "8000"),
+        ("TURNKEEPER_MODELS", "x"),
+        ("TURNKEEPER_OPENAI_API_KEY", "x"),
+        ("TURNKEEPER_", "x"),
+        ("TURNKEEPER_TRUSTED_PROXIES", "*"),
+        ("TURNKEEPER_DATABASE_URL", "oracle://x"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_named_by_its_variable(name: str, value: str) -> None:
+    told = refused({name: value})
+    assert name in told or name.removeprefix("TURNKEEPER_").lower() in told
+
+
+def test_a_mistake_in_the_environment_is_not_blamed_on_the_file() -> None:
+    written("port = 8000")
+    assert "turnkeeper.toml" not in refused({"TURNKEEPER_PORT": "x"})
+
+
+def test_a_file_that_is_no_text_is_told() -> None:
+    Path("turnkeeper.toml").write_bytes(b"\xff\xfe\x00")
+    assert "turnkeeper.toml" in refused()
+    Path("turnkeeper.toml").unlink()
+    Path("turnkeeper.toml").mkdir()
+    assert "turnkeeper.toml" in refused()
+
+
+def test_one_secret_given_twice_is_told() -> None:
+    """Which of two databases would it be?"""
+    written("sqlite:///b.db", "url")
+    environ = {"TURNKEEPER_DATABASE_URL": "sqlite:///a.db", "TURNKEEPER_DATABASE_URL_FILE": "url"}
+    assert "DATABASE_URL" in refused(environ)
