@@ -32,7 +32,7 @@ from db.tables import (
     Usage,
 )
 
-__all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "new_id"]
+__all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "changes_between", "new_id", "snapshot"]
 
 Row = TypeVar("Row", bound=Table)
 
@@ -71,7 +71,7 @@ class DbSession:
     async def lock(self, *names: str) -> None:
         """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits.
 
-        Locks are taken in the order given; it must be the same everywhere, before any bucket of a rate.
+        Locks are taken in the order given: what is begun, the owner, the model, the instance.
         """
         if self._postgres:
             for name in names:
@@ -299,9 +299,10 @@ class DbSession:
                 Session.version == 0,
                 Session.title == "",
                 Session.locked.eq(False),
-                Session.created_at > created_after,
+                # Untouched, so it was last active when it was made: a range of the index.
+                Session.last_activity_at > created_after,
             )
-            .order_by(Session.created_at, ascending=False)
+            .order_by(Session.last_activity_at, ascending=False)
             .limit(1)
         )
         # One that somebody begins to use at this moment is passed over.
@@ -348,17 +349,16 @@ class DbSession:
             limit,
         )
 
-    async def list_lapsed_sessions(self, ends: "Ends", now: datetime, limit: int) -> list[Session]:
-        """Sessions marked active whose end has passed; kept from changing, those others hold passed over."""
+    async def list_lapsed_sessions(self, ends: "Ends", now: datetime, limit: int) -> list[UUID]:
+        """Sessions marked active whose end has passed."""
         over, args = _over(ends, now)
-        return await self._rows(
-            Session,
-            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
-            f"WHERE session.state = 'active' AND ({over}) LIMIT {{}}"
-            + (" FOR UPDATE OF session SKIP LOCKED" if self._postgres else ""),
+        rows = await Session.raw(
+            "SELECT session.id FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
+            f"WHERE session.state = 'active' AND ({over}) LIMIT {{}}",
             *args,
             limit,
         )
+        return [row["id"] for row in rows]
 
     # ------------------------------------------------------------ turns
 
@@ -383,6 +383,7 @@ class DbSession:
         return [row["id"] for row in rows]
 
     async def list_turns_not_leased_to(self, worker: UUID) -> list[UUID]:
+        """What other processes run, or ran when they died; as many as there are slots."""
         rows = await Turn.select(Turn.id).where(Turn.state == "running", Turn.lease_owner != worker)
         return [row["id"] for row in rows]
 
@@ -433,10 +434,12 @@ class DbSession:
             query = query.where(Turn.id > after)
         return await query.order_by(Turn.id).limit(limit)
 
-    async def renew_leases(self, worker: UUID, now: datetime, until: datetime) -> None:
-        """Extend the leases a worker holds; a lapsed one is lost for good."""
+    async def renew_leases(self, turn_ids: Sequence[UUID], worker: UUID, now: datetime, until: datetime) -> None:
+        """Extend the leases of turns a worker runs; a lapsed one is lost for good."""
+        if not turn_ids:
+            return
         await Turn.update({Turn.lease_until: until}).where(
-            Turn.state == "running", Turn.lease_owner == worker, Turn.lease_until > now
+            Turn.id.is_in(list(turn_ids)), Turn.state == "running", Turn.lease_owner == worker, Turn.lease_until > now
         )
 
     async def list_held_turns(self, turn_ids: Sequence[UUID], worker: UUID, now: datetime) -> set[UUID]:
@@ -455,7 +458,9 @@ class DbSession:
         """Append text to running turns: (turn, start, text)."""
         values = ", ".join(["({}, {}, {})"] * len(pieces))
         await TurnPiece.raw(
-            f"INSERT INTO turn_piece (turn_id, start, text) VALUES {values}",  # noqa: S608
+            # Again after a commit whose acknowledgement was lost: the same place, the same text or more of it.
+            f"INSERT INTO turn_piece (turn_id, start, text) VALUES {values} "  # noqa: S608
+            "ON CONFLICT (turn_id, start) DO UPDATE SET text = excluded.text",
             *(value for piece in pieces for value in piece),
         )
         if begun := [turn_id for turn_id, start, _ in pieces if start == 0]:
@@ -507,6 +512,11 @@ class DbSession:
         await Idempotency.update({Idempotency.answer: answer}).where(
             Idempotency.actor_id == row.actor_id, Idempotency.verb == row.verb, Idempotency.key == row.key
         )
+
+    async def delete_spent(self, now_us: int, now: datetime) -> None:
+        """Drop rates that are whole again and logins that have ended; nothing depends on either."""
+        await RateBucket.delete().where(RateBucket.tat_us <= now_us)
+        await Login.delete().where(Login.expires_at <= now)
 
     async def delete_keys_before(self, before: datetime) -> None:
         await Idempotency.delete().where(Idempotency.created_at < before)

@@ -63,7 +63,7 @@ class Transaction(Protocol):
 class _Transaction:
     """A transaction of one task; nested use joins the outer one, which alone commits."""
 
-    def __init__(self, engine: "Engine", allow_nested: bool = True) -> None:
+    def __init__(self, engine: "Engine") -> None:
         self.engine = engine
         self.parent = engine.own_transaction()
         self.task = asyncio.current_task()
@@ -137,8 +137,8 @@ class _OwnTransactions:
             return None
         return transaction
 
-    def transaction(self, *_: Any, allow_nested: bool = True, **__: Any) -> Any:
-        return self.transaction_class(self, allow_nested)  # type: ignore[arg-type]
+    def transaction(self, *_: Any, **__: Any) -> Any:
+        return self.transaction_class(self)  # type: ignore[arg-type]
 
     def transaction_exists(self) -> bool:
         return self.own_transaction() is not None
@@ -264,7 +264,10 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
             return await transaction.run(sql, args)
 
     async def start(self) -> None:
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnavailable(f"{self.path}: {error.strerror}") from error
         await self.run("SELECT 1")
 
     async def stop(self) -> None:
@@ -332,7 +335,11 @@ class PostgresTransaction(_Transaction):
 
     async def _release(self) -> None:
         if self.connection is not None:
-            await self.engine.pool.release(self.connection, timeout=BUSY_SECONDS)  # type: ignore[union-attr]
+            try:
+                await self.engine.pool.release(self.connection, timeout=BUSY_SECONDS)  # type: ignore[union-attr]
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                # The pool has dropped the connection; what was committed on it is.
+                log.warning("a database connection was lost", exc_info=True)
 
 
 async def _whole_acquire(pool: asyncpg.Pool) -> Any:

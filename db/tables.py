@@ -85,7 +85,7 @@ class Session(Table, tablename="session"):
     locked = Boolean(default=False)
     #: active · expired · closed; only `closed` is believed: `expired` notes that the sweep has seen its end pass
     state = Text()
-    #: counts governed changes (model, lock, title, state, expiry)
+    #: counts governed changes: the model, its lock, a new name, the state, an extension
     version = Integer(default=0)
     created_at = Timestamptz(default=None)
     last_activity_at = Timestamptz(default=None)
@@ -241,7 +241,7 @@ class Idempotency(Table, tablename="idempotency"):
     key = Text()
     #: SHA-256 of the request's content, hex
     fingerprint = Text()
-    #: what the verb made, as JSON
+    #: what the verb did, in its own words; empty until it has
     answer = Text(default="")
     created_at = Timestamptz(default=None)
 

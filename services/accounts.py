@@ -22,6 +22,13 @@ from services.policies import Rate, microseconds
 LOGIN = timedelta(days=30)
 PASSWORD_CHARACTERS = (8, 1000)
 SCOPES = ("read", "chat", "admin")
+#: of those long enough, the ones that are tried first
+COMMON_PASSWORDS = """
+    password password1 passw0rd password123 12345678 123456789 1234567890 11111111 00000000 87654321 88888888
+    qwertyui qwertyuiop qwerty123 1q2w3e4r 1qaz2wsx asdfghjk asdfghjkl zxcvbnm1 iloveyou sunshine princess football
+    baseball superman trustno1 welcome1 letmein1 admin123 administrator changeme turnkeeper abcdefgh abcd1234 abc12345
+    whatever starwars computer internet michelle jennifer
+"""
 #: what each scope brings along
 _IMPLIED = {"read": {"read"}, "chat": {"read", "chat"}, "admin": {"read", "chat", "admin"}}
 SIGN_INS = Rate(10, timedelta(minutes=10), 10)
@@ -139,13 +146,21 @@ class Accounts:
         actor: Actor = SYSTEM,
     ) -> Account:
         """Make an account. Raises InvalidRequest."""
+        account = await self._new_account(name, password, role, group)
+        await self._add(account, actor, db_session)
+        return account
+
+    async def _new_account(self, name: str, password: str, role: Literal["user", "admin"], group: str = "") -> Account:
+        """An account not yet written: hashing takes a while, and no transaction waits for it. Raises InvalidRequest."""
         name = name.strip()
         if not name or len(name) > 80 or not name.isprintable() or name.startswith("guest-"):
             raise InvalidRequest("A name has 1 to 80 characters and does not begin with “guest-”.", field="name")
         low, high = PASSWORD_CHARACTERS
         if not low <= len(password) <= high:
             raise InvalidRequest(f"A password has {low} to {high} characters.", field="password")
-        account = Account(
+        if password.lower() in COMMON_PASSWORDS.split():
+            raise InvalidRequest("This is one of the passwords that are tried first. Choose another.", field="password")
+        return Account(
             id=new_id(),
             name=name,
             role=role,
@@ -153,13 +168,16 @@ class Accounts:
             password_hash=await _hashed(password),
             created_at=self.now(),
         )
+
+    async def _add(self, account: Account, actor: Actor, db_session: DbSession) -> None:
         try:
             async with db_session.transaction():
                 await db_session.add(account)
-                await db_session.record("account_created", actor, self.now(), owner_id=account.id, to_value=role)
+                await db_session.record(
+                    "account_created", actor, self.now(), owner_id=account.id, to_value=account.role
+                )
         except Conflict as error:
-            raise InvalidRequest(f"There is an account “{name}” already.", field="name") from error
-        return account
+            raise InvalidRequest(f"There is an account “{account.name}” already.", field="name") from error
 
     async def create_token(
         self, account_name: str, name: str, scopes: tuple[str, ...], db_session: DbSession, *, actor: Actor = SYSTEM
@@ -247,10 +265,11 @@ class Accounts:
 
     async def set_up(self, secret: str, name: str, password: str, db_session: DbSession) -> str:
         """Spend the link: make the admin and sign in; the cookie's text. Of two at once one is refused."""
+        account = await self._new_account(name, password, "admin")
         async with db_session.transaction():
             if not await db_session.use_setup_link(_hash(secret), self.now()):
                 raise Forbidden("This set-up link does not work any more.")
-            account = await self.create_account(name, password, db_session, role="admin")
+            await self._add(account, SYSTEM, db_session)
             return await self._new_login(account.id, db_session)
 
 

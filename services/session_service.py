@@ -6,7 +6,7 @@ What it does not do is raised as a `services.errors.Refusal`. Live hints go out 
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -16,7 +16,7 @@ import msgspec
 from db.db_session import DatabaseUnavailable, DbSession, changes_between, new_id, snapshot
 from db.tables import Account, Journal, Session, Turn
 from services.actor import SYSTEM, Actor
-from services.admission import Admission
+from services.admission import Admission, switch_keys
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.clients import Ask, Message, Usage
@@ -51,7 +51,7 @@ from services.outcomes import (
     TurnOrder,
     When,
 )
-from services.policies import Allowance, Lifetime
+from services.policies import Allowance, Lifetime, microseconds
 from services.rules import Rules
 from services.text import (
     REASON_CHARACTERS,
@@ -121,8 +121,8 @@ class SessionService:
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
             rules = await Rules.now(db_session)
-            entry = self._require_model(model, actor, rules) if model else None
-            allowance = await self.admission.admit_session(actor, rules, db_session)
+            entry = self._require_model(model, actor, actor.group, rules) if model else None
+            allowance = await self.admission.admit_session(actor.id, actor.group, actor, rules, db_session)
             now = self.now()
             session = Session(
                 id=new_id(),
@@ -160,6 +160,11 @@ class SessionService:
     async def get_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> LiveSession:
         """A session of the actor's, or any for an admin. Raises NotFound."""
         return await self._live(await self._require(session_id, db_session, actor), db_session)
+
+    async def version_of(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[int, UUID | None]:
+        """A session's version and its last turn: whether a reader has missed something. Raises NotFound."""
+        session = await self._require(session_id, db_session, actor)
+        return session.version, session.head_id
 
     async def list_sessions(
         self,
@@ -279,7 +284,8 @@ class SessionService:
                     return await self._live(session, db_session, rules=rules)
                 if not lifetime.only_idled_out(session, now):
                     raise SessionExpired("This session has reached its end and cannot be reopened.")
-                allowance = await self.admission.admit_session(actor, rules, db_session)
+                owner = await self._owner(session.owner_id, db_session)
+                allowance = await self.admission.admit_session(owner.id, owner.group_name, actor, rules, db_session)
                 session.state = "active"
                 session.last_activity_at = now
                 session.version += 1
@@ -328,24 +334,23 @@ class SessionService:
                 before = session.last_model
                 self._may_switch(session, actor, reason, lock)
                 rules = await Rules.now(db_session)
-                entry = self._require_model(new_model, actor, rules)
-                self._may_use(await self._owner(session.owner_id, db_session, actor), entry)
+                owner = await self._owner(session.owner_id, db_session)
+                entry = self._require_model(new_model, actor, owner.group_name, rules)
                 changed = entry.id != session.last_model
                 locking = lock is not None and lock != session.locked
                 running = await self._running(session, db_session)
                 allowance = None
                 if changed or locking:
                     self._check_version(session, expected_version)
-                    if running is not None and when == "idle":
-                        raise SessionBusy(running_turn=running.id)
+                    if when == "idle":
+                        self._check_idle(running)
                 if changed:
-                    rate = rules.policies_of(actor.group).switches
-                    allowance = await self.admission.take(
-                        "switches", rate, (f"session:{session.id}", actor.rate_key), db_session
-                    )
-                    if running is not None and when == "stop":
+                    if when == "stop":
                         await self._stop_running(session, actor, db_session)
                         running = None
+                    rate = rules.policies_of(actor.group).switches
+                    keys = switch_keys(session.id, actor)
+                    allowance = await self.admission.take("switches", rate, keys, db_session)
                     await self._put_model(session, entry.id, actor, reason, db_session)
                     session.last_activity_at = self.now()
                 if locking:
@@ -392,7 +397,7 @@ class SessionService:
                 owner = await self._owner(session.owner_id, db_session, actor)
                 if model is not None:
                     self._may_switch(session, actor, "", None)
-                    entry = self._require_model(model, actor, rules)
+                    entry = self._require_model(model, actor, owner.group_name, rules)
                     source = "asked for"
                 else:
                     current = self._current(session, owner, rules)
@@ -400,15 +405,12 @@ class SessionService:
                 if self.pool.is_up(entry.provider) is False:
                     raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
                 self._check_version(session, expected_version)
-                await self._check_idle(session, db_session)
+                self._check_idle(await self._running(session, db_session))
                 transcript = await db_session.list_path(session.head_id, CONTEXT_TURNS)
                 messages, kept = fit(prompt, transcript, entry)
-                await self.admission.lock_turn(actor, entry, rules, db_session)
-                if model is not None and entry.id != session.last_model:
-                    rate = rules.policies_of(actor.group).switches
-                    await self.admission.take("switches", rate, (f"session:{session.id}", actor.rate_key), db_session)
                 turn = self._new_turn(session, prompt, entry, messages, session.turn_count - kept)
-                allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session)
+                switching = model is not None and entry.id != session.last_model
+                allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
                 if entry.id != session.last_model:
                     await self._put_model(session, entry.id, actor, source, db_session)
                 await db_session.add(turn)
@@ -434,11 +436,11 @@ class SessionService:
                     self._publish(db_session, Hint(session_id, "text", turn_id, start, text))
             return held
 
-    async def heartbeat(self, db_session: DbSession) -> None:
-        """Renew the leases of this worker's turns."""
+    async def heartbeat(self, turn_ids: Sequence[UUID], db_session: DbSession) -> None:
+        """Renew the leases of the turns this worker runs."""
         async with self._writing(db_session):
             now = self.now()
-            await db_session.renew_leases(self.worker, now, now + LEASE)
+            await db_session.renew_leases(turn_ids, self.worker, now, now + LEASE)
 
     async def finish_turn(
         self,
@@ -449,12 +451,16 @@ class SessionService:
         usage: Usage | None = None,
         error: tuple[str, str] | None = None,
         tail: str = "",
+        start: int | None = None,
     ) -> Turn:
-        """End a turn this worker holds, with the text not yet appended; a late or second end changes nothing."""
+        """End a turn this worker holds; a late or second end changes nothing.
+
+        `tail` is the text not yet appended. It begins `start` characters into the reply; None for where that ends.
+        """
         async with self._writing(db_session):
             session, turn = await self._lock_turn(turn_id, db_session)
             if turn.state == "running" and turn.lease_owner == self.worker and turn.lease_until > self.now():
-                await self._end_turn(session, turn, state, SYSTEM, db_session, usage, error, tail)
+                await self._end_turn(session, turn, state, SYSTEM, db_session, usage, error, tail, start)
             return turn
 
     async def stop_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> Turn:
@@ -467,8 +473,8 @@ class SessionService:
 
     # ------------------------------------------------------------ upkeep
 
-    async def sweep(self, db_session: DbSession, *, alone: bool = False) -> int:
-        """Write down what time has ended: lapsed turns and sessions, old keys. Returns how many.
+    async def sweep(self, db_session: DbSession, *, alone: bool = False, thorough: bool = True) -> int:
+        """Write down what time has ended: lapsed turns, and if `thorough` sessions and spent rows. Returns how many.
 
         Bounded, idempotent and safe with several at once; no rule depends on it. `alone`: this is the only process,
         so a turn that another one held is lost already.
@@ -477,10 +483,14 @@ class SessionService:
         if alone:
             lapsed += await db_session.list_turns_not_leased_to(self.worker)
         for turn_id in lapsed:
-            await self._interrupt(turn_id, db_session, alone=alone)
-        expired = await self._expire(db_session)
-        await db_session.delete_keys_before(self.now() - IDEMPOTENCY)
-        return len(lapsed) + expired
+            with suppress(NotFound):  # deleted meanwhile
+                await self._interrupt(turn_id, db_session, alone=alone)
+        if not thorough:
+            return len(lapsed)
+        now = self.now()
+        await db_session.delete_keys_before(now - IDEMPOTENCY)
+        await db_session.delete_spent(microseconds(now), now)
+        return len(lapsed) + await self._expire(db_session)
 
     # ------------------------------------------------------------ the only ways to a session
 
@@ -605,17 +615,14 @@ class SessionService:
             raise NoModelAvailable(current.reason)
         return rules.catalogue.entries[current.id]
 
-    def _require_model(self, name: str, actor: Actor, rules: Rules) -> Entry:
-        """The one check of a model that somebody asks for. Raises UnknownModel, UnusableModel."""
+    def _require_model(self, name: str, actor: Actor, owner_group: str, rules: Rules) -> Entry:
+        """The one check of a model that somebody asks for. Raises UnknownModel, UnusableModel, Forbidden."""
         entry = rules.catalogue.require(name, actor)
         if not self.pool.has(entry.provider):
             raise ModelDisabled(f"The provider of “{entry.label}” is not configured.", replacement=entry.replacement)
-        return entry
-
-    def _may_use(self, owner: Account, entry: Entry) -> None:
-        """Raises Forbidden: an admin cannot put a session on what its owner may not use."""
-        if not entry.open_to(owner.group_name):
+        if not entry.open_to(owner_group):
             raise Forbidden(f"The group of this session's owner may not use “{entry.label}”.")
+        return entry
 
     async def _put_model(self, session: Session, model: str, actor: Actor, reason: str, db_session: DbSession) -> None:
         """The one place where `last_model` is written, with its link of the journal's chain."""
@@ -641,8 +648,7 @@ class SessionService:
         if expected is not None and expected != session.version:
             raise VersionConflict(current_model=session.last_model, version=session.version)
 
-    async def _check_idle(self, session: Session, db_session: DbSession) -> None:
-        running = await self._running(session, db_session)
+    def _check_idle(self, running: Turn | None) -> None:
         if running is not None:
             raise SessionBusy(running_turn=running.id)
 
@@ -688,12 +694,15 @@ class SessionService:
         usage: Usage | None = None,
         error: tuple[str, str] | None = None,
         tail: str = "",
+        start: int | None = None,
     ) -> None:
         """Write a running turn's end: its whole text, what it used, and why it ended."""
         now = self.now()
         code, detail = error or (None, None)
         before = await db_session.text_of(turn.id)
-        reply = before + tail
+        # Text whose commit was not acknowledged may be there already; it comes again in the tail.
+        kept = before if start is None or not tail else before[:start]
+        reply = kept + tail
         prompt_tokens = usage.prompt_tokens if usage is not None else turn.prompt_tokens
         reply_tokens = usage.reply_tokens if usage is not None else tokens_of(reply)
         entry = (await Rules.now(db_session)).catalogue.entries.get(turn.model)
@@ -719,7 +728,7 @@ class SessionService:
             await db_session.update(session, last_activity_at=now)
         await self._record("turn_ended", session, actor, db_session, turn=turn, reason=code or "", outcome=state)
         if tail:
-            self._publish(db_session, Hint(session.id, "text", turn.id, len(before), tail))
+            self._publish(db_session, Hint(session.id, "text", turn.id, len(kept), tail))
         self._publish(db_session, Hint(session.id, "turn_ended", turn.id))
         if self.runner is not None:
             runner = self.runner
@@ -811,16 +820,17 @@ class SessionService:
         )
 
     async def _expire(self, db_session: DbSession) -> int:
-        """Mark sessions whose end has passed."""
-        async with self._writing(db_session):
-            now = self.now()
-            ends = (await Rules.now(db_session)).ends(now)
-            lapsed = await db_session.list_lapsed_sessions(ends, now, SWEEP_ROWS)
-            for session in lapsed:
-                await db_session.update(session, state="expired", version=session.version + 1)
-                await self._record("session_expired", session, SYSTEM, db_session)
-                self._publish(db_session, Hint(session.id, "session"))
-            return len(lapsed)
+        """Mark sessions whose end has passed. They are looked for outside any transaction: that may take a while."""
+        ends, expired = (await Rules.now(db_session)).ends(self.now()), 0
+        for session_id in await db_session.list_lapsed_sessions(ends, self.now(), SWEEP_ROWS):
+            async with self._writing(db_session):
+                session = await db_session.find_session(session_id, None, lock=True)
+                if session is not None and session.state == "active" and await self._over(session, db_session):
+                    await db_session.update(session, state="expired", version=session.version + 1)
+                    await self._record("session_expired", session, SYSTEM, db_session)
+                    self._publish(db_session, Hint(session.id, "session"))
+                    expired += 1
+        return expired
 
     # ------------------------------------------------------------ journal and hints
 

@@ -143,7 +143,10 @@ class TurnLog:
                     woken = asyncio.ensure_future(subscription.woken.wait())
                     await asyncio.wait({woken, drained}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     woken.cancel()
-                    async for event in reader.read(subscription.take()):
+                    hints = subscription.take()
+                    if not hints and self._drained.is_set():
+                        break
+                    async for event in reader.read(hints) if hints else reader.beat():
                         yield event
             finally:
                 woken.cancel()
@@ -173,32 +176,46 @@ class _Reader:
             yield event
 
     async def read(self, hints: list[Hint]) -> AsyncIterator[Event]:
-        """What the hints say, or the rows where the hints do not join; without hints, whether any was missed."""
+        """What the hints say; where one does not join, what the rows say, once for all of them."""
+        seen = set()
         for hint in hints:
-            if not self._joins(hint):
-                async for event in self._turns() if self._only and hint.kind != "session" else self._all():
-                    yield event
-            elif delta := self._delta(hint):
-                yield delta
-        if not hints:
+            if self._joins(hint):
+                if delta := self._delta(hint.offset, hint.text):
+                    yield delta
+                continue
+            session_too = self._only is None or hint.kind == "session"
+            if session_too in seen:
+                continue
+            seen.add(session_too)
+            async for event in self._all(told=hint.kind == "session") if session_too else self._turns():
+                yield event
+
+    async def beat(self) -> AsyncIterator[Event]:
+        """After a while without hints: whether any was missed."""
+        try:
+            version, head_id = await self._sessions.version_of(self.session_id, self._open_session(), actor=self._actor)
+        except NotFound:
+            yield Gone()
+            return
+        if (version, head_id, True) != (self._at.version, self._at.turn_id, self._at.ended):
             async for event in self._all():
                 yield event
-            yield Beat(self._at.version or 0)
+        yield Beat(version)
 
     def _joins(self, hint: Hint) -> bool:
         return hint.kind == "text" and hint.turn_id == self._at.turn_id and hint.offset <= self._at.offset
 
-    def _delta(self, hint: Hint) -> Delta | None:
-        """The part of a hint's text that is new to this reader."""
-        text = hint.text[self._at.offset - hint.offset :] if hint.offset <= self._at.offset else ""
-        if not text or self._at.ended:
+    def _delta(self, start: int, text: str) -> Delta | None:
+        """The part of a text that is new to this reader."""
+        text = text[self._at.offset - start :] if start <= self._at.offset else ""
+        if not text or self._at.ended or self._at.turn_id is None:
             return None
-        delta = Delta(self._at.turn_id, self._at.offset, text)  # type: ignore[arg-type]
+        delta = Delta(self._at.turn_id, self._at.offset, text)
         self._at.offset += len(text)
         return delta
 
-    async def _all(self) -> AsyncIterator[Event]:
-        """What the rows say since the position: turns, and the session itself."""
+    async def _all(self, *, told: bool = False) -> AsyncIterator[Event]:
+        """What the rows say since the position: turns, and the session itself; `told` that it has changed."""
         try:
             session = await self._sessions.get_session(self.session_id, self._open_session(), actor=self._actor)
         except NotFound:
@@ -207,7 +224,7 @@ class _Reader:
         async for event in self._turns(session.row.head_id):
             yield event
         seen, self._at.version = self._at.version, session.row.version
-        if seen is not None and seen != session.row.version:
+        if seen != session.row.version and (seen is not None or told):
             yield Changed(session)
 
     async def _turns(self, head_id: UUID | None = None) -> AsyncIterator[Event]:
@@ -219,12 +236,12 @@ class _Reader:
             while turn.reply is None:
                 pieces = await db_session.list_pieces(turn.id, self._at.offset)
                 for start, text in pieces:
-                    if delta := self._delta(Hint(self.session_id, "text", turn.id, start, text)):
+                    if delta := self._delta(start, text):
                         yield delta
                 if len(pieces) < 2:
                     break
             if turn.reply is not None and not self._at.ended:
-                if delta := self._delta(Hint(self.session_id, "text", turn.id, 0, turn.reply)):
+                if delta := self._delta(0, turn.reply):
                     yield delta
                 self._at.ended = True
                 yield Ended(turn)

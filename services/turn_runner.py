@@ -6,6 +6,7 @@ the first piece of a reply at once, later ones about every 50 ms. Nobody is show
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: seconds between two commits of the text of all running turns
 TICK_SECONDS = 0.05
+#: between two looks for what time has ended
+SWEEP_SECONDS = 2.0
 #: what a provider may send that a database cannot hold
 _UNSTORABLE = {0: "\ufffd"} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
@@ -67,7 +70,7 @@ class TurnRunner:
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._drafts: dict[UUID, Draft] = {}
         #: tasks that write a turn's end; no longer stoppable
-        self._ending: set[asyncio.Task[None]] = set()
+        self._endings: dict[asyncio.Task[None], UUID] = {}
         self._due = asyncio.Event()
         self._hurry = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -89,7 +92,7 @@ class TurnRunner:
         """Close the provider's connection of a turn that has ended in the database."""
         if (task := self._tasks.pop(turn_id, None)) is not None:
             self._drafts.pop(turn_id, None)
-            task.cancel("ended")
+            task.cancel()
 
     # ------------------------------------------------------------ the process's life
 
@@ -98,6 +101,7 @@ class TurnRunner:
         self._upkeep = [
             asyncio.create_task(self._tick(), context=contextvars.Context()),
             asyncio.create_task(self._renew(), context=contextvars.Context()),
+            asyncio.create_task(self._sweep(), context=contextvars.Context()),
         ]
 
     async def close(self) -> None:
@@ -106,9 +110,9 @@ class TurnRunner:
         await asyncio.sleep(0)  # a task that has not begun would be cancelled before it could write its end
         running, self._tasks = self._tasks, {}
         for task in running.values():
-            task.cancel("shutdown")
+            task.cancel()
         await asyncio.gather(*running.values(), return_exceptions=True)
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*self._endings, return_exceptions=True)
         for task in self._upkeep:
             task.cancel()
         await asyncio.gather(*self._upkeep, return_exceptions=True)
@@ -142,9 +146,9 @@ class TurnRunner:
             state, error = "failed", (failure.code, failure.detail)
             if failure.code == "provider_unreachable":
                 self._pool.note(order.provider, False)
-        except asyncio.CancelledError as stop:
-            if "shutdown" not in stop.args:
-                return
+        except asyncio.CancelledError:
+            if order.turn_id not in self._drafts:
+                return  # stopped: its end is written already
             state, error = "interrupted", INTERRUPTED
         except Exception:
             log.exception("a turn failed unexpectedly")
@@ -157,26 +161,27 @@ class TurnRunner:
     ) -> asyncio.Task[None]:
         """A task of its own, which no stop cancels."""
         ending = asyncio.create_task(self._end(draft, state, usage, error), context=contextvars.Context())
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+        self._endings[ending] = draft.order.turn_id
+        ending.add_done_callback(self._endings.pop)
         return ending
 
     async def _end(self, draft: Draft, state: End, usage: Usage | None, error: tuple[str, str] | None) -> None:
         """Write the end; while the database is away, try again as long as the lease lives."""
+        # Not between a tick's taking of text and its commit.
+        async with self._committing:
+            self._drafts.pop(draft.order.turn_id, None)
         give_up = time.monotonic() + LEASE.total_seconds()
         while True:
             try:
-                # Not between a tick's taking of text and its commit.
-                async with self._committing:
-                    self._drafts.pop(draft.order.turn_id, None)
-                    await self._sessions.finish_turn(
-                        draft.order.turn_id,
-                        self._open_session(),
-                        state=state,
-                        usage=usage,
-                        error=error,
-                        tail="".join(draft.parts),
-                    )
+                await self._sessions.finish_turn(
+                    draft.order.turn_id,
+                    self._open_session(),
+                    state=state,
+                    usage=usage,
+                    error=error,
+                    tail="".join(draft.parts),
+                    start=draft.start,
+                )
                 return
             except NotFound:
                 return
@@ -228,8 +233,15 @@ class TurnRunner:
         while True:
             await asyncio.sleep(LEASE.total_seconds() / 3)
             try:
-                if self._tasks or self._ending:
-                    await self._sessions.heartbeat(self._open_session())
-                await self._sessions.sweep(self._open_session())
+                if held := [*self._tasks, *self._endings.values()]:
+                    await self._sessions.heartbeat(held, self._open_session())
             except Exception:
                 log.exception("leases could not be renewed; trying again")
+
+    async def _sweep(self) -> None:
+        for round in itertools.count():
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self._sessions.sweep(self._open_session(), thorough=round % 30 == 0)
+            except Exception:
+                log.exception("what has ended could not be written down; trying again")

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -53,7 +53,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     with _only_one(settings), _bound(settings) as listener:
         _secret(settings)
         _bring_up(settings)
-        uvicorn.Server(
+        server = uvicorn.Server(
             uvicorn.Config(
                 create_app(settings),
                 proxy_headers=bool(settings.trusted_proxies),
@@ -64,7 +64,9 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
                 http="httptools",
                 timeout_graceful_shutdown=10,
             )
-        ).run(sockets=[listener])
+        )
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
 
 
 @main.command()

@@ -60,6 +60,7 @@ CREATE TABLE session (
     turn_count INTEGER NOT NULL
 );
 CREATE INDEX session_of_owner ON session (owner_id, last_activity_at, id);
+CREATE INDEX session_active_by_activity ON session (last_activity_at) WHERE state = 'active';
 CREATE INDEX session_by_activity ON session (last_activity_at, id);
 CREATE INDEX session_open ON session (owner_id, last_activity_at) WHERE state <> 'closed';
 CREATE TABLE turn (
@@ -90,6 +91,7 @@ CREATE TABLE turn (
 );
 CREATE INDEX turn_of_session ON turn (session_id, id);
 CREATE UNIQUE INDEX turn_running_once ON turn (session_id) WHERE state = 'running';
+CREATE INDEX turn_running ON turn (lease_until) WHERE state = 'running';
 CREATE INDEX turn_running_of_owner ON turn (owner_id) WHERE state = 'running';
 CREATE TABLE turn_piece (
     turn_id UUID NOT NULL REFERENCES turn (id) ON DELETE CASCADE,
@@ -132,6 +134,7 @@ CREATE TABLE rate_bucket (
     key TEXT NOT NULL PRIMARY KEY,
     tat_us BIGINT NOT NULL
 );
+CREATE INDEX rate_bucket_by_time ON rate_bucket (tat_us);
 CREATE TABLE usage (
     owner_id UUID NOT NULL,
     day DATE NOT NULL,
@@ -157,6 +160,7 @@ CREATE TABLE journal (
     request_id TEXT NOT NULL
 );
 CREATE INDEX journal_of_session ON journal (session_id, id);
+CREATE INDEX journal_switches ON journal (session_id, version) WHERE what = 'model_switched';
 CREATE TABLE idempotency (
     actor_id UUID NOT NULL,
     verb TEXT NOT NULL,

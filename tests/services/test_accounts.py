@@ -186,6 +186,7 @@ async def test_names_and_passwords_that_cannot_be_are_refused(
         ("a\0b", PASSWORD),
         ("guest-1", PASSWORD),
         ("ann", "short"),
+        ("ann", "Password123"),
         ("ann", "x" * 1001),
     ):
         async with refused("invalid_request"):

@@ -8,6 +8,7 @@ import pytest
 from db.db_session import DbSession
 from db.tables import Account, Session
 from services.actor import Actor
+from services.errors import StorageUnavailable
 from services.event_bus import Hint
 from services.outcomes import LiveSession
 from services.reads import Reads
@@ -107,7 +108,7 @@ async def test_E3_what_does_not_slide_the_end(
     await sessions.switch_model(session_id, "smart", db_session, actor=ann)
     await sessions.rename_session(session_id, "Rome", db_session, actor=ann)
     await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="audit", lock=True)
-    await sessions.heartbeat(db_session)
+    await sessions.heartbeat([], db_session)
     await sessions.sweep(db_session)
     await Reads(sessions).timeline(session_id, db_session, actor=ann)
     for code, prompt, actor in (
@@ -173,7 +174,7 @@ async def test_E5_a_running_turn_survives_expiry_and_is_stored(
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     for _ in range(3):
         clock.pass_(seconds=20)
-        await sessions.heartbeat(db_session)
+        await sessions.heartbeat([turn.id], db_session)
     await sessions.sweep(db_session)
     live = await sessions.get_session(session_id, db_session, actor=ann)
     assert (live.state, live.running_turn) == ("expired", turn.id)
@@ -582,11 +583,45 @@ async def test_E9_sweep_forgets_keys_after_a_day(
     assert (await everything())["idempotency"] == []
 
 
-async def test_E9_a_sweep_that_meets_a_failing_database_changes_nothing(
-    sessions: SessionService, db_session: DbSession, session_id: UUID, clock: Clock, refused: Refused,
-    storage_fails: StorageFails,
+async def test_E9_a_sweep_that_meets_a_failing_database_marks_nothing(
+    sessions: SessionService, db_session: DbSession, session_id: UUID, clock: Clock, everything: Everything,
+    storage_fails: StorageFails, published: list[Hint],
 ) -> None:  # fmt: skip
     clock.pass_(days=30)
-    async with refused("storage_unavailable"), storage_fails("journal"):
-        await sessions.sweep(db_session)
+    before = await everything()
+    async with storage_fails("journal"):
+        with pytest.raises(StorageUnavailable):
+            await sessions.sweep(db_session)
+    after = await everything()
+    assert (after["session"], after["journal"]) == (before["session"], before["journal"])
+    assert published == []
     assert await sessions.sweep(db_session) == 1
+
+
+async def test_E9_sweep_forgets_rates_that_are_whole_again_and_no_other(
+    sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock, configure: Configure,
+    everything: Everything,
+) -> None:  # fmt: skip
+    await configure("user", sessions_created="3/min", turns="1/h")
+    begun = await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    await sessions.finish_turn(begun.turn.id, db_session, state="done")
+    clock.pass_(seconds=20)
+    before = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}
+    await sessions.sweep(db_session)
+    assert [row["key"].split(":")[0] for row in (await everything())["rate_bucket"]] == ["turns"]
+    assert {one.name: one for one in await sessions.allowances(db_session, actor=ann)} == before
+
+
+async def test_E7_an_admin_reopens_within_the_owners_quota(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, clock: Clock,
+    configure: Configure, refused: Refused,
+) -> None:  # fmt: skip
+    await configure("user", open_sessions=1)
+    await configure("admin", open_sessions=1)
+    clock.pass_(days=30)
+    await sessions.create_session(db_session, actor=ada)
+    assert (await sessions.reopen_session(session_id, db_session, actor=ada)).state == "active"
+    clock.pass_(days=30)
+    await sessions.create_session(db_session, actor=ann)
+    async with refused("session_quota"):
+        await sessions.reopen_session(session_id, db_session, actor=ada)

@@ -386,7 +386,7 @@ async def test_L6_lowering_a_budget_never_kills_a_running_turn(
     turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
     await configure("user", tokens_per_day=1, concurrent_turns=1, turns="1/h")
     assert await sessions.append([(turn.session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
-    await sessions.heartbeat(db_session)
+    await sessions.heartbeat([turn.id], db_session)
     await sessions.sweep(db_session)
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="upon", usage=Counted(5000, 5000))
     assert (ended.state, ended.reply) == ("done", "Once upon")

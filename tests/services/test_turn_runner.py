@@ -25,7 +25,7 @@ from tests.conftest import Clock, Configure, JournalRows, Offer, Orders, Storage
 
 
 class WatchedEcho(EchoClient):
-    """The echo, which counts the streams that are open; `/raw` sends what no database can hold."""
+    """The echo, which counts the streams that are open and has the faults of some providers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +39,9 @@ class WatchedEcho(EchoClient):
             if ask.messages[-1].text == "/raw":
                 for text in ("a\0", "b\ud800", "\udfffc", "\0"):
                     yield Text(text)
+            elif ask.messages[-1].text == "/absurd":
+                yield Text("all of it")
+                yield Usage(2**31, 10**30)
             elif ask.messages[-1].text == "/bug":
                 yield Text("so far ")
                 raise ZeroDivisionError
@@ -429,6 +432,15 @@ async def test_G10_what_no_database_can_hold_is_replaced(
     done = await ended(turn)
     assert (done.state, done.reply) == ("done", "a\ufffdb\ufffd\ufffdc\ufffd")
     assert shown(published, turn) == done.reply
+
+
+async def test_G10_absurd_figures_of_a_provider_do_not_lose_the_reply(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended
+) -> None:
+    turn = (await sessions.begin_turn(None, "/absurd", db_session, actor=ann)).turn
+    done = await ended(turn)
+    assert (done.state, done.reply, done.estimated) == ("done", "all of it", True)
+    assert (done.prompt_tokens, done.reply_tokens) == (2, 3)
 
 
 async def test_I13_nothing_is_shown_that_could_not_be_committed(

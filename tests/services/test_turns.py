@@ -214,7 +214,7 @@ async def test_G3_a_closed_page_frees_no_slot(
     turn = (await sessions.begin_turn(None, "One", db_session, actor=ann)).turn
     for _ in range(10):
         clock.pass_(seconds=20)
-        await sessions.heartbeat(db_session)
+        await sessions.heartbeat([turn.id], db_session)
         async with refused("concurrency_limited"):
             await sessions.begin_turn(None, "Two", db_session, actor=ann)
     await sessions.finish_turn(turn.id, db_session, state="done")
@@ -249,6 +249,17 @@ async def test_G4_the_text_of_many_turns_is_one_append(
     assert await sessions.append(pieces, db_session) == {turn.id for turn in turns}
     for turn in turns:
         assert await db_session.text_of(turn.id) == turn.owner_id.hex
+
+
+async def test_G4_text_whose_commit_was_not_acknowledged_comes_again_and_is_there_once(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    for start, text in ((0, "Once "), (5, "up"), (5, "upon "), (5, "upon "), (10, "a ")):
+        assert await sessions.append([(session_id, turn.id, start, text)], db_session) == {turn.id}
+    assert await db_session.text_of(turn.id) == "Once upon a "
+    ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="a time", start=10)
+    assert ended.reply == "Once upon a time"
 
 
 async def test_G5_a_lapsed_turn_is_interrupted_with_all_its_text(
@@ -316,7 +327,7 @@ async def test_G6_an_ended_turn_never_changes(
     assert (late.state, late.reply) == ("done", "Hi")
     assert (await sessions.stop_turn(turn.id, db_session, actor=ann)).state == "done"
     assert await sessions.append([(session_id, turn.id, 2, "more")], db_session) == set()
-    await sessions.heartbeat(db_session)
+    await sessions.heartbeat([turn.id], db_session)
     assert await everything() == before
     assert published == hints
 
@@ -348,7 +359,7 @@ async def test_G6_only_the_worker_that_holds_the_lease_writes(
     before = await everything()
     assert await other_worker.append([(session_id, turn.id, 0, "no")], db_session) == set()
     assert (await other_worker.finish_turn(turn.id, db_session, state="done", tail="no")).state == "running"
-    await other_worker.heartbeat(db_session)
+    await other_worker.heartbeat([turn.id], db_session)
     assert await everything() == before
 
 
@@ -361,7 +372,7 @@ async def test_G6_a_worker_that_slept_through_its_lease_cannot_write(
     before = await everything()
     assert await sessions.append([(session_id, turn.id, 4, " upon")], db_session) == set()
     assert (await sessions.finish_turn(turn.id, db_session, state="done", tail=" upon")).state == "running"
-    await sessions.heartbeat(db_session)
+    await sessions.heartbeat([turn.id], db_session)
     assert await everything() == before
 
 
@@ -371,7 +382,7 @@ async def test_G6_a_heartbeat_keeps_the_lease(
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     for _ in range(5):
         clock.pass_(seconds=29)
-        await sessions.heartbeat(db_session)
+        await sessions.heartbeat([turn.id], db_session)
     assert await sessions.sweep(db_session) == 0
     held = await db_session.find_turn(turn.id)
     assert held is not None and (held.state, held.lease_until) == ("running", clock() + LEASE)
