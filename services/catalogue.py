@@ -1,7 +1,7 @@
 """Which models may be used: a snapshot of the `model` and `account_group` rows, and the questions asked of it."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -9,6 +9,9 @@ from services.actor import Actor
 from services.errors import ModelDisabled, ModelRetired, UnknownModel
 
 EVERYBODY = "*"
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+Price = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,13 +29,13 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: list[str] = []
     #: groups that may use it; empty for everybody
     groups: list[str] = []
-    context_tokens: int = 0
-    max_reply_tokens: int = 0
+    context_tokens: Count = 0
+    max_reply_tokens: Count = 0
     #: money per million tokens
-    price_in: float = 0.0
-    price_out: float = 0.0
+    price_in: Price = 0.0
+    price_out: Price = 0.0
     #: turns at once over all sessions; 0 for no limit
-    concurrent_turns: int = 0
+    concurrent_turns: Count = 0
 
 
 class Entry(msgspec.Struct, frozen=True):

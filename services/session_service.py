@@ -70,6 +70,8 @@ REUSE = timedelta(days=1)
 IDEMPOTENCY = timedelta(hours=24)
 #: what a reply is assumed to use at most where the model states no cap
 REPLY_TOKENS = 4096
+#: more than this no provider counts in earnest
+MOST_TOKENS = 100_000_000
 #: rows that one sweep changes in one transaction
 SWEEP_ROWS = 100
 #: whose default it is, when it is the account's own
@@ -138,7 +140,7 @@ class SessionService:
             await db_session.add(session)
             await self._record("session_created", session, actor, db_session, reason=origin)
             if entry is not None:
-                await self._put_model(session, entry.id, actor, "asked for", db_session)
+                await self._put_model(session, entry.id, actor, "", db_session)
                 await db_session.update(session, last_model=session.last_model, version=session.version)
             await once.remember(str(session.id))
             return await self._live(session, db_session, rules=rules, allowance=allowance)
@@ -398,7 +400,7 @@ class SessionService:
                 if model is not None:
                     self._may_switch(session, actor, "", None)
                     entry = self._require_model(model, actor, owner.group_name, rules)
-                    source = "asked for"
+                    source = ""
                 else:
                     current = self._current(session, owner, rules)
                     entry, source = self._usable(current, rules), current.source
@@ -703,6 +705,10 @@ class SessionService:
         # Text whose commit was not acknowledged may be there already; it comes again in the tail.
         kept = before if start is None or not tail else before[:start]
         reply = kept + tail
+        if usage is not None and not all(
+            0 <= count <= MOST_TOKENS for count in (usage.prompt_tokens, usage.reply_tokens)
+        ):
+            usage = None  # no figure that a column holds: ours is nearer
         prompt_tokens = usage.prompt_tokens if usage is not None else turn.prompt_tokens
         reply_tokens = usage.reply_tokens if usage is not None else tokens_of(reply)
         entry = (await Rules.now(db_session)).catalogue.entries.get(turn.model)

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from litestar import Litestar, Router
+from litestar.config.compression import CompressionConfig
 from litestar.datastructures import CacheControlHeader, State
 from litestar.di import Provide
 from litestar.static_files import create_static_files_router
@@ -90,6 +91,8 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,
+        # Not what streams: its frames go out as they come.
+        compression_config=CompressionConfig(backend="gzip", gzip_compress_level=6, exclude=["/events$", "^/chat"]),
     )
     # Around the whole application: what the router itself refuses is guarded too.
     app.asgi_handler = Guard(app.asgi_handler, settings.hosts)

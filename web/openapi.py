@@ -91,20 +91,24 @@ def _operation(path: str, handler: HTTPRouteHandler, refs: dict[Any, Any]) -> di
 
 
 def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any]:
-    view, content = handler.opt["answers"], {}
-    if isinstance(view, type):
+    """Every status of a handler: its answer in each form, a plain form's redirect, and the refusals."""
+    view, text = handler.opt["answers"], {"schema": {"type": "string"}}
+    content: dict[str, Any] = {}
+    if view == "json":
+        content["application/json"] = {"schema": {"type": "object"}}
+    elif isinstance(view, type):
         content["application/json"] = {"schema": refs[view]}
     if view == "stream" or handler.opt.get("streams"):
-        content["text/event-stream"] = {"schema": {"type": "string"}}
-    if not content:
-        content["text/html"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = text
+    if view != "stream" and not handler.opt.get("open"):
+        content["text/html"] = text
     status = str(handler.opt.get("status", handler.status_code))
-    responses: dict[str, Any] = {status: {"description": "Done."}}
-    if status != "204":
-        responses[status]["content"] = content
+    responses: dict[str, Any] = {status: {"description": "Done."} | ({"content": content} if status != "204" else {})}
     if handler.opt.get("open"):
-        return responses
-    problem = {"application/problem+json": {"schema": refs[Problem]}}
+        return responses | {str(other): responses[status] for other in handler.opt.get("also", ())}
+    if "POST" in handler.http_methods:
+        responses["303"] = {"description": "Done; what changed is at Location. The answer to a plain form."}
+    problem = {"application/problem+json": {"schema": refs[Problem]}, "text/html": text}
     codes: dict[int, list[str]] = {}
     for refusal, number in STATUS.items():
         codes.setdefault(number, []).append(refusal.code)
@@ -122,8 +126,10 @@ def _parameters(path: str, handler: HTTPRouteHandler) -> list[dict[str, Any]]:
     if (query := _struct(handler, "asked")) is not None:
         properties = msgspec.json.schema_components([query])[1][query.__name__]["properties"]
         found += [{"name": name, "in": "query", "required": False, "schema": one} for name, one in properties.items()]
-    if handler.opt.get("once"):
-        found.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}})
+    headers = {"once": "Idempotency-Key", "stream": "Last-Event-ID"}
+    for mark, header in headers.items():
+        if handler.opt.get(mark) or handler.opt["answers"] == mark:
+            found.append({"name": header, "in": "header", "required": False, "schema": {"type": "string"}})
     return found
 
 

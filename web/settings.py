@@ -8,8 +8,8 @@ import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What a deployment sets."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8000
     #: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://…`
     database_url: str = "sqlite:///var/turnkeeper.db"
     #: who may come in: anybody (`guests`) or accounts only; default: guests on loopback
@@ -126,10 +126,20 @@ def shown(settings: Settings) -> dict[str, Any]:
             holder[name] = "(set)" if holder[name] else ""
     for provider in values["providers"]:
         provider["api_key"] = "(set)" if provider["api_key"] else ""
-    parts = urlsplit(settings.database_url)
-    if parts.password:
-        values["database_url"] = settings.database_url.replace(f":{parts.password}@", ":(set)@")
+        provider["base_url"] = _without_secrets(provider["base_url"])
+    values["database_url"] = _without_secrets(settings.database_url)
     return values
+
+
+def _without_secrets(url: str) -> str:
+    """A URL whose password and query values are hidden."""
+    parts = urlsplit(url)
+    if not parts.password and not parts.query:
+        return url
+    user, _, place = parts.netloc.rpartition("@")
+    netloc = f"{user.partition(':')[0]}:(set)@{place}" if parts.password else parts.netloc
+    query = "&".join(f"{pair.partition('=')[0]}=(set)" for pair in parts.query.split("&") if pair)
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -163,6 +173,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         elif key in scalars:
             values[key] = text
         elif key.removesuffix("_file") in ("database_url", "secret_key"):
+            if name.removesuffix("_FILE") in environ:
+                raise SettingsError(f"{name}: {name.removesuffix('_FILE')} is set too; which one is meant?")
             values[key.removesuffix("_file")] = _read_secret(name, text)
         else:
             known = ", ".join(f"{PREFIX}{one.upper()}" for one in sorted(scalars | lists))
@@ -201,16 +213,29 @@ def _checked(settings: Settings) -> Settings:
     providers = {"builtin"} | {provider.id for provider in settings.providers}
     if len(providers) <= len(settings.providers):
         raise SettingsError("$.providers: two have the same id (“builtin” is taken)")
+    for place, provider in enumerate(settings.providers):
+        if provider.base_url and urlsplit(provider.base_url).scheme not in ("http", "https"):
+            raise SettingsError(f"$.providers[{place}].base_url: it begins with http:// or https://")
     ids = [model.id for model in settings.models]
+    names = set(ids)
     for place, model in enumerate(settings.models):
+        if model.replacement is not None and model.replacement not in ids:
+            raise SettingsError(f"$.models[{place}].replacement: there is no model {model.replacement!r}")
+        for alias in model.aliases:
+            if alias in names or not alias or any(character.isspace() for character in alias):
+                raise SettingsError(f"$.models[{place}].aliases: {alias!r} is taken, or no name")
+            names.add(alias)
         if model.provider not in providers:
             raise SettingsError(f"$.models[{place}].provider: there is no provider {model.provider!r}")
         if ids.index(model.id) != place:
             raise SettingsError(f"$.models[{place}].id: {model.id!r} is there twice")
         if not model.id or len(model.id) > 100 or any(character.isspace() for character in model.id):
             raise SettingsError(f"$.models[{place}].id: an id has 1 to 100 characters and no space")
-    if settings.default_model is not None and settings.models and settings.default_model not in ids:
-        raise SettingsError(f"$.default_model: there is no model {settings.default_model!r}")
+    defaults = {"$.default_model": settings.default_model}
+    defaults |= {f"$.groups.{name}.default_model": group.default_model for name, group in settings.groups.items()}
+    for key, default in defaults.items():
+        if default is not None and settings.models and default not in ids:
+            raise SettingsError(f"{key}: there is no model {default!r}")
     return settings
 
 

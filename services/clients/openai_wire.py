@@ -16,7 +16,7 @@ import msgspec
 from services.clients import ClientError, ErrorCode, Usage
 
 #: a token count above this is not believed
-MAX_TOKENS = 1 << 31
+MAX_TOKENS = (1 << 31) - 1
 #: a wait longer than this is as good as none
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 

@@ -500,7 +500,7 @@ async def test_S0_a_turn_with_a_model_switches_the_session_first(
     begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="quick")
     assert (begun.turn.model, begun.session.row.last_model) == ("fast", "fast")
     (row,) = await journal("model_switched")
-    assert (row.from_value, row.to_value, row.reason) == (None, "fast", "asked for")
+    assert (row.from_value, row.to_value, row.reason) == (None, "fast", "")
     await sessions.finish_turn(begun.turn.id, db_session, state="done")
     async with refused("rate_limited") as told:
         await sessions.begin_turn(session_id, "Two", db_session, actor=ann, model="smart")

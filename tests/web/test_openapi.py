@@ -129,7 +129,10 @@ def test_path_and_query_parameters_are_described(description: Node) -> None:
         assert {one["name"] for one in parameters if one["in"] == "query"} == names
         queries += bool(names)
         headers = {one["name"].lower() for one in parameters if one["in"] == "header"}
-        assert ("idempotency-key" in headers) == (method == "post")
+        # Signing in and out, and the one-time link, have their own ways to be done once.
+        assert ("idempotency-key" in headers) == (
+            method == "post" and path.split("/")[1] in ("session", "models", "chat")
+        )
         assert ("last-event-id" in headers) == path.endswith("/events")
         assert len({(one["in"], one["name"]) for one in parameters}) == len(parameters)
     assert queries > 3

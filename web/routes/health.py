@@ -17,7 +17,7 @@ async def healthz() -> Response[Any]:
     return json(HealthView("ok"))
 
 
-@get("/readyz", opt={"answers": HealthView, "open": True})
+@get("/readyz", opt={"answers": HealthView, "open": True, "also": (503,)})
 async def readyz(request: Request, db_session: Db) -> Response[Any]:
     """Can serve; 503 while draining or without its database."""
     if request.app.state.draining.is_set():
@@ -29,7 +29,7 @@ async def readyz(request: Request, db_session: Db) -> Response[Any]:
     return json(HealthView("ready"))
 
 
-@get("/openapi.json", opt={"answers": None, "open": True})
+@get("/openapi.json", opt={"answers": "json", "open": True})
 async def show_openapi(request: Request) -> Response[Any]:
     """The description of this interface, OpenAPI 3.1."""
     return json(describe(request.app))

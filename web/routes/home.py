@@ -7,10 +7,10 @@ from litestar import Request, Response, get
 from web.answer import page
 from web.given import Db, Pool, Sessions, Who
 from web.routes.session import sessions_view
-from web.views import models_view
+from web.views import SessionsView, models_view
 
 
-@get("/", opt={"answers": None})
+@get("/", opt={"answers": SessionsView})
 async def show_home(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Response[Any]:
     """The composer of a new session, and the actor's sessions."""
     recent = sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30))
