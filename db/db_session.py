@@ -438,15 +438,22 @@ class DbSession:
         """Extend the leases of turns a worker runs; a lapsed one is lost for good."""
         if not turn_ids:
             return
-        await Turn.update({Turn.lease_until: until}).where(
-            Turn.id.is_in(list(turn_ids)), Turn.state == "running", Turn.lease_owner == worker, Turn.lease_until > now
+        await Turn.raw(
+            "UPDATE turn SET lease_until = {} WHERE id IN (SELECT id FROM turn "  # noqa: S608
+            f"WHERE id IN ({_marks(turn_ids)}) AND state = 'running' AND lease_owner = {{}} AND lease_until > {{}} "
+            f"ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
+            until,
+            *turn_ids,
+            worker,
+            now,
         )
 
     async def list_held_turns(self, turn_ids: Sequence[UUID], worker: UUID, now: datetime) -> set[UUID]:
         """Those of `turn_ids` that `worker` may still write to; until commit nobody ends them."""
         rows = await Turn.raw(
             f"SELECT id FROM turn WHERE id IN ({_marks(turn_ids)}) "  # noqa: S608
-            "AND state = 'running' AND lease_owner = {} AND lease_until > {}"
+            # In one order, as the leases are renewed: two that lock several turns must not wait for each other.
+            "AND state = 'running' AND lease_owner = {} AND lease_until > {} ORDER BY id"
             + (" FOR SHARE" if self._postgres else ""),
             *turn_ids,
             worker,
@@ -513,9 +520,14 @@ class DbSession:
             Idempotency.actor_id == row.actor_id, Idempotency.verb == row.verb, Idempotency.key == row.key
         )
 
-    async def delete_spent(self, now_us: int, now: datetime) -> None:
+    async def delete_spent(self, now_us: int, now: datetime, limit: int) -> None:
         """Drop rates that are whole again and logins that have ended; nothing depends on either."""
-        await RateBucket.delete().where(RateBucket.tat_us <= now_us)
+        await RateBucket.raw(
+            "DELETE FROM rate_bucket WHERE key IN (SELECT key FROM rate_bucket WHERE tat_us <= {} LIMIT {}"  # noqa: S608
+            f"{' FOR UPDATE SKIP LOCKED' if self._postgres else ''})",
+            now_us,
+            limit,
+        )
         await Login.delete().where(Login.expires_at <= now)
 
     async def delete_keys_before(self, before: datetime) -> None:

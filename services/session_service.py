@@ -74,6 +74,8 @@ REPLY_TOKENS = 4096
 MOST_TOKENS = 100_000_000
 #: rows that one sweep changes in one transaction
 SWEEP_ROWS = 100
+#: rates that are whole again, forgotten in one sweep
+SPENT_ROWS = 10_000
 #: whose default it is, when it is the account's own
 OWN = "Your default model"
 #: the reason of a session's own model, until the journal tells more
@@ -491,7 +493,7 @@ class SessionService:
             return len(lapsed)
         now = self.now()
         await db_session.delete_keys_before(now - IDEMPOTENCY)
-        await db_session.delete_spent(microseconds(now), now)
+        await db_session.delete_spent(microseconds(now), now, SPENT_ROWS)
         return len(lapsed) + await self._expire(db_session)
 
     # ------------------------------------------------------------ the only ways to a session

@@ -17,9 +17,10 @@ import click
 from web.settings import Settings, SettingsError, load, shown
 
 T = TypeVar("T")
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 @click.version_option(package_name="turnkeeper", prog_name="turnkeeper")
 def main() -> None:
     """Turnkeeper: governed chat sessions over several language models.
@@ -28,7 +29,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (default 8000).")
 @click.option(
@@ -69,14 +70,14 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             server.run(sockets=[listener])
 
 
-@main.command()
+@main.command(context_settings=HELP)
 def migrate() -> None:
     """Bring the database schema up to date."""
     ran = _bring_up(_settings())
     click.echo("\n".join(f"applied {name}" for name in ran) or "The schema is up to date.")
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.option("--deploy", is_flag=True, help="Also warn about what matters on the open network.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(deploy: bool, as_json: bool) -> None:
@@ -92,23 +93,23 @@ def check(deploy: bool, as_json: bool) -> None:
     sys.exit(0 if all(one.ok for one in found) else 1)
 
 
-@main.group()
+@main.group(context_settings=HELP)
 def config() -> None:
     """The settings."""
 
 
-@config.command("show")
+@config.command("show", context_settings=HELP)
 def config_show() -> None:
     """Print the effective settings as JSON, secrets hidden."""
     click.echo(json.dumps(shown(_settings()), indent=2, default=str))
 
 
-@main.group()
+@main.group(context_settings=HELP)
 def account() -> None:
     """People who may sign in."""
 
 
-@account.command("create")
+@account.command("create", context_settings=HELP)
 @click.argument("name")
 @click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True)
 @click.option("--group", default="", help="The group whose limits apply (default: the role).")
@@ -129,12 +130,12 @@ def account_create(name: str, role: Any, group: str) -> None:
     click.echo(f"There is now an account “{name}” ({role}).")
 
 
-@main.group()
+@main.group(context_settings=HELP)
 def token() -> None:
     """Keys for scripts."""
 
 
-@token.command("create")
+@token.command("create", context_settings=HELP)
 @click.option("--account", "account_name", required=True, help="The account the script acts for.")
 @click.option("--name", required=True, help="What the token is for.")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(["read", "chat", "admin"]), default=("chat",))

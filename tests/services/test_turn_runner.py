@@ -298,6 +298,14 @@ async def test_G5_a_turn_that_has_only_just_been_begun_is_interrupted_too(
     assert kept is not None and kept.state == "interrupted"
 
 
+async def test_G5_a_turn_that_is_begun_after_the_shutdown_is_interrupted_too(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, echo: WatchedEcho
+) -> None:
+    await runner.close()
+    late = await ended((await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn)
+    assert (late.state, late.reply, echo.asked) == ("interrupted", "", [])
+
+
 async def test_G5_a_shutdown_while_the_end_is_written_loses_nothing(
     runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, storage_fails: StorageFails,
     echo: WatchedEcho, until: Until, caplog: pytest.LogCaptureFixture,

@@ -101,8 +101,6 @@ absolute = "1h"
 tokens_per_day = 5000
 """
 
-PASSWORD = "correct horse battery"
-
 
 # ---------------------------------------------------------------- on the server that everything shares
 
@@ -173,40 +171,20 @@ def newcomer(governed: Server) -> Iterator[Callable[..., httpx.Client]]:
 
 
 @pytest.fixture(scope="session")
-def account_on(governed: Server) -> Callable[..., str]:
-    """Makes an account on `governed`; its token, and the password is PASSWORD."""
-
-    def make(name: str, role: str = "user", group: str = "", scope: str = "") -> str:
-        groups = ["--group", group] if group else []
-        made = governed.run("account", "create", name, "--role", role, *groups, stdin=f"{PASSWORD}\n")
-        assert made.returncode == 0, made.stderr
-        scope = scope or ("admin" if role == "admin" else "chat")
-        token = governed.run("token", "create", "--account", name, "--name", "test", "--scope", scope)
-        assert token.returncode == 0, token.stderr
-        return token.stdout.strip()
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def bob_token(account_on: Callable[..., str]) -> str:
-    """The user bob, on `governed`."""
-    return account_on("bob")
-
-
-@pytest.fixture(scope="session")
-def boss_token(account_on: Callable[..., str]) -> str:
-    """The admin of `governed`."""
-    return account_on("boss", role="admin")
+def tokens(governed: Server) -> dict[str, str]:
+    """A token of everybody who has an account on `governed`; all have the same password."""
+    return governed.people("bob", "boss:admin", "brie::brief", "cap::capped", "pia::poor", "kim", "liz")
 
 
 @pytest.fixture
-def bob(governed: Server, bob_token: str) -> Iterator[httpx.Client]:
-    with governed.script(bob_token) as client:
+def bob(governed: Server, tokens: dict[str, str]) -> Iterator[httpx.Client]:
+    """A script of the user bob on `governed`."""
+    with governed.script(tokens["bob"]) as client:
         yield client
 
 
 @pytest.fixture
-def boss(governed: Server, boss_token: str) -> Iterator[httpx.Client]:
-    with governed.script(boss_token) as client:
+def boss(governed: Server, tokens: dict[str, str]) -> Iterator[httpx.Client]:
+    """A script of the admin of `governed`."""
+    with governed.script(tokens["boss"]) as client:
         yield client

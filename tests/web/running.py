@@ -134,6 +134,19 @@ class Server:
             timeout=60,
         )
 
+    def people(self, *people: str) -> dict[str, str]:
+        """Accounts, written `name:role:group`, and a token for each; the password is `tests.web.people.PASSWORD`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.web.people", *people],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(zip((person.partition(":")[0] for person in people), done.stdout.split(), strict=True))
+
     @property
     def noise(self) -> list[str]:
         """The lines of the output that should never be there: a warning or a traceback is a bug."""

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -326,11 +326,3 @@ def test_the_page_of_a_foreign_session_is_for_steering(guest: httpx.Client, ada:
     assert 'name="reason"' in page
     assert 'action="/chat"' not in page
     assert re.search(r"hx-sse:connect", page) is None
-
-
-def test_an_account_on_the_desk_belongs_to_its_role(account_on: Callable[..., str], governed: Server) -> None:
-    """An ordinary account cannot have a token with the admin scope."""
-    account_on("carl")
-    made = governed.run("token", "create", "--account", "carl", "--name", "x", "--scope", "admin")
-    assert made.returncode == 1
-    assert "not an admin" in made.stderr

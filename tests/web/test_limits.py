@@ -85,7 +85,7 @@ def test_what_is_used_is_told(newcomer: Newcomer) -> None:
 def test_looking_uses_nothing(newcomer: Newcomer) -> None:
     client = newcomer()
     before = client.get("/limits").json()
-    for _ in range(20):
+    for _ in range(5):
         client.get("/limits")
         client.get("/models")
         client.get("/session")
@@ -251,9 +251,9 @@ def test_open_sessions_are_a_quota_and_not_a_rate(newcomer: Newcomer) -> None:
 
 
 def test_a_budget_is_held_while_a_reply_runs_and_refuses_what_does_not_fit(
-    governed: Server, account_on: Callable[..., str]
+    governed: Server, tokens: dict[str, str]
 ) -> None:
-    with governed.script(account_on("pia", group="poor")) as pia:
+    with governed.script(tokens["pia"]) as pia:
         turn = begin(pia, "/tokens 300 /delay 20ms")
         other = create(pia)
         refused = pia.post("/chat", json={"session_id": other["id"], "prompt": "second"})

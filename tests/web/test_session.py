@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Callable
 from uuid import uuid4
 
 import httpx
@@ -242,10 +241,8 @@ def test_a_closed_session_is_read_only(guest: httpx.Client) -> None:
     assert guest.post(f"/session/{id}/delete", json={}).status_code == 204
 
 
-def test_an_expired_session_is_read_only_and_reopens(
-    governed: Server, account_on: Callable[..., str], newcomer: Callable[..., httpx.Client]
-) -> None:
-    with governed.script(account_on("brie", group="brief")) as brie:
+def test_an_expired_session_is_read_only_and_reopens(governed: Server, tokens: dict[str, str]) -> None:
+    with governed.script(tokens["brie"]) as brie:
         turn = chat(brie, "kept")
         id = turn["session_id"]
         deadline = time.monotonic() + 8
@@ -268,8 +265,8 @@ def test_an_expired_session_is_read_only_and_reopens(
         assert chat(brie, "again", session_id=id)["parent_id"] == turn["id"]
 
 
-def test_a_session_at_its_absolute_end_cannot_be_extended(governed: Server, account_on: Callable[..., str]) -> None:
-    with governed.script(account_on("cap", group="capped")) as cap:
+def test_a_session_at_its_absolute_end_cannot_be_extended(governed: Server, tokens: dict[str, str]) -> None:
+    with governed.script(tokens["cap"]) as cap:
         session = create(cap)
         answer = cap.post(f"/session/{session['id']}/extend", json={}).json()
         assert answer["extended"] is False
