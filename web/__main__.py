@@ -210,12 +210,17 @@ def _bring_up(settings: Settings) -> list[str]:
 def _bound(settings: Settings) -> Iterator[socket.socket]:
     """The address to serve on, taken before anything else happens."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
-            yield listener
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise click.ClickException(f"{where} cannot be served on: {error.strerror}. Choose another --port.") from error
+    # With its protocol named: asyncio turns Nagle's algorithm off only for what says that it is TCP.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+            listener.listen(2048)
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            why = error.strerror or str(error)
+            raise click.ClickException(f"{where} cannot be served on: {why}. Choose another --port.") from error
+        yield listener
 
 
 @contextmanager

@@ -28,12 +28,36 @@ def commands(group: click.Command = main, *path: str) -> Iterator[tuple[str, ...
 ALL = list(commands())
 
 
+class Here(Server):
+    """The command line in this process: starting another one takes longer than what it does."""
+
+    def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            done = CliRunner().invoke(main, arguments, input=stdin)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise AssertionError("a traceback") from done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Settings and a database, and no server on them."""
-    server = Server(tmp_path_factory.mktemp("commands"))
+    server = Here(tmp_path_factory.mktemp("commands"))
     assert server.run("migrate").returncode == 0
     return server
+
+
+def test_a_real_call_is_no_different(tmp_path: Path) -> None:
+    """All the others are made in this process."""
+    there, here = Server(tmp_path), Here(tmp_path)
+    here.environment = there.environment
+    for arguments, stdin in ((("account", "create", "ann"), "short\n"), (("config", "show"), ""), (("nonsense",), "")):
+        real, ours = there.run(*arguments, stdin=stdin), here.run(*arguments, stdin=stdin)
+        assert (real.returncode, real.stdout) == (ours.returncode, ours.stdout)
+        assert real.stderr.splitlines()[-1] == ours.stderr.splitlines()[-1] if ours.stderr else not real.stderr
 
 
 def refused(done: "subprocess.CompletedProcess[str]", code: int = 1) -> str:
@@ -91,18 +115,21 @@ WRONG_CALLS = (
 
 
 @pytest.mark.parametrize("arguments", WRONG_CALLS, ids=" ".join)
-def test_a_wrong_call_shows_how_it_is_called(arguments: tuple[str, ...]) -> None:
-    told = CliRunner().invoke(main, arguments)
-    assert told.exit_code == 2
-    assert "Usage:" in told.output
-    assert "Error:" in told.output
+def test_a_wrong_call_shows_how_it_is_called(quiet: Server, arguments: tuple[str, ...]) -> None:
+    told = refused(quiet.run(*arguments), 2)
+    assert "Usage:" in told
+    assert "Error:" in told
+
+
+def test_more_workers_than_sqlite_bears_are_refused(quiet: Server) -> None:
+    assert "SQLite" in refused(quiet.run("serve", "--workers", "2"))
 
 
 # ---------------------------------------------------------------- migrate, check, config
 
 
 def test_migrate_says_what_it_did_and_does_nothing_twice(tmp_path: Path) -> None:
-    server = Server(tmp_path)
+    server = Here(tmp_path)
     first, again = server.run("migrate"), server.run("migrate")
     assert (first.returncode, again.returncode) == (0, 0)
     assert "applied" in first.stdout
@@ -122,7 +149,7 @@ def test_check_finds_everything_in_order(quiet: Server) -> None:
 
 
 def test_check_finds_a_provider_that_does_not_answer(tmp_path: Path) -> None:
-    server = Server(tmp_path, '[[providers]]\nid = "down"\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n')
+    server = Here(tmp_path, '[[providers]]\nid = "down"\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n')
     done = server.run("check", "--json")
     assert done.returncode == 1
     assert {one["what"]: one["ok"] for one in json.loads(done.stdout)}["provider down"] is False
@@ -130,7 +157,7 @@ def test_check_finds_a_provider_that_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_check_warns_before_a_deployment(tmp_path: Path) -> None:
-    server = Server(tmp_path, TURNKEEPER_HOST="0.0.0.0", TURNKEEPER_ACCESS="guests")
+    server = Here(tmp_path, TURNKEEPER_HOST="0.0.0.0", TURNKEEPER_ACCESS="guests")
     assert server.run("check").returncode == 0
     done = server.run("check", "--deploy")
     assert done.returncode == 1
@@ -160,7 +187,7 @@ def test_config_show_tells_what_holds_without_secrets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [("migrate",), ("check",), ("config", "show")], ids=" ".join)
 def test_a_wrong_setting_is_one_line_for_every_command(tmp_path: Path, path: tuple[str, ...]) -> None:
-    told = refused(Server(tmp_path, "access = 'x'").run(*path))
+    told = refused(Here(tmp_path, "access = 'x'").run(*path))
     assert "access" in told
 
 
@@ -171,12 +198,12 @@ def test_a_wrong_setting_is_one_line_for_every_command(tmp_path: Path, path: tup
 )
 @pytest.mark.parametrize("url", ["sqlite:///turnkeeper.toml/x.db", "sqlite:///turnkeeper.toml"])
 def test_a_database_that_cannot_be_used_is_one_line(tmp_path: Path, arguments: tuple[str, ...], url: str) -> None:
-    server = Server(tmp_path, TURNKEEPER_DATABASE_URL=url)
+    server = Here(tmp_path, TURNKEEPER_DATABASE_URL=url)
     refused(server.run(*arguments, stdin=PASSWORD))
 
 
 def test_a_postgresql_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    told = refused(Server(tmp_path, TURNKEEPER_DATABASE_URL="postgresql://ann:canary@127.0.0.1:9/x").run("migrate"))
+    told = refused(Here(tmp_path, TURNKEEPER_DATABASE_URL="postgresql://ann:canary@127.0.0.1:9/x").run("migrate"))
     assert "canary" not in told
 
 

@@ -141,35 +141,18 @@ def test_an_address_in_use_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert "/setup/" not in told, "greets as if it were there"
 
 
-@pytest.mark.parametrize(
-    ("settings", "path"),
-    [
-        ("[groups.user]\nturns = 'often'", "groups.user.turns"),
-        ("not toml", "turnkeeper.toml"),
-    ],
-)
-def test_a_wrong_file_stops_the_start_and_the_key_is_named(tmp_path: Path, settings: str, path: str) -> None:
-    told = refused(tmp_path, settings)
-    assert path in told
+def test_a_wrong_file_and_a_wrong_variable_stop_the_start_and_are_named(tmp_path: Path) -> None:
+    told = refused(tmp_path, "[groups.user]\nturns = 'often'")
+    assert "turnkeeper.toml: $.groups.user.turns: " in told
     assert len(told.splitlines()) == 1
-    assert not (tmp_path / "var" / "turnkeeper.db").exists()
-
-
-def test_a_variable_nobody_knows_stops_the_start(tmp_path: Path) -> None:
     told = refused(tmp_path, TURNKEEPER_PROT="8000")
-    assert "TURNKEEPER_PROT" in told
+    assert "TURNKEEPER_PROT: " in told
     assert len(told.splitlines()) == 1
+    assert not (tmp_path / "var").exists()
 
 
-def test_more_workers_than_sqlite_bears_are_refused(tmp_path: Path) -> None:
-    done = Server(tmp_path, "").run("serve", "--workers", "2")
-    assert done.returncode == 1
-    assert "SQLite" in done.stderr
-
-
-@pytest.mark.parametrize("where", ["sqlite:///turnkeeper.toml/x.db", "sqlite:////proc/none/x.db"])
-def test_a_database_that_cannot_be_is_told_in_a_sentence(tmp_path: Path, where: str) -> None:
-    told = refused(tmp_path, TURNKEEPER_DATABASE_URL=where)
+def test_a_database_that_cannot_be_is_told_in_a_sentence(tmp_path: Path) -> None:
+    told = refused(tmp_path, TURNKEEPER_DATABASE_URL="sqlite:///turnkeeper.toml/x.db")
     assert len(told.splitlines()) == 1
 
 
