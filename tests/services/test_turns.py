@@ -414,7 +414,7 @@ async def test_G7_stopping_twice_is_stopping_once(
     await sessions.stop_turn(turn.id, db_session, actor=ann)
     before = await everything()
     again = await sessions.stop_turn(turn.id, db_session, actor=ann)
-    assert (again.state, again.reply) == ("stopped", "")
+    assert (again.state, again.reply, again.first_text_at) == ("stopped", "", None)
     assert await everything() == before
     assert orders.stopped == [turn.id]
 

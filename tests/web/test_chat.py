@@ -653,6 +653,42 @@ def test_twenty_prompts_at_once_are_one_turn_and_nineteen_refusals(guest: httpx.
     assert session_of(guest, session["id"])["turn_count"] == 1
 
 
+def test_a_key_sent_again_while_the_reply_is_written_follows_that_reply(guest: httpx.Client) -> None:
+    key = {"Idempotency-Key": uuid4().hex}
+    body = {"prompt": "/tokens 40 /delay 10ms"}
+    with streaming(guest, "/chat", method="POST", json=body, headers=key) as stream:
+        turn = stream.next("turn").json
+        stream.next("delta")
+    with streaming(guest, "/chat", method="POST", json=body, headers=key) as stream:
+        events = stream.rest()
+    assert_whole(events)
+    assert events[0].json["id"] == turn["id"]
+    assert events[-1].json["state"] == "done"
+
+
+# ---------------------------------------------------------------- what happens to one who waits
+
+
+def test_a_script_that_waits_is_told_of_a_stop(guest: httpx.Client) -> None:
+    session = create(guest)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(guest.post, "/chat", json={"session_id": session["id"], "prompt": SLOW})
+        while (running := session_of(guest, session["id"])["running_turn"]) is None:
+            time.sleep(0.02)
+        stopped = guest.post(f"/chat/{running}/stop", json={}).json()
+        assert waiting.result(5).json() == stopped
+
+
+def test_a_script_that_waits_in_a_session_that_is_deleted_is_told_so(guest: httpx.Client) -> None:
+    session = create(guest)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(guest.post, "/chat", json={"session_id": session["id"], "prompt": SLOW})
+        while session_of(guest, session["id"])["running_turn"] is None:
+            time.sleep(0.02)
+        guest.post(f"/session/{session['id']}/delete", json={}).raise_for_status()
+        problem(waiting.result(5), 404, "session_not_found")
+
+
 # ---------------------------------------------------------------- silence
 
 

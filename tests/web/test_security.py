@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -621,6 +621,79 @@ def test_signing_out_ends_the_login_and_nothing_else(signs_in: Callable[..., htt
     answer = client.get(f"/session/{session['id']}", headers={"Cookie": f"tk_login={stolen}"})
     problem(answer, 404, "session_not_found")
     assert session_of(other, session["id"])["state"] == "active", "the end of a login never touches a session"
+
+
+# ---------------------------------------------------------------- rights that end
+
+
+@contextmanager
+def rows_of(server: Server) -> Iterator[sqlite3.Connection]:
+    """The database beside its server: what an admin's command changes there, it must notice."""
+    database = sqlite3.connect(server.folder / "var" / "turnkeeper.db", timeout=10)
+    try:
+        with database:
+            yield database
+    finally:
+        database.close()
+
+
+def test_a_login_ends_in_time(signs_in: Callable[..., httpx.Client], governed: Server) -> None:
+    client = signs_in()
+    session = create(client)
+    with rows_of(governed) as database:
+        changed = database.execute(
+            "UPDATE login SET expires_at = created_at WHERE account_id = (SELECT id FROM account WHERE name = 'bob')"
+        )
+        assert changed.rowcount
+    problem(client.get(f"/session/{session['id']}"), 404, "session_not_found")
+    assert client.get("/", headers=FORM).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE api_token SET revoked_at = created_at WHERE name = 'test' AND account_id = (ACCOUNT)",
+        "UPDATE api_token SET expires_at = created_at WHERE name = 'test' AND account_id = (ACCOUNT)",
+        "UPDATE account SET disabled_at = created_at WHERE name = 'NAME'",
+    ],
+    ids=["revoked", "expired", "disabled"],
+)
+def test_who_lost_the_right_is_refused_at_once_and_its_streams_end(governed: Server, change: str) -> None:
+    """RULES O4: within five seconds, also what is open already."""
+    name = f"ex-{uuid4().hex[:8]}"
+    with governed.script(governed.people(name)[name]) as client:
+        turn = begin(client, "/tokens 3000 /delay 50ms")
+        with (
+            streaming(client, f"/chat/{turn['id']}/events") as one,
+            streaming(client, f"/session/{turn['session_id']}/events") as all,
+        ):
+            one.next("delta")
+            all.next("delta")
+            with rows_of(governed) as database:
+                account = "SELECT id FROM account WHERE name = 'NAME'"
+                assert database.execute(change.replace("ACCOUNT", account).replace("NAME", name)).rowcount == 1
+            began = time.monotonic()
+            problem(client.get("/session"), 401, "unauthenticated")
+            problem(client.post("/chat", json={"prompt": "x"}), 401, "unauthenticated")
+            for stream in (one, all):
+                for event in stream:
+                    assert time.monotonic() - began < 6, "still told what it may not see"
+                    last = event
+                assert last.name == "gone"
+
+
+def test_a_former_admin_steers_nothing(governed: Server, newcomer: Callable[..., httpx.Client]) -> None:
+    """CVE-2026-44553 of a peer: the role counts as it is now."""
+    name = f"ex-{uuid4().hex[:8]}"
+    session = create(newcomer())
+    with governed.script(governed.people(f"{name}:admin")[name]) as former:
+        assert former.get(f"/session/{session['id']}").status_code == 200
+        with rows_of(governed) as database:
+            database.execute("UPDATE account SET role = 'user' WHERE name = ?", [name])
+        problem(former.get("/admin"), 403, "forbidden")
+        problem(former.get(f"/session/{session['id']}"), 404, "session_not_found")
+        body = {"session_id": session["id"], "model": "smart", "reason": "still me"}
+        problem(former.post("/models/switch", json=body), 404, "session_not_found")
 
 
 def test_signing_out_without_a_login_is_no_error(visitor: httpx.Client) -> None:

@@ -143,7 +143,7 @@ def test_an_address_in_use_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_a_wrong_file_and_a_wrong_variable_stop_the_start_and_are_named(tmp_path: Path) -> None:
     told = refused(tmp_path, "[groups.user]\nturns = 'often'")
-    assert "turnkeeper.toml: $.groups.user.turns: " in told
+    assert "$.groups.user.turns: " in told
     assert len(told.splitlines()) == 1
     told = refused(tmp_path, TURNKEEPER_PROT="8000")
     assert "TURNKEEPER_PROT: " in told
