@@ -58,9 +58,10 @@ class Page(HTMLParser):
         form = self.forms[-1] if self.forms else None
         if tag == "label":
             self._labels += 1
-        if tag in ("input", "select", "textarea") and values.get("type") not in ("hidden", "submit"):
-            if not (self._labels or values.get("id") in [id for name, id in self.refers if name == "for"]):
-                self.unnamed.append(self.get_starttag_text() or tag)
+        labelled = self._labels or values.get("id") in [id for name, id in self.refers if name == "for"]
+        shown = tag in ("input", "select", "textarea") and values.get("type") not in ("hidden", "submit")
+        if shown and not labelled:
+            self.unnamed.append(self.get_starttag_text() or tag)
         if form is not None and "name" in values and tag in ("input", "textarea", "select"):
             if values.get("type") not in ("radio", "checkbox") or "checked" in values:
                 form.fields[values["name"]] = values.get("value", "")
