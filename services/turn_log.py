@@ -5,7 +5,7 @@ committed before it was published); at any gap, and at every heartbeat, the rows
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from uuid import UUID
 
@@ -20,10 +20,20 @@ from services.outcomes import LiveSession
 from services.session_service import SessionService
 
 HEARTBEAT_SECONDS = 15.0
+#: how often a stream asks whether its reader still may
+ASK_SECONDS = 3.0
 #: an offset that no reply reaches
 MOST = 2**31 - 1
 #: how many turns a reader that was away long is shown again
 CATCH_UP_TURNS = 50
+
+
+Still = Callable[[], Awaitable[bool]]
+
+
+async def ever() -> bool:
+    """Whoever reads may go on reading."""
+    return True
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -113,26 +123,32 @@ class TurnLog:
         #: set when the server stops and its turns have ended: streams end too
         self._drained = drained
 
-    async def follow_turn(self, turn: Turn, offset: int, actor: Actor) -> AsyncGenerator[Event, None]:
-        """One turn from `offset` to its end."""
+    async def follow_turn(
+        self, turn: Turn, offset: int, actor: Actor, still: Still = ever
+    ) -> AsyncGenerator[Event, None]:
+        """One turn from `offset` to its end, as long as the reader may."""
         yield Begun(turn)
         reader = _Reader(self._sessions, self._open_session, turn.session_id, Position(turn.id, offset), actor, turn.id)
-        async with aclosing(self._follow(reader)) as events:
+        async with aclosing(self._follow(reader, still)) as events:
             async for event in events:
                 yield event
                 if isinstance(event, Ended | Gone):
                     return
 
-    async def follow_session(self, session_id: UUID, position: Position, actor: Actor) -> AsyncGenerator[Event, None]:
-        """Everything live in a session from `position` on, until it is gone or the server stops."""
+    async def follow_session(
+        self, session_id: UUID, position: Position, actor: Actor, still: Still = ever
+    ) -> AsyncGenerator[Event, None]:
+        """Everything live in a session from `position` on, as long as the reader may, until the server stops."""
         reader = _Reader(self._sessions, self._open_session, session_id, position, actor)
-        async with aclosing(self._follow(reader)) as events:
+        async with aclosing(self._follow(reader, still)) as events:
             async for event in events:
                 yield event
                 if isinstance(event, Gone):
                     return
 
-    async def _follow(self, reader: "_Reader") -> AsyncGenerator[Event, None]:
+    async def _follow(self, reader: "_Reader", still: Still) -> AsyncGenerator[Event, None]:
+        clock = asyncio.get_running_loop().time
+        asked = told = clock()
         with self._bus.subscribe(reader.session_id) as subscription:
             async for event in reader.begin():
                 yield event
@@ -141,13 +157,23 @@ class TurnLog:
             try:
                 while not self._drained.is_set():
                     woken = asyncio.ensure_future(subscription.woken.wait())
-                    await asyncio.wait({woken, drained}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({woken, drained}, timeout=ASK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     woken.cancel()
                     hints = subscription.take()
                     if not hints and self._drained.is_set():
                         break
-                    async for event in reader.read(hints) if hints else reader.beat():
-                        yield event
+                    if clock() - asked >= ASK_SECONDS:
+                        asked = clock()
+                        if not await still():
+                            yield Gone()
+                            return
+                    if hints:
+                        async for event in reader.read(hints):
+                            yield event
+                    elif clock() - told >= HEARTBEAT_SECONDS:
+                        told = clock()
+                        async for event in reader.beat():
+                            yield event
             finally:
                 woken.cancel()
                 drained.cancel()

@@ -7,7 +7,8 @@ from litestar.datastructures import Cookie
 from services.accounts import LOGIN, Accounts, Credentials
 from services.actor import Actor
 from services.errors import Forbidden, Unauthenticated
-from web.given import Db
+from services.turn_log import Still
+from web.given import Db, Who
 
 LOGIN_COOKIE = "tk_login"
 GUEST_COOKIE = "tk_guest"
@@ -16,13 +17,28 @@ GUEST_COOKIE = "tk_guest"
 async def provide_actor(request: Request, db_session: Db) -> Actor:
     """Who asks. Raises Unauthenticated, Forbidden."""
     accounts: Accounts = request.app.state.accounts
-    actor = await accounts.authenticate(_credentials(request, accounts), db_session)
+    request.state.credentials = _credentials(request, accounts)
+    actor = await accounts.authenticate(request.state.credentials, db_session)
     request.state.actor = actor
     if actor.scopes is not None:
         scope = "read" if request.method in ("GET", "HEAD") else "chat"
         if scope not in actor.scopes:
             raise Forbidden(f"This token lacks the scope “{scope}”.")
     return actor
+
+
+def provide_still(request: Request, db_session: Db, actor: Who) -> Still:
+    """Whether the same credentials still make the same actor: what an open stream asks."""
+    accounts: Accounts = request.app.state.accounts
+
+    async def still() -> bool:
+        try:
+            now = await accounts.authenticate(request.state.credentials, db_session)
+        except Unauthenticated:
+            return False
+        return (now.id, now.role, now.scopes) == (actor.id, actor.role, actor.scopes)
+
+    return still
 
 
 def login_cookie(request: Request, value: str) -> Cookie:

@@ -23,7 +23,7 @@ from services.rules import apply_config
 from services.session_service import SessionService, utc_now
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
-from web.actor import provide_actor
+from web.actor import provide_actor, provide_still
 from web.errors import HANDLERS
 from web.guard import Guard
 from web.live import provide_controls
@@ -80,6 +80,7 @@ def create_app(settings: Settings) -> Litestar:
             "db_session": Provide(open_session, sync_to_thread=False),
             "actor": Provide(provide_actor),
             "controls": Provide(provide_controls),
+            "still": Provide(provide_still, sync_to_thread=False),
             "sessions": _from_state("sessions"),
             "log": _from_state("log"),
             "pool": _from_state("pool"),

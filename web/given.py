@@ -9,7 +9,7 @@ from services.accounts import Accounts
 from services.actor import Actor
 from services.client_pool import ClientPool
 from services.session_service import SessionService
-from services.turn_log import TurnLog
+from services.turn_log import Still, TurnLog
 
 T = TypeVar("T")
 
@@ -20,5 +20,6 @@ Who = NamedDependency[Actor]
 Logins = NamedDependency[Accounts]
 Log = NamedDependency[TurnLog]
 Pool = NamedDependency[ClientPool]
+MayRead = NamedDependency[Still]
 
-__all__ = ["Db", "Given", "Log", "Logins", "Pool", "Sessions", "Who"]
+__all__ = ["Db", "Given", "Log", "Logins", "MayRead", "Pool", "Sessions", "Who"]

@@ -23,6 +23,10 @@ provider = "local"
 label = "A tiny model"
 price_in = 1.0
 price_out = 2.0
+
+[groups.guest]
+sessions_created = "100/min burst 100"
+turns = "100/min burst 100"
 """
 
 
@@ -73,6 +77,6 @@ def test_a_stop_frees_the_model_and_keeps_the_text(llama_server: Server) -> None
         assert stopped["reply"] == received + rest
         # The server has two slots: a third turn gets one only if the stopped one gave its own back.
         for _ in range(3):
-            again = ann.post("/chat", json={"prompt": "Hello", "session_id": turn["session_id"]}).json()
+            again = ann.post("/chat", json={"prompt": "Hello"}).json()
             assert again["state"] == "done", again
         assert time.monotonic() - begun < 20

@@ -102,19 +102,14 @@ Ended = Callable[[Turn], Awaitable[Turn]]
 
 
 @pytest.fixture
-def ended(engine: Engine, until: Until) -> Ended:
-    """Wait for a turn's end."""
+def ended(engine: Engine, published: list[Hint], until: Until) -> Ended:
+    """Wait until a turn's end is written and told."""
 
     async def wait(turn: Turn) -> Turn:
-        found: list[Turn | None] = []
-
-        async def over() -> bool:
-            found[:] = [await DbSession(engine).find_turn(turn.id)]
-            return found[0] is not None and found[0].state != "running"
-
-        await until(over)
-        assert found[0] is not None
-        return found[0]
+        await until(lambda: Hint(turn.session_id, "turn_ended", turn.id) in published)
+        found = await DbSession(engine).find_turn(turn.id)
+        assert found is not None and found.state != "running"
+        return found
 
     return wait
 
@@ -147,8 +142,7 @@ async def test_G4_the_reply_is_what_the_model_sent(
         done = await ended(turn)
         assert (done.state, done.reply, done.error_code) == ("done", reply, None)
         assert (done.estimated, done.reply_tokens) == (False, len(reply.split()))
-        end = Hint(turn.session_id, "turn_ended", turn.id)
-        await until(lambda end=end: runner.running == 0 and end in published)
+        await until(lambda: runner.running == 0)
         assert shown(published, turn) == reply
         assert echo.open == 0
         assert await db_session.text_of(turn.id) == ""
@@ -360,6 +354,7 @@ async def test_G6_leases_are_renewed_and_lapsed_ones_swept(
 ) -> None:  # fmt: skip
     lost = (await other_worker.begin_turn(None, "Lost", db_session, actor=ann)).turn
     monkeypatch.setattr(turn_runner, "LEASE", timedelta(milliseconds=60))
+    monkeypatch.setattr(turn_runner, "SWEEP_SECONDS", 0.02)
     runner = sessions.runner = TurnRunner(sessions, pool, opened)
     await runner.open()
     try:

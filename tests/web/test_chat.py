@@ -1,7 +1,7 @@
 """/chat: a reply waited for, a reply streamed, and streams that are left, resumed and stopped."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import UUID, uuid4
 
@@ -19,6 +19,7 @@ from tests.web.wire import (
     as_browsers_read,
     assert_turn,
     begin,
+    beside,
     chat,
     create,
     ended,
@@ -693,7 +694,7 @@ def test_a_script_that_waits_in_a_session_that_is_deleted_is_told_so(guest: http
 
 
 @pytest.fixture(scope="module", autouse=True)
-def silence(server: Server) -> Iterator["Future[tuple[float, int, str]]"]:
+def silence(server: Server) -> "Future[tuple[float, int, str]]":
     """What a stream in which nothing happens sends first, after how long, beside all the other tests."""
 
     def listen() -> tuple[float, int, str]:
@@ -707,8 +708,7 @@ def silence(server: Server) -> Iterator["Future[tuple[float, int, str]]"]:
                         break
             return time.monotonic() - began, session["version"], stream.frames.comments[0]
 
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(listen)
+    return beside(listen)
 
 
 def test_a_silent_stream_sends_a_comment_in_time_with_the_version(

@@ -2,14 +2,17 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import httpx
+
+T = TypeVar("T")
 
 #: what the browsers send when one follows a link
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -227,6 +230,20 @@ def text_of(events: list[Event]) -> str:
             assert set(event.json) == {"turn_id", "offset", "text"}
             text += event.json["text"]
     return text
+
+
+def beside(act: Callable[[], T]) -> "Future[T]":
+    """Do something slow while other tests run; nobody waits for it but who asks."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from services.reads import Reads
 from services.turn_log import MOST, Position
 from web.answer import answer, json, page, rate_headers, wants
 from web.forms import Chat, Nothing, reads
-from web.given import Db, Given, Log, Sessions, Who
+from web.given import Db, Given, Log, MayRead, Sessions, Who
 from web.live import Controls
 from web.sse import for_scripts, stream
 from web.views import SessionView, TurnView
@@ -30,6 +30,7 @@ async def begin_turn(
     db_session: Db,
     actor: Who,
     log: Log,
+    still: MayRead,
     controls: Given[Controls],
 ) -> Response[Any]:
     """Send a prompt; without `session_id` in a new session. Scripts get the ended turn, or its stream."""
@@ -45,7 +46,7 @@ async def begin_turn(
     response: Response[Any]
     match wants(request):
         case "stream":
-            response = stream(for_scripts(log.follow_turn(begun.turn, 0, actor)))
+            response = stream(for_scripts(log.follow_turn(begun.turn, 0, actor, still)))
         case "json":
             async with aclosing(log.follow_turn(begun.turn, 0, actor)) as events:
                 async for _ in events:
@@ -78,14 +79,20 @@ async def show_turn(
 
 @get("/chat/{turn_id:uuid}/events", opt={"answers": "stream"})
 async def follow_turn(
-    request: Request, turn_id: FromPath[UUID], sessions: Sessions, db_session: Db, actor: Who, log: Log
+    request: Request,
+    turn_id: FromPath[UUID],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    log: Log,
+    still: MayRead,
 ) -> Response[Any]:
     """A reply as it is written, from `Last-Event-ID` on."""
     turn, _ = await Reads(sessions).turn(turn_id, db_session, actor=actor)
     position = Position.parse(request.headers.get("last-event-id", ""))
     same = position.turn_id == turn.id
     offset = MOST if same and position.ended else position.offset if same else 0
-    return stream(for_scripts(log.follow_turn(turn, offset, actor)))
+    return stream(for_scripts(log.follow_turn(turn, offset, actor, still)))
 
 
 @post(

@@ -28,7 +28,7 @@ from web.forms import (
     is_json,
     reads,
 )
-from web.given import Db, Given, Log, Sessions, Who
+from web.given import Db, Given, Log, MayRead, Sessions, Who
 from web.live import Controls
 from web.sse import for_pages, for_scripts, stream
 from web.views import (
@@ -138,6 +138,7 @@ async def follow_session(
     db_session: Db,
     actor: Who,
     log: Log,
+    still: MayRead,
     asked: Given[FollowSession],
     controls: Given[Controls],
 ) -> Stream:
@@ -146,7 +147,7 @@ async def follow_session(
     require_owner(session, actor)
     position = Position.parse(request.headers.get("last-event-id") or asked.after)
     position.version = asked.version
-    events = log.follow_session(session_id, position, actor)
+    events = log.follow_session(session_id, position, actor, still)
     if wants(request) == "fragment":
         return stream(for_pages(events, controls.render))
     return stream(for_scripts(events))
