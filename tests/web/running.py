@@ -155,8 +155,11 @@ class Server:
     @property
     def setup_url(self) -> str:
         """The one-time link the start printed."""
-        found = re.search(r"http://\S+/setup/\S+", self.output)
-        assert found, self.output
+        # What a process has written may take a moment to be read here.
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := re.search(r"http://\S+/setup/\S+", self.output)):
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.05)
         return found[0]
 
     def guest(self, **headers: str) -> httpx.Client:
