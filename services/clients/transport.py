@@ -18,7 +18,7 @@ MAX_AHEAD_BYTES = 256 << 10
 #: connections kept for the next request
 MAX_IDLE_CONNECTIONS = 64
 #: less than the 5 s after which uvicorn, Node and llama.cpp close theirs, so that none dies under a request
-IDLE_SECONDS = 4.0
+IDLE_SECONDS = 2.0
 
 
 class Connection(asyncio.Protocol):
@@ -181,8 +181,10 @@ class Transport(httpx2.AsyncBaseTransport):
         while self._idle:
             connection, timer = self._idle.popitem()
             timer.cancel()
-            if connection.is_reusable:
+            # Not after its time, even where a busy loop is late to drop it: the server may be closing it now.
+            if connection.is_reusable and asyncio.get_running_loop().time() < timer.when():
                 return connection
+            connection.abort()
         return None
 
     async def _connected(self) -> Connection:
