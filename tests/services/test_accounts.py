@@ -13,6 +13,7 @@ from services.accounts import Accounts, Credentials
 from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused
 
 PASSWORD = "correct horse"
+REAL_HASHER, REAL_DECOY = services.accounts._hasher, services.accounts._DECOY
 
 
 @pytest.fixture(autouse=True)
@@ -193,11 +194,10 @@ async def test_names_and_passwords_that_cannot_be_are_refused(
             await accounts.create_account(name, password, db_session)
 
 
-def test_a_password_costs_what_OWASP_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    hasher = services.accounts._hasher()
+def test_a_password_costs_what_OWASP_asks_for() -> None:
+    hasher = REAL_HASHER()
     assert (hasher.memory_cost, hasher.time_cost, hasher.parallelism) == (65536, 3, 4)
-    assert f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}" in services.accounts._DECOY
+    assert f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}" in REAL_DECOY
 
 
 async def test_a_name_is_somebodys_once(accounts: Accounts, at_once: AtOnce, everything: Everything) -> None:

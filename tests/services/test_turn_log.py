@@ -126,6 +126,16 @@ async def test_from_every_offset_of_a_running_turn_comes_the_exact_rest(
         assert [type(event) for event in reading.seen].count(Ended) == 1
 
 
+async def test_a_running_turn_of_thousands_of_pieces_is_read_to_its_last(
+    sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow, until: Until
+) -> None:
+    text = "".join(chr(97 + number % 26) for number in range(2300))
+    await sessions.append([(turn.session_id, turn.id, start, letter) for start, letter in enumerate(text)], db_session)
+    for offset in (0, 1, 999, 1000, 1001, 1999, 2299):
+        reading = follow(log.follow_turn(turn, offset, ann))
+        await until(lambda reading=reading, offset=offset: reading.text(turn, offset) == text[offset:])
+
+
 async def test_readers_that_come_at_any_moment_read_the_same(
     sessions: SessionService, db_session: DbSession, ann: Actor, script: Actor, turn: Turn, log: TurnLog,
     follow: Follow,

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from services.client_pool import ClientPool, Provider, client_for
 from services.clients import Ask, Client, Message, Text, Usage
 from services.clients.builtin import BuiltinClient
 from services.clients.echo import EchoClient
+from services.errors import StorageUnavailable
 from services.event_bus import Hint
 from services.outcomes import TurnOrder
 from services.session_service import SessionService
@@ -459,6 +460,25 @@ async def test_I13_nothing_is_shown_that_could_not_be_committed(
     assert (done.state, done.reply) == ("done", numbered(200))
     assert shown(published, turn) == numbered(200)
     assert "tok" not in caplog.text
+
+
+async def test_G10_a_commit_whose_acknowledgement_was_lost_doubles_nothing(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended,
+    published: list[Hint], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    append = sessions.append
+
+    async def lost(pieces: Sequence[tuple[UUID, UUID, int, str]], db_session: DbSession) -> set[UUID]:
+        await append(pieces, db_session)
+        raise StorageUnavailable
+
+    for prompt in ("/tokens 40 /delay 2ms", "/tokens 400 /delay 2ms"):
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(sessions, "append", lost)
+            turn = (await sessions.begin_turn(None, prompt, db_session, actor=ann)).turn
+            await asyncio.sleep(0.05)
+        done = await ended(turn)
+        assert (done.state, done.reply) == ("done", numbered(int(prompt.split()[1])))
 
 
 async def test_G10_an_end_that_cannot_be_written_is_tried_again(

@@ -1,8 +1,10 @@
 """Who visits: browsers without an account, scripts with a token; and a second server, whose limits are tight."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from itertools import count
 
+import asyncpg
 import httpx
 import pytest
 
@@ -188,3 +190,25 @@ def boss(governed: Server, tokens: dict[str, str]) -> Iterator[httpx.Client]:
     """A script of the admin of `governed`."""
     with governed.script(tokens["boss"]) as client:
         yield client
+
+
+# ---------------------------------------------------------------- on PostgreSQL
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on an empty PostgreSQL database of its own, which it migrates."""
+
+    def run(statement: str) -> None:
+        async def whole() -> None:
+            connection = await asyncpg.connect(postgres_url)
+            await connection.execute(statement)
+            await connection.close()
+
+        asyncio.run(whole())
+
+    run("CREATE DATABASE serving")
+    url = postgres_url.rsplit("/", 1)[0] + "/serving"
+    with a_server(tmp_path_factory.mktemp("postgres"), TURNKEEPER_DATABASE_URL=url) as running:
+        yield running
+    run("DROP DATABASE serving WITH (FORCE)")

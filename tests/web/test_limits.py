@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -265,6 +266,39 @@ def test_a_budget_is_held_while_a_reply_runs_and_refuses_what_does_not_fit(
         assert chat(pia, "second", session_id=other["id"])["state"] == "done"
         limits = {one["name"]: one for one in pia.get("/limits").json()["limits"]}
         assert 0 < limits["tokens_per_day"]["used"] < 2000
+
+
+def test_of_twenty_sessions_at_once_exactly_the_burst_is_made(newcomer: Newcomer) -> None:
+    client = newcomer()
+    client.get("/models")
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: client.post("/session/create", json={}), range(20)))
+    codes = [answer.json().get("code", "") for answer in answers]
+    assert codes.count("") == 3
+    assert set(codes) <= {"", "rate_limited", "session_quota"}
+    assert len(client.get("/session").json()["sessions"]) == 3
+
+
+def test_of_twenty_replies_at_once_exactly_the_slots_are_begun(newcomer: Newcomer) -> None:
+    client = newcomer()
+    ids = [create(client)["id"] for _ in range(3)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(
+            pool.map(
+                lambda number: client.post(
+                    "/chat", json={"session_id": ids[number % 3], "prompt": "/tokens 50 /delay 20ms"}
+                ),
+                range(20),
+            )
+        )
+    done = [answer for answer in answers if answer.status_code == 200]
+    assert len(done) == 1
+    assert {answer.json()["code"] for answer in answers if answer not in done} <= {
+        "concurrency_limited",
+        "session_busy",
+        "rate_limited",
+    }
+    assert sum(session_of(client, id)["turn_count"] for id in ids) == 1
 
 
 # ---------------------------------------------------------------- sizes

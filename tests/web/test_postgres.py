@@ -1,33 +1,9 @@
 """The same server on PostgreSQL: a whole conversation, and a stop that loses nothing."""
 
-import asyncio
 import json
 import signal
-from collections.abc import Iterator
 
-import asyncpg
-import pytest
-
-from tests.web.running import Server, a_server
-
-
-@pytest.fixture(scope="module")
-def postgres_server(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on an empty PostgreSQL database of its own, which it migrates."""
-
-    def run(statement: str) -> None:
-        async def whole() -> None:
-            connection = await asyncpg.connect(postgres_url)
-            await connection.execute(statement)
-            await connection.close()
-
-        asyncio.run(whole())
-
-    run("CREATE DATABASE serving")
-    url = postgres_url.rsplit("/", 1)[0] + "/serving"
-    with a_server(tmp_path_factory.mktemp("postgres"), TURNKEEPER_DATABASE_URL=url) as running:
-        yield running
-    run("DROP DATABASE serving WITH (FORCE)")
+from tests.web.running import Server
 
 
 def test_a_conversation_with_a_switch(postgres_server: Server) -> None:

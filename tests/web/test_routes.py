@@ -179,6 +179,11 @@ def test_head_is_get_without_the_body(guest: httpx.Client, path: str) -> None:
     assert answer.content == b""
 
 
+def test_head_opens_no_stream(guest: httpx.Client) -> None:
+    for path in (f"/session/{SAMPLES['uuid']}/events", f"/chat/{SAMPLES['uuid']}/events"):
+        assert guest.head(path).status_code in (404, 405)
+
+
 def test_a_slash_at_the_end_changes_nothing(guest: httpx.Client) -> None:
     assert guest.get("/models/", headers={"Accept": JSON}).json() == guest.get("/models").json()
 
