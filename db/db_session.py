@@ -25,6 +25,7 @@ from db.tables import (
     Login,
     Model,
     RateBucket,
+    RefusalCount,
     Session,
     SetupLink,
     Turn,
@@ -61,6 +62,11 @@ class DbSession:
             finally:
                 if outermost:
                     self._rules = None
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this task has one open."""
+        return self.engine.own_transaction() is not None
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the open transaction is committed; it must not wait."""
@@ -366,8 +372,8 @@ class DbSession:
         return await self._object(Turn, Turn.id == turn_id, lock=lock)
 
     async def find_running_turn(self, session_id: UUID) -> Turn | None:
-        """The turn marked running, its lease alive or not."""
-        return await self._object(Turn, Turn.session_id == session_id, Turn.state == "running")
+        """The turn marked running, its lease alive or not; until commit nobody else writes to it."""
+        return await self._object(Turn, Turn.session_id == session_id, Turn.state == "running", lock=True)
 
     async def list_running_turns(self, session_ids: Sequence[UUID], now: datetime) -> dict[UUID, UUID]:
         """{session id: running turn id} of those that have one with a living lease."""
@@ -540,12 +546,38 @@ class DbSession:
                 id=new_id(),
                 at=at,
                 actor_kind=actor.kind,
-                actor_id=actor.id,
+                actor_id=actor.token_id or actor.id,
                 actor_name=actor.name,
+                on_behalf_of=actor.id if actor.token_id is not None else None,
                 request_id=actor.request_id,
                 what=what,
                 **facts,
             )
+        )
+
+    async def count_refusal(self, code: str, actor: Any, minute: datetime) -> int:
+        """Count one refusal of an actor's; how many there are in this minute now."""
+        rows = await RefusalCount.raw(
+            "INSERT INTO refusal (rate_key, code, minute, count, actor_kind, actor_id, actor_name) "
+            "VALUES ({}, {}, {}, 1, {}, {}, {}) "
+            "ON CONFLICT (rate_key, code, minute) DO UPDATE SET count = refusal.count + 1 RETURNING count",
+            actor.rate_key,
+            code,
+            minute,
+            actor.kind,
+            actor.id,
+            actor.name,
+        )
+        return int(rows[0]["count"])
+
+    async def take_refusals_before(self, minute: datetime, limit: int) -> list[RefusalCount]:
+        """Take away the counts of minutes that are over."""
+        return await self._rows(
+            RefusalCount,
+            "DELETE FROM refusal WHERE (rate_key, code, minute) IN (SELECT rate_key, code, minute FROM refusal "  # noqa: S608
+            f"WHERE minute < {{}} LIMIT {{}}{' FOR UPDATE SKIP LOCKED' if self._postgres else ''}) RETURNING *",
+            minute,
+            limit,
         )
 
     async def list_journal(self, session_id: UUID, limit: int = 200) -> list[Journal]:

@@ -76,7 +76,10 @@ class Session(Table, tablename="session"):
 
     id = UUID(primary_key=True, default=None)
     owner_id = UUID(default=None)
+    #: given by hand; empty until then
     title = Text()
+    #: how the first prompt begins: the title its owner sees until there is one, and nobody else ever
+    opening = Text()
     #: page · script · auto · fork · import
     origin = Text()
     #: the one truth about the model; NULL until asked for or first used
@@ -103,7 +106,12 @@ class Turn(Table, tablename="turn"):
     session_id = UUID(default=None)
     #: the session's owner, repeated so that counting what runs needs no join
     owner_id = UUID(default=None)
+    #: the turn before it; turns with one parent are siblings
     parent_id = UUID(null=True, default=None)
+    #: turns on the path from the root to this one, both counted
+    depth = Integer(default=1)
+    #: the turn this is a copy of, in a forked session; nothing was called or charged for a copy
+    copied_from = UUID(null=True, default=None)
     prompt = Text()
     #: NULL while it runs: the text is then in `turn_piece`
     reply = Text(null=True, default=None)
@@ -215,8 +223,11 @@ class Journal(Table, tablename="journal"):
     at = Timestamptz(default=None)
     #: guest · user · admin · token · system
     actor_kind = Text()
+    #: an account, or the token that acts for one
     actor_id = UUID(null=True, default=None)
     actor_name = Text()
+    #: the account a token acts for
+    on_behalf_of = UUID(null=True, default=None)
     #: the account it concerns
     owner_id = UUID(null=True, default=None)
     session_id = UUID(null=True, default=None)
@@ -231,6 +242,47 @@ class Journal(Table, tablename="journal"):
     #: the session's version afterwards
     version = Integer(null=True, default=None)
     request_id = Text(default="")
+
+
+class RefusalCount(Table, tablename="refusal"):
+    """Refusals of one actor, code and minute; the key is those three. Gone once the journal tells how many."""
+
+    #: what the actor's rates are counted under
+    rate_key = Text(primary_key=True, default="")
+    code = Text()
+    minute = Timestamptz(default=None)
+    count = Integer(default=0)
+    actor_kind = Text()
+    actor_id = UUID(null=True, default=None)
+    actor_name = Text()
+
+
+class ModelMove(Table, tablename="model_move"):
+    """An admin's order to put every live session of one model on another; a leased row while it runs."""
+
+    id = UUID(primary_key=True, default=None)
+    from_model = Text()
+    to_model = Text()
+    #: shown to the owner of each session
+    reason = Text()
+    #: running · done · stopped
+    state = Text()
+    admin_id = UUID(default=None)
+    admin_name = Text()
+    #: live sessions on `from_model` when it was ordered
+    total = Integer(default=0)
+    moved = Integer(default=0)
+    #: refused one by one: closed meanwhile, or the owner may not use `to_model`
+    skipped = Integer(default=0)
+    #: the session it came to last, in the order of their ids
+    last_session_id = UUID(null=True, default=None)
+    #: the process that runs it, and until when
+    lease_owner = UUID(null=True, default=None)
+    lease_until = Timestamptz(null=True, default=None)
+    #: why it stopped
+    note = Text(default="")
+    created_at = Timestamptz(default=None)
+    ended_at = Timestamptz(null=True, default=None)
 
 
 class Idempotency(Table, tablename="idempotency"):
@@ -260,5 +312,7 @@ TABLES: tuple[type[Table], ...] = (
     RateBucket,
     Usage,
     Journal,
+    RefusalCount,
+    ModelMove,
     Idempotency,
 )

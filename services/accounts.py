@@ -87,7 +87,7 @@ class Accounts:
             raise Unauthenticated("This token is not valid.")
         actor = await self._account_actor(token.account_id, given, db_session)
         scopes = frozenset().union(*(_IMPLIED.get(scope, set()) for scope in token.scopes.split()))
-        return msgspec.structs.replace(actor, kind="token", scopes=scopes)
+        return msgspec.structs.replace(actor, kind="token", scopes=scopes, token_id=token.id)
 
     async def _account_actor(self, account_id: UUID, given: Credentials, db_session: DbSession) -> Actor:
         account = await db_session.find_account(account_id)

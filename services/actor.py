@@ -23,6 +23,8 @@ class Actor(msgspec.Struct, frozen=True):
     role: Literal["guest", "user", "admin"] = "user"
     #: what a token may do; None for a person
     scopes: frozenset[str] | None = None
+    #: the token it came with; None for a person
+    token_id: UUID | None = None
     request_id: str = ""
 
     @property

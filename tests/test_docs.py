@@ -22,9 +22,9 @@ from services.clients import ErrorCode
 from services.clients.docs_search import DocsSearch
 from services.clients.echo import Plan
 from services.clients.guide import SUGGESTIONS
+from services.configuration import GroupConfig
 from services.idempotency import KEY_CHARACTERS
 from services.policies import DEFAULT_LIMITS, Allowance, Rate, parse_span
-from services.rules import GroupConfig
 from services.turn_log import HEARTBEAT_SECONDS
 from tests.markdown import DOCS, PAGES, ROOT, anchors, bare, blocks, headings, links, read, section, spans, table
 from tests.web.running import Server, a_server

@@ -18,8 +18,8 @@ from db.db_session import DbSession
 from db.engine import migrate, open_engine
 from services.accounts import Accounts
 from services.client_pool import ClientPool
+from services.configuration import apply_config
 from services.event_bus import MemoryEventBus
-from services.rules import apply_config
 from services.session_service import SessionService, utc_now
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner

@@ -15,8 +15,8 @@ import msgspec
 
 from services.catalogue import ModelConfig
 from services.client_pool import Provider
+from services.configuration import GroupConfig
 from services.policies import check_rule
-from services.rules import GroupConfig
 
 PREFIX = "TURNKEEPER_"
 #: what the environment says under names of its own

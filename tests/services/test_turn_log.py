@@ -393,8 +393,9 @@ class LossyBus(MemoryEventBus):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heartbeat every 30 ms."""
+    """A heartbeat every 30 ms, and a question whether the reader still may every 10."""
     monkeypatch.setattr(turn_log, "HEARTBEAT_SECONDS", 0.03)
+    monkeypatch.setattr(turn_log, "ASK_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -501,6 +502,40 @@ async def test_S12_a_change_whose_hint_was_lost_is_told_at_the_heartbeat(
     await sessions.switch_model(session_id, "smart", db_session, actor=ann)
     await until(lambda: Beat(1) in reading.seen)
     assert [event.session.current.id for event in reading.seen if isinstance(event, Changed)] == ["smart"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("busy", [False, True])
+async def test_O4_a_stream_ends_when_its_reader_loses_the_right_to_it(
+    sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow,
+    until: Until, busy: bool,
+) -> None:  # fmt: skip
+    may = True
+
+    async def still() -> bool:
+        return may
+
+    readings = [
+        follow(log.follow_session(turn.session_id, Position(), ann, still)),
+        follow(log.follow_turn(turn, 0, ann, still)),
+    ]
+    start = 0
+
+    async def seen() -> bool:
+        nonlocal start
+        if busy:
+            await sessions.append([(turn.session_id, turn.id, start, "more ")], db_session)
+            start += 5
+        return all(reading.task.done() for reading in readings)
+
+    for _ in range(10):
+        assert not await seen()
+        await asyncio.sleep(0.005)
+    may = False
+    await until(seen)
+    for reading in readings:
+        assert reading.seen[-1] == Gone()
+        assert reading.seen.count(Gone()) == 1
 
 
 async def test_draining_ends_every_stream(

@@ -404,6 +404,22 @@ def test_a_session_stream_resumes_behind_what_was_seen(guest: httpx.Client) -> N
         assert stream.next("turn").json["id"] == turns[2]["id"]
 
 
+def test_the_header_counts_where_there_are_two_positions(guest: httpx.Client) -> None:
+    """A reconnecting browser sends the address it began with, and the id it has seen since."""
+    session = create(guest)
+    turns = [chat(guest, word, session_id=session["id"]) for word in ("one", "two", "three")]
+    url = f"/session/{session['id']}/events?after={turns[0]['id']}:end"
+    with streaming(guest, url, after=f"{turns[1]['id']}:end") as stream:
+        assert stream.next("turn").json["id"] == turns[2]["id"]
+
+
+def test_a_stop_with_a_key_is_one_stop(guest: httpx.Client) -> None:
+    turn, key = begin(guest, SLOW), {"Idempotency-Key": uuid4().hex}
+    first = guest.post(f"/chat/{turn['id']}/stop", json={}, headers=key)
+    again = guest.post(f"/chat/{turn['id']}/stop", json={}, headers=key)
+    assert (first.status_code, first.json()) == (again.status_code, again.json())
+
+
 def test_a_stream_that_was_read_to_its_end_tells_nothing_twice(guest: httpx.Client) -> None:
     session = create(guest)
     turn = chat(guest, "once", session_id=session["id"])

@@ -88,6 +88,13 @@ def test_every_answer_carries_the_headers(server: Server, guest: httpx.Client, a
             assert "no-store" in answer.headers["cache-control"], answer.url
 
 
+def test_the_id_of_a_request_is_ours(guest: httpx.Client) -> None:
+    chosen = {"X-Request-Id": "chosen-by-the-client"}
+    ids = [guest.get("/models", headers=chosen).headers["x-request-id"] for _ in range(3)]
+    assert len(set(ids)) == 3
+    assert "chosen-by-the-client" not in ids
+
+
 def test_streams_carry_the_headers(guest: httpx.Client) -> None:
     turn = chat(guest, "hello")
     for url in (f"/chat/{turn['id']}/events", f"/session/{turn['session_id']}/events"):
@@ -748,9 +755,10 @@ def test_signing_in_leads_to_next(newcomer: Callable[..., httpx.Client], tokens:
 
 def test_after_ten_failures_of_a_name_or_an_address_one_waits(newcomer: Callable[..., httpx.Client]) -> None:
     """Neither from many addresses for one name, nor from one address for many names."""
-    for number in range(10):
-        answer = newcomer().post("/login", json={"name": "victim", "password": f"wrong {number}"})
-        problem(answer, 401, "unauthenticated")
+    clients = [newcomer() for _ in range(30)]
+    with ThreadPoolExecutor(30) as pool:
+        at_once = pool.map(lambda one: one.post("/login", json={"name": "victim", "password": "wrong"}), clients)
+    assert sorted(answer.status_code for answer in at_once) == [401] * 10 + [429] * 20
     refused = newcomer().post("/login", json={"name": "victim", "password": "wrong"})
     told = problem(refused, 429, "rate_limited")
     assert int(refused.headers["retry-after"]) == told["retry_after_seconds"] > 0

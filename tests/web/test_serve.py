@@ -28,6 +28,7 @@ from tests.web.wire import (
     follow,
     session_of,
     streaming,
+    text_of,
     turn_of,
 )
 
@@ -247,44 +248,57 @@ def test_two_signals_stop_it_too(own: Server) -> None:
     assert running_turns(own) == 0
 
 
+def a_deaf_reader(server: Server, client: httpx.Client, session_id: str) -> socket.socket:
+    """Somebody who follows a session and takes nothing of what is sent."""
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect(("127.0.0.1", server.port))
+    deaf.sendall(
+        (
+            f"GET /session/{session_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Accept: text/event-stream\r\nCookie: tk_guest={client.cookies['tk_guest']}\r\n\r\n"
+        ).encode()
+    )
+    return deaf
+
+
 # ---------------------------------------------------------------- kill
 
 
 def test_after_a_kill_every_character_that_was_shown_is_there_and_the_session_goes_on(own: Server) -> None:
     with own.guest(Accept=JSON) as client:
         before = chat(client, "said before")
-        session_id = before["session_id"]
+        sessions = [before["session_id"], *(create(client, title=f"{number}")["id"] for number in range(3))]
         for round in range(2):
-            turn = begin(client, f"/tokens 5000 /delay {3 + 7 * round}ms", session_id=session_id)
-            readers = [Reader(client, f"/chat/{turn['id']}/events") for _ in range(2)]
+            turns = [
+                begin(client, f"/tokens 5000 /delay {3 + 4 * number}ms", session_id=id)
+                for number, id in enumerate(sessions)
+            ]
+            readers = [Reader(client, f"/chat/{turn['id']}/events") for turn in (*turns, turns[0])]
             with reading(*readers):
                 time.sleep(0.05 * round)
                 assert own.process is not None
                 own.process.kill()
                 own.process.wait(10)
             own.start()
-            kept = turn_of(client, turn["id"])
-            assert kept["state"] == "interrupted"
-            for reader in readers:
+            for reader, turn in zip(readers, (*turns, turns[0]), strict=True):
+                kept = turn_of(client, turn["id"])
+                assert kept["state"] == "interrupted"
                 assert len(reader.text) > 150
                 assert kept["reply"].startswith(reader.text), "somebody was shown what is not there"
-            assert kept["reply"] == "".join(f"tok{number} " for number in range(5000))[: len(kept["reply"])]
-            session = session_of(client, session_id)
-            assert (session["state"], session["running_turn"]) == ("active", None)
-            # A reader that comes back with what it had gets the rest and the end.
-            seen = len(readers[0].text)
-            events = follow(client, turn["id"], f"{turn['id']}:{seen}")
-            assert (
-                readers[0].text + "".join(event.json["text"] for event in events if event.name == "delta")
-                == (kept["reply"])
-            )
-            assert events[-1].name == "end"
-        after = chat(client, "said after", session_id=session_id)
-        assert (after["state"], after["parent_id"]) == ("done", turn["id"])
+                assert kept["reply"] == "".join(f"tok{number} " for number in range(5000))[: len(kept["reply"])]
+                session = session_of(client, turn["session_id"])
+                assert (session["state"], session["running_turn"]) == ("active", None)
+                # A reader that comes back with what it had gets the rest and the end.
+                events = follow(client, turn["id"], f"{turn['id']}:{len(reader.text)}")
+                assert reader.text + text_of(events) == kept["reply"]
+                assert events[-1].name == "end"
+        after = chat(client, "said after", session_id=sessions[0])
+        assert (after["state"], after["parent_id"]) == ("done", turns[0]["id"])
         assert turn_of(client, before["id"]) == before
         limits = {one["name"]: one["used"] for one in client.get("/limits").json()["limits"]}
         assert limits["concurrent_turns"] == 0
-        rows = client.get(f"/session/{session_id}/journal").json()["journal"]
+        rows = client.get(f"/session/{sessions[0]}/journal").json()["journal"]
         assert [row["outcome"] for row in rows if row["what"] == "turn_ended"].count("interrupted") == 2
 
 
@@ -365,22 +379,11 @@ def test_many_silent_streams_cost_others_nothing(server: Server) -> None:
 def test_a_reader_that_never_reads_holds_up_nobody(server: Server) -> None:
     with server.guest(Accept=JSON) as client:
         turn = chat(client, "x" * 60_000)
-        deaf = socket.socket()
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect(("127.0.0.1", server.port))
-        try:
-            deaf.sendall(
-                (
-                    f"GET /session/{turn['session_id']}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-                    f"Accept: text/event-stream\r\nCookie: tk_guest={client.cookies['tk_guest']}\r\n\r\n"
-                ).encode()
-            )
+        with a_deaf_reader(server, client, turn["session_id"]):
             for number in range(5):
                 began = time.monotonic()
                 assert chat(client, f"{number} " + "z" * 50_000, session_id=turn["session_id"])["state"] == "done"
                 assert time.monotonic() - began < 5
-        finally:
-            deaf.close()
 
 
 def test_descriptors_are_given_back(server: Server) -> None:

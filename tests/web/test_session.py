@@ -296,6 +296,16 @@ def test_every_verb_refuses_an_absent_session(guest: httpx.Client, verb: str) ->
     problem(guest.post(f"/session/{ABSENT}/{verb}", json=FIELDS.get(verb, {})), 404, "session_not_found")
 
 
+@pytest.mark.parametrize("text", ["a\0b", "\ufdd0 \U0001fffe", "x\u202ey", "tab\there", "line\nbreak", "\u2028"])
+def test_an_odd_title_is_one_line_or_refused(guest: httpx.Client, text: str) -> None:
+    answer = guest.post("/session/create", json={"title": text})
+    if "\0" in text:
+        problem(answer, 400, "invalid_request")
+    else:
+        assert answer.json()["title"] == " ".join(text.split())
+        assert "\n" not in answer.json()["title"]
+
+
 @pytest.mark.parametrize("title", [5, None, ["x"], {"x": 1}, True])
 def test_a_title_that_is_no_text_is_refused(guest: httpx.Client, title: object) -> None:
     session = create(guest)
@@ -613,6 +623,18 @@ def test_every_verb_honours_a_key(guest: httpx.Client, verb: str) -> None:
     again = guest.post(f"/session/{id}/{verb}", json=FIELDS.get(verb, {}), headers=key)
     assert first.status_code < 300
     assert (again.status_code, again.content) == (first.status_code, first.content)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_key_is_for_one_session(guest: httpx.Client, verb: str) -> None:
+    """The same key for another session is other content: it is neither done nor said to be done."""
+    first, second = create(guest)["id"], create(guest)["id"]
+    key = {"Idempotency-Key": uuid4().hex}
+    assert guest.post(f"/session/{first}/{verb}", json=FIELDS.get(verb, {}), headers=key).status_code < 300
+    before = session_of(guest, second)
+    again = guest.post(f"/session/{second}/{verb}", json=FIELDS.get(verb, {}), headers=key)
+    problem(again, 422, "idempotency_key_reused")
+    assert session_of(guest, second) == before
 
 
 def test_twenty_at_once_with_one_key_make_one_session(guest: httpx.Client) -> None:

@@ -1,0 +1,52 @@
+"""A verb's transaction: all or nothing, one effect for each idempotency key, a refusal noted once it is undone."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from uuid import UUID
+
+from db.db_session import DatabaseUnavailable, DbSession
+from services import refusals
+from services.actor import SYSTEM, Actor
+from services.errors import Refusal, StorageUnavailable
+from services.idempotency import Once
+
+
+class UnitOfWork:
+    """Opens the transactions of verbs; a verb inside a verb joins, and the outermost answers for both."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self.now = now
+
+    @asynccontextmanager
+    async def writing(
+        self, db_session: DbSession, *, actor: Actor = SYSTEM, verb: str = "", session_id: UUID | None = None
+    ) -> AsyncIterator[None]:
+        """All or nothing. Raises StorageUnavailable."""
+        outermost = not db_session.in_transaction
+        try:
+            async with db_session.transaction():
+                yield
+        except DatabaseUnavailable as error:
+            raise StorageUnavailable() from error
+        except Refusal as refusal:
+            if outermost:
+                await refusals.note(refusal, verb, actor, session_id, self.now(), db_session)
+            raise
+
+    @asynccontextmanager
+    async def once(
+        self,
+        verb: str,
+        key: str | None,
+        content: object,
+        actor: Actor,
+        db_session: DbSession,
+        *,
+        session_id: UUID | None = None,
+    ) -> AsyncIterator[Once]:
+        """The same with an idempotency key: a repeated one finds its first answer. Raises IdempotencyKeyReused."""
+        async with self.writing(db_session, actor=actor, verb=verb, session_id=session_id):
+            once = await Once.claim(verb, key, content, actor, self.now(), db_session)
+            yield once
+            await once.close()
