@@ -36,6 +36,8 @@ from db.tables import (
 __all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "changes_between", "new_id", "snapshot"]
 
 Row = TypeVar("Row", bound=Table)
+#: turns that one statement copies
+COPY_ROWS = 100
 
 
 def new_id() -> UUID:
@@ -330,10 +332,12 @@ class DbSession:
         """Newest activity first; `owner_id=None` for everybody's; `after` is the last row of the page before."""
         where: list[str] = ["1 = 1"]
         args: list[Any] = []
+        shown = "session.title" if owner_id is None else "COALESCE(NULLIF(session.title, ''), session.opening)"
         for condition, value in (
             ("session.owner_id = {}", owner_id),
             ("session.last_model = {}", model),
-            ("LOWER(session.title) LIKE {} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
+            # Whoever looks through everybody's sessions sees only titles given by hand.
+            (f"LOWER({shown}) LIKE {{}} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
         ):
             if value:
                 where.append(condition)
@@ -354,6 +358,27 @@ class DbSession:
             *args,
             limit,
         )
+
+    async def lock_sessions_of(self, owner_id: UUID) -> list[Session]:
+        """All sessions of one owner, oldest first; until commit nobody else changes them."""
+        query = Session.objects().where(Session.owner_id == owner_id).order_by(Session.id)
+        return await (query.lock_rows("UPDATE") if self._postgres else query)
+
+    async def give_sessions(self, owner_id: UUID, new_owner_id: UUID) -> None:
+        """Make all sessions of one owner another's, with their turns and what those used."""
+        await Turn.raw(
+            "UPDATE turn SET owner_id = {} WHERE id IN (SELECT turn.id FROM turn "  # noqa: S608
+            "JOIN session ON session.id = turn.session_id WHERE session.owner_id = {} "
+            f"ORDER BY turn.id{' FOR UPDATE OF turn' if self._postgres else ''})",
+            new_owner_id,
+            owner_id,
+        )
+        await Session.raw(
+            "UPDATE session SET owner_id = {}, version = version + 1 WHERE owner_id = {}", new_owner_id, owner_id
+        )
+        for used in await Usage.select().where(Usage.owner_id == owner_id):
+            await self.add_usage(new_owner_id, used["day"], used["tokens"], used["cost_nanos"])
+        await Usage.delete().where(Usage.owner_id == owner_id)
 
     async def list_lapsed_sessions(self, ends: "Ends", now: datetime, limit: int) -> list[UUID]:
         """Sessions marked active whose end has passed."""
@@ -432,6 +457,26 @@ class DbSession:
             path.append(following)
             following = by_id.get(following.parent_id)
         return path[::-1]
+
+    async def copy_turns(self, path: Sequence[Turn], session_id: UUID) -> list[UUID]:
+        """Put copies of a path, oldest first, into another session; their ids."""
+        ids = [new_id() for _ in path]
+        copies = [
+            Turn(
+                **{
+                    **snapshot(turn),
+                    "id": id,
+                    "session_id": session_id,
+                    "parent_id": parent_id,
+                    "depth": depth,
+                    "copied_from": turn.copied_from or turn.id,
+                }
+            )
+            for depth, (turn, id, parent_id) in enumerate(zip(path, ids, [None, *ids], strict=False), start=1)
+        ]
+        for start in range(0, len(copies), COPY_ROWS):
+            await Turn.insert(*copies[start : start + COPY_ROWS])
+        return ids
 
     async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
         """Every turn of a session, siblings too, oldest first."""
@@ -558,9 +603,9 @@ class DbSession:
     async def count_refusal(self, code: str, actor: Any, minute: datetime) -> int:
         """Count one refusal of an actor's; how many there are in this minute now."""
         rows = await RefusalCount.raw(
-            "INSERT INTO refusal (rate_key, code, minute, count, actor_kind, actor_id, actor_name) "
+            "INSERT INTO refusal (rate_key, code, minute, times, actor_kind, actor_id, actor_name) "
             "VALUES ({}, {}, {}, 1, {}, {}, {}) "
-            "ON CONFLICT (rate_key, code, minute) DO UPDATE SET count = refusal.count + 1 RETURNING count",
+            "ON CONFLICT (rate_key, code, minute) DO UPDATE SET times = refusal.times + 1 RETURNING times",
             actor.rate_key,
             code,
             minute,
@@ -568,7 +613,7 @@ class DbSession:
             actor.id,
             actor.name,
         )
-        return int(rows[0]["count"])
+        return int(rows[0]["times"])
 
     async def take_refusals_before(self, minute: datetime, limit: int) -> list[RefusalCount]:
         """Take away the counts of minutes that are over."""

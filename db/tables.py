@@ -251,7 +251,7 @@ class RefusalCount(Table, tablename="refusal"):
     rate_key = Text(primary_key=True, default="")
     code = Text()
     minute = Timestamptz(default=None)
-    count = Integer(default=0)
+    times = Integer(default=0)
     actor_kind = Text()
     actor_id = UUID(null=True, default=None)
     actor_name = Text()

@@ -5,8 +5,8 @@
     ├── Unauthenticated             nobody is asking, where somebody must
     ├── NotFound                    absent, or not yours: the two are the same
     ├── Ended
-    │   ├── SessionExpired          read-only; may name reopen
-    │   └── SessionClosed           read-only for good
+    │   ├── SessionExpired          read-only; names reopen or fork where allowed
+    │   └── SessionClosed           read-only for good; names fork where allowed
     ├── Forbidden
     │   └── ModelLocked             an admin holds the model
     ├── UnknownModel                absent, or hidden from you
@@ -71,13 +71,16 @@ class SessionExpired(Ended):
     code = "session_expired"
     text = "This session has expired. You can still read it."
 
-    def __init__(self, text: str = "", *, can_reopen: bool = False) -> None:
-        super().__init__(text, can_reopen=can_reopen)
+    def __init__(self, text: str = "", *, can_reopen: bool = False, can_fork: bool = False) -> None:
+        super().__init__(text, can_reopen=can_reopen, can_fork=can_fork)
 
 
 class SessionClosed(Ended):
     code = "session_closed"
     text = "This session is closed. You can still read it."
+
+    def __init__(self, text: str = "", *, can_fork: bool = False) -> None:
+        super().__init__(text, can_fork=can_fork)
 
 
 class Forbidden(Refusal):

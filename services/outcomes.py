@@ -22,6 +22,8 @@ class LiveSession(msgspec.Struct, frozen=True):
 
     row: Session
     owner: Account
+    #: given by hand, else for its owner alone how the first prompt begins
+    title: str
     state: State
     current: CurrentModel
     #: who put it on its model, and why; None while it follows a default

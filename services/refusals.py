@@ -32,12 +32,12 @@ async def settle(now: Callable[[], datetime], db_session: DbSession) -> None:
     """Write down how many refusals followed the first, for the minutes that are over."""
     async with db_session.transaction():
         for row in await db_session.take_refusals_before(now().replace(second=0, microsecond=0), SETTLED_ROWS):
-            if row.count > 1:
+            if row.times > 1:
                 await db_session.record(
                     "refusals_counted",
                     SYSTEM,
                     now(),
                     owner_id=row.actor_id,
                     outcome=row.code,
-                    reason=f"{row.count - 1} more of {row.actor_name} in the minute of {row.minute:%Y-%m-%d %H:%M}",
+                    reason=f"{row.times - 1} more of {row.actor_name} in the minute of {row.minute:%Y-%m-%d %H:%M}",
                 )

@@ -3,40 +3,40 @@
 Each public verb owns its transaction (or joins the caller's), checks in one order — who, idempotency, ownership,
 state, permission, model, nothing to do, version, busy, limits — and writes the change and its journal row together.
 What it does not do is raised as a `services.errors.Refusal`. Live hints go out only after the commit.
+
+Its collaborators: `Standing` judges how a session stands, `ModelRule` which model it uses, `Admission` whether one more
+is allowed, `Turns` writes the rows of turns, `UnitOfWork` opens the transactions.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
-from db.db_session import DatabaseUnavailable, DbSession, changes_between, new_id, snapshot
-from db.tables import Account, Journal, Session, Turn
+from db.db_session import DbSession, changes_between, new_id, snapshot
+from db.tables import Session, Turn
+from services import refusals
 from services.actor import SYSTEM, Actor
 from services.admission import Admission, switch_keys
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
-from services.clients import Ask, Message, Usage
+from services.clients import Ask, Usage
 from services.context import CONTEXT_TURNS, fit
 from services.errors import (
     Forbidden,
     InvalidRequest,
-    ModelDisabled,
     ModelLocked,
     ModelUnavailable,
-    NoModelAvailable,
     NotFound,
     SessionBusy,
     SessionClosed,
     SessionExpired,
-    StorageUnavailable,
     VersionConflict,
 )
 from services.event_bus import EventBus, Hint
-from services.idempotency import Once
 from services.outcomes import (
     BegunTurn,
     End,
@@ -51,8 +51,10 @@ from services.outcomes import (
     TurnOrder,
     When,
 )
-from services.policies import Allowance, Lifetime, microseconds
+from services.policies import Allowance, microseconds
+from services.records import publish, record
 from services.rules import Rules
+from services.standing import Standing, account_of, state_of
 from services.text import (
     REASON_CHARACTERS,
     TITLE_CHARACTERS,
@@ -60,27 +62,20 @@ from services.text import (
     checked_prompt,
     storable,
     title_of,
-    tokens_of,
 )
+from services.turns import LEASE, Turns
+from services.unit_of_work import UnitOfWork
 
-#: how long a worker may write to a turn without renewing
-LEASE = timedelta(seconds=30)
 #: an untouched session younger than this is used again instead of a new one
 REUSE = timedelta(days=1)
 IDEMPOTENCY = timedelta(hours=24)
-#: what a reply is assumed to use at most where the model states no cap
-REPLY_TOKENS = 4096
-#: more than this no provider counts in earnest
-MOST_TOKENS = 100_000_000
+#: turns that a fork takes along, the newest of them
+FORK_TURNS = 10_000
 #: rows that one sweep changes in one transaction
 SWEEP_ROWS = 100
 #: rates that are whole again, forgotten in one sweep
 SPENT_ROWS = 10_000
-#: whose default it is, when it is the account's own
-OWN = "Your default model"
-#: the reason of a session's own model, until the journal tells more
-CHOSEN = "Chosen for this session."
-INTERRUPTED = ("interrupted", "The server stopped while this reply was being written.")
+NO_TURN = "There is no such turn."
 
 
 def utc_now() -> datetime:
@@ -100,12 +95,25 @@ class SessionService:
     ) -> None:
         self.pool = pool
         self.bus = bus
-        #: the name under which this process holds turns
-        self.worker = worker or new_id()
         self.now = now
+        self.units = UnitOfWork(now)
+        self.standing = Standing(pool, now)
         self.admission = Admission(now)
-        #: set by whoever runs turns; without one a turn waits for its lease to lapse
-        self.runner: Runner | None = None
+        self.turns = Turns(self.standing, bus, worker or new_id(), now)
+
+    @property
+    def worker(self) -> UUID:
+        """The name under which this process holds turns."""
+        return self.turns.worker
+
+    @property
+    def runner(self) -> Runner | None:
+        """Who runs begun turns in this process."""
+        return self.turns.runner
+
+    @runner.setter
+    def runner(self, runner: Runner) -> None:
+        self.turns.runner = runner
 
     # ------------------------------------------------------------ creation
 
@@ -121,49 +129,86 @@ class SessionService:
     ) -> LiveSession:
         """Make a session. Raises UnknownModel, UnusableModel, SessionQuota, RateLimited."""
         title = checked_line(title, TITLE_CHARACTERS, "title")
-        async with self._once("create_session", key, (model, title), actor, db_session) as once:
+        async with self.units.once("create_session", key, (model, title), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
             rules = await Rules.now(db_session)
-            entry = self._require_model(model, actor, actor.group, rules) if model else None
+            rule = self.standing.model_rule(rules)
+            entry = rule.require(model, actor, actor.group) if model else None
             allowance = await self.admission.admit_session(actor.id, actor.group, actor, rules, db_session)
-            now = self.now()
-            session = Session(
-                id=new_id(),
-                owner_id=actor.id,
-                title=title,
-                origin=origin,
-                state="active",
-                version=0,
-                created_at=now,
-                last_activity_at=now,
-            )
-            await db_session.add_account_once(_account_of(actor, now))
-            await db_session.add(session)
-            await self._record("session_created", session, actor, db_session, reason=origin)
+            session = await self._add_session(actor, title, origin, db_session)
             if entry is not None:
                 await self._put_model(session, entry.id, actor, "", db_session)
                 await db_session.update(session, last_model=session.last_model, version=session.version)
             await once.remember(str(session.id))
-            return await self._live(session, db_session, rules=rules, allowance=allowance)
+            return await self._live(session, actor, db_session, rules=rules, allowance=allowance)
+
+    async def fork_session(
+        self,
+        session_id: UUID,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        turn_id: UUID | None = None,
+        key: str | None = None,
+    ) -> LiveSession:
+        """Make a session that begins with another's transcript, up to `turn_id` or its last ended turn.
+
+        Also from one that has ended. Raises NotFound, Forbidden, SessionQuota, RateLimited.
+        """
+        async with self.units.once(
+            "fork_session", key, (session_id, turn_id), actor, db_session, session_id=session_id
+        ) as once:
+            if once.answer:
+                return await self.get_session(UUID(once.answer), db_session, actor=actor)
+            source = await self._require(session_id, db_session, actor)
+            self._may_write(source, actor)
+            path = await self._path_to_fork(source, turn_id, db_session)
+            rules = await Rules.now(db_session)
+            allowance = await self.admission.admit_session(actor.id, actor.group, actor, rules, db_session)
+            session = await self._add_session(actor, source.title, "fork", db_session)
+            session.opening, session.locked = source.opening, source.locked
+            if source.last_model is not None:
+                await self._put_model(session, source.last_model, actor, "fork", db_session)
+            copies = await db_session.copy_turns(path, session.id)
+            session.head_id, session.turn_count = copies[-1] if copies else None, len(copies)
+            await db_session.update(session, **snapshot(session))
+            await once.remember(str(session.id))
+            return await self._live(session, actor, db_session, rules=rules, allowance=allowance)
+
+    async def adopt_sessions(self, guest_id: UUID, db_session: DbSession, *, actor: Actor) -> int:
+        """Give a guest's sessions to the account the guest has signed in to, once. Returns how many."""
+        async with self.units.writing(db_session, actor=actor, verb="adopt_sessions"):
+            guest = await db_session.find_account(guest_id)
+            if guest is None or guest.role != "guest" or actor.kind not in ("user", "admin"):
+                return 0
+            sessions = await db_session.lock_sessions_of(guest_id)
+            await db_session.lock(*sorted((f"owner:{guest_id}", f"owner:{actor.id}")))
+            for session in sessions:
+                session.owner_id = actor.id
+                session.version += 1
+                await self._record("session_adopted", session, actor, db_session, before=guest.name, to=actor.name)
+                self._publish(db_session, Hint(session.id, "session"))
+            await db_session.give_sessions(guest_id, actor.id)
+            return len(sessions)
 
     async def ensure_session(self, session_id: UUID | None, db_session: DbSession, *, actor: Actor) -> LiveSession:
         """The session asked for, or without an id an untouched one, or a new one. An id never yields a new session."""
         if session_id is not None:
-            async with self._changing(session_id, db_session, actor) as session:
-                return await self._live(session, db_session)
-        async with self._writing(db_session):
+            async with self._changing(session_id, db_session, actor, verb="ensure_session") as session:
+                return await self._live(session, actor, db_session)
+        async with self.units.writing(db_session, actor=actor, verb="ensure_session"):
             await db_session.lock(f"auto:{actor.id}")
             untouched = await db_session.find_untouched_session(actor.id, self.now() - REUSE)
-            if untouched is not None and not await self._over(untouched, db_session):
-                return await self._live(untouched, db_session)
+            if untouched is not None and not await self.standing.over(untouched, db_session):
+                return await self._live(untouched, actor, db_session)
             return await self.create_session(db_session, actor=actor, origin="auto")
 
     # ------------------------------------------------------------ reading: writes nothing
 
     async def get_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> LiveSession:
         """A session of the actor's, or any for an admin. Raises NotFound."""
-        return await self._live(await self._require(session_id, db_session, actor), db_session)
+        return await self._live(await self._require(session_id, db_session, actor), actor, db_session)
 
     async def version_of(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[int, UUID | None]:
         """A session's version and its last turn: whether a reader has missed something. Raises NotFound."""
@@ -197,7 +242,7 @@ class SessionService:
         )
         more, rows = len(rows) > limit, rows[:limit]
         return SessionPage(
-            await self._live_all(rows, db_session),
+            await self.standing.all_of(rows, actor, db_session),
             (rows[-1].last_activity_at, rows[-1].id) if more else None,
         )
 
@@ -207,7 +252,8 @@ class SessionService:
 
     async def default_model(self, db_session: DbSession, *, actor: Actor) -> CurrentModel:
         """Which model a new session of the actor's will use."""
-        return self._default(await self._owner(actor.id, db_session, actor), await Rules.now(db_session))
+        owner = await self.standing.owner(actor.id, db_session, actor)
+        return self.standing.model_rule(await Rules.now(db_session)).default(owner)
 
     async def models(self, db_session: DbSession, *, actor: Actor) -> list[Entry]:
         """The catalogue as the actor may see it."""
@@ -224,7 +270,9 @@ class SessionService:
     ) -> LiveSession:
         """Give a session a title. Raises NotFound, Ended."""
         title = checked_line(title, TITLE_CHARACTERS, "title")
-        async with self._once("rename_session", key, (session_id, title), actor, db_session) as once:
+        async with self.units.once(
+            "rename_session", key, (session_id, title), actor, db_session, session_id=session_id
+        ) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor) as session:
@@ -232,19 +280,19 @@ class SessionService:
                     session.title = title
                     session.version += 1
                     await self._record("session_renamed", session, actor, db_session)
-                return await self._live(session, db_session)
+                return await self._live(session, actor, db_session)
 
     async def extend_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> Extension:
         """Let a session live longer from now on; never revives. Raises NotFound, Ended."""
-        async with self._once("extend_session", key, session_id, actor, db_session) as once:
+        async with self.units.once("extend_session", key, session_id, actor, db_session, session_id) as once:
             if once.answer:
                 live = await self.get_session(session_id, db_session, actor=actor)
                 reason = once.answer.removeprefix("no: ") if once.answer != "yes" else ""
                 return Extension(not reason, live.deadline, reason, live)
             async with self._changing(session_id, db_session, actor) as session:
-                lifetime, active_at = await self._lifetime(session, db_session), session.last_activity_at
+                lifetime, active_at = await self.standing.lifetime(session, db_session), session.last_activity_at
                 before = lifetime.deadline(session)
                 session.last_activity_at = self.now()
                 after = lifetime.deadline(session)
@@ -257,54 +305,57 @@ class SessionService:
                     session.version += 1
                     await self._record("session_extended", session, actor, db_session)
                 await once.remember(f"no: {reason}" if reason else "yes")
-                return Extension(not reason, after, reason, await self._live(session, db_session))
+                return Extension(not reason, after, reason, await self._live(session, actor, db_session))
 
     async def close_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
     ) -> LiveSession:
         """End a session for good, stop its running turn, keep its text readable. Raises NotFound, SessionClosed."""
         reason = checked_line(reason, REASON_CHARACTERS, "reason")
-        async with self._once("close_session", key, (session_id, reason), actor, db_session) as once:
+        async with self.units.once(
+            "close_session", key, (session_id, reason), actor, db_session, session_id=session_id
+        ) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor, also="expired") as session:
-                await self._stop_running(session, actor, db_session)
+                await self.turns.stop_running(session, actor, db_session)
                 session.state = "closed"
                 session.version += 1
                 await self._record("session_closed", session, actor, db_session, reason=reason)
-                return await self._live(session, db_session)
+                return await self._live(session, actor, db_session)
 
     async def reopen_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> LiveSession:
         """Bring back a session that idled out, within the creation limit. Raises NotFound, Ended, RateLimited."""
-        async with self._once("reopen_session", key, session_id, actor, db_session) as once:
+        async with self.units.once("reopen_session", key, session_id, actor, db_session, session_id) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor, also="expired") as session:
                 rules, now = await Rules.now(db_session), self.now()
-                lifetime = await self._lifetime(session, db_session)
-                if _state_of(session, lifetime, now) == "active":
-                    return await self._live(session, db_session, rules=rules)
+                lifetime = await self.standing.lifetime(session, db_session)
+                if state_of(session, lifetime, now) == "active":
+                    return await self._live(session, actor, db_session, rules=rules)
                 if not lifetime.only_idled_out(session, now):
-                    raise SessionExpired("This session has reached its end and cannot be reopened.")
-                owner = await self._owner(session.owner_id, db_session)
+                    text = "This session has reached its end and cannot be reopened."
+                    raise SessionExpired(text, can_fork=session.owner_id == actor.id)
+                owner = await self.standing.owner(session.owner_id, db_session)
                 allowance = await self.admission.admit_session(owner.id, owner.group_name, actor, rules, db_session)
                 session.state = "active"
                 session.last_activity_at = now
                 session.version += 1
                 await self._record("session_reopened", session, actor, db_session)
-                return await self._live(session, db_session, rules=rules, allowance=allowance)
+                return await self._live(session, actor, db_session, rules=rules, allowance=allowance)
 
     async def delete_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> None:
         """Take a session and its turns away; the journal keeps that they were. Raises NotFound."""
-        async with self._once("delete_session", key, session_id, actor, db_session) as once:
+        async with self.units.once("delete_session", key, session_id, actor, db_session, session_id) as once:
             if once.answer:
                 return
             session = await self._require(session_id, db_session, actor, lock=True)
-            await self._stop_running(session, actor, db_session)
+            await self.turns.stop_running(session, actor, db_session)
             await self._record("session_deleted", session, actor, db_session)
             await db_session.delete_session(session.id)
             self._publish(db_session, Hint(session.id, "session"))
@@ -330,7 +381,7 @@ class SessionService:
         """
         reason = checked_line(reason, REASON_CHARACTERS, "reason")
         asked = (session_id, new_model, expected_version, when, reason, lock)
-        async with self._once("switch_model", key, asked, actor, db_session) as once:
+        async with self.units.once("switch_model", key, asked, actor, db_session, session_id) as once:
             if once.answer:
                 first: SwitchAnswer = msgspec.json.decode(once.answer, type=SwitchAnswer)
                 return Switch(*first, await self.get_session(session_id, db_session, actor=actor))
@@ -338,11 +389,11 @@ class SessionService:
                 before = session.last_model
                 self._may_switch(session, actor, reason, lock)
                 rules = await Rules.now(db_session)
-                owner = await self._owner(session.owner_id, db_session)
-                entry = self._require_model(new_model, actor, owner.group_name, rules)
+                owner = await self.standing.owner(session.owner_id, db_session)
+                entry = self.standing.model_rule(rules).require(new_model, actor, owner.group_name)
                 changed = entry.id != session.last_model
                 locking = lock is not None and lock != session.locked
-                running = await self._running(session, db_session)
+                running = await self.turns.running(session, db_session)
                 allowance = None
                 if changed or locking:
                     self._check_version(session, expected_version)
@@ -350,7 +401,7 @@ class SessionService:
                         self._check_idle(running)
                 if changed:
                     if when == "stop":
-                        await self._stop_running(session, actor, db_session)
+                        await self.turns.stop_running(session, actor, db_session)
                         running = None
                     rate = rules.policies_of(actor.group).switches
                     keys = switch_keys(session.id, actor)
@@ -366,7 +417,7 @@ class SessionService:
                 warnings = ("provider_down",) if self.pool.is_up(entry.provider) is False else ()
                 answer: SwitchAnswer = (changed, before, entry.id, effective, warnings)
                 await once.remember(msgspec.json.encode(answer).decode())
-                return Switch(*answer, await self._live(session, db_session, rules=rules), allowance)
+                return Switch(*answer, await self._live(session, actor, db_session, rules=rules), allowance)
 
     # ------------------------------------------------------------ turns
 
@@ -378,59 +429,53 @@ class SessionService:
         *,
         actor: Actor,
         model: str | None = None,
+        parent_id: UUID | None = None,
         expected_version: int | None = None,
         key: str | None = None,
     ) -> BegunTurn:
         """Accept a prompt and hand it to the runner after the commit; `model` switches the session first.
 
-        Without `session_id` the session is `ensure_session`'s, in the same transaction.
+        Without `session_id` the session is `ensure_session`'s, in the same transaction. With `parent_id` the prompt
+        follows that turn instead of the last one.
 
         Raises NotFound, Ended, Forbidden, UnknownModel, UnusableModel, NoModelAvailable, ModelUnavailable,
         VersionConflict, SessionBusy, LimitReached, PromptTooLong, ContextOverflow.
         """
         prompt = checked_prompt(prompt)
-        asked = (session_id, prompt, model, expected_version)
-        async with self._once("begin_turn", key, asked, actor, db_session) as once:
+        asked = (session_id, prompt, model, parent_id, expected_version)
+        async with self.units.once("begin_turn", key, asked, actor, db_session, session_id) as once:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
             if session_id is None:
                 session_id = (await self.ensure_session(None, db_session, actor=actor)).row.id
             async with self._changing(session_id, db_session, actor) as session:
-                self._may_write(session, actor)
-                rules = await Rules.now(db_session)
-                owner = await self._owner(session.owner_id, db_session, actor)
-                if model is not None:
-                    self._may_switch(session, actor, "", None)
-                    entry = self._require_model(model, actor, owner.group_name, rules)
-                    source = ""
-                else:
-                    current = self._current(session, owner, rules)
-                    entry, source = self._usable(current, rules), current.source
-                if self.pool.is_up(entry.provider) is False:
-                    raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
-                self._check_version(session, expected_version)
-                self._check_idle(await self._running(session, db_session))
-                transcript = await db_session.list_path(session.head_id, CONTEXT_TURNS)
-                messages, kept = fit(prompt, transcript, entry)
-                turn = self._new_turn(session, prompt, entry, messages, session.turn_count - kept)
-                switching = model is not None and entry.id != session.last_model
-                allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
-                if entry.id != session.last_model:
-                    await self._put_model(session, entry.id, actor, source, db_session)
-                await db_session.add(turn)
-                session.title = session.title or title_of(prompt)
-                session.head_id, session.turn_count = turn.id, session.turn_count + 1
-                session.last_activity_at = turn.created_at
-                await self._record("turn_begun", session, actor, db_session, turn=turn, to=entry.id)
-                await once.remember(str(turn.id))
-                self._publish(db_session, Hint(session.id, "turn_begun", turn.id))
-                ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=entry.max_reply_tokens)
-                self._start(TurnOrder(turn.id, session.id, entry.provider, ask), db_session)
-                return BegunTurn(turn, await self._live(session, db_session, rules=rules), allowance)
+                parent = await self._turn_in(session, parent_id or session.head_id, db_session)
+                begun = await self._begin(session, parent, prompt, actor, model, db_session, version=expected_version)
+                await once.remember(str(begun.turn.id))
+                return begun
+
+    async def retry_turn(
+        self, turn_id: UUID, db_session: DbSession, *, actor: Actor, model: str | None = None, key: str | None = None
+    ) -> BegunTurn:
+        """Ask the same again, as a sibling turn; another `model` is for this turn alone. Raises as begin_turn."""
+        return await self._beside("retry_turn", turn_id, None, db_session, actor, model, key)
+
+    async def edit_turn(
+        self,
+        turn_id: UUID,
+        prompt: str,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        model: str | None = None,
+        key: str | None = None,
+    ) -> BegunTurn:
+        """Ask something else in the same place, as a sibling turn. Raises as begin_turn."""
+        return await self._beside("edit_turn", turn_id, checked_prompt(prompt), db_session, actor, model, key)
 
     async def append(self, pieces: Sequence[tuple[UUID, UUID, int, str]], db_session: DbSession) -> set[UUID]:
         """Commit text of this worker's turns: (session, turn, start, text). Returns the turns it still holds."""
-        async with self._writing(db_session):
+        async with self.units.writing(db_session):
             now = self.now()
             held = await db_session.list_held_turns([turn_id for _, turn_id, _, _ in pieces], self.worker, now)
             ours = [piece for piece in pieces if piece[1] in held]
@@ -442,7 +487,7 @@ class SessionService:
 
     async def heartbeat(self, turn_ids: Sequence[UUID], db_session: DbSession) -> None:
         """Renew the leases of the turns this worker runs."""
-        async with self._writing(db_session):
+        async with self.units.writing(db_session):
             now = self.now()
             await db_session.renew_leases(turn_ids, self.worker, now, now + LEASE)
 
@@ -461,18 +506,18 @@ class SessionService:
 
         `tail` is the text not yet appended. It begins `start` characters into the reply; None for where that ends.
         """
-        async with self._writing(db_session):
+        async with self.units.writing(db_session):
             session, turn = await self._lock_turn(turn_id, db_session)
             if turn.state == "running" and turn.lease_owner == self.worker and turn.lease_until > self.now():
-                await self._end_turn(session, turn, state, SYSTEM, db_session, usage, error, tail, start)
+                await self.turns.end(session, turn, state, SYSTEM, db_session, usage, error, tail, start)
             return turn
 
     async def stop_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> Turn:
         """Stop a reply and keep its text; stopping twice is stopping once. Raises NotFound."""
-        async with self._once("stop_turn", key, turn_id, actor, db_session):
+        async with self.units.once("stop_turn", key, turn_id, actor, db_session):
             session, turn = await self._lock_turn(turn_id, db_session, actor)
             if turn.state == "running":
-                await self._end_turn(session, turn, "stopped", actor, db_session)
+                await self.turns.end(session, turn, "stopped", actor, db_session)
             return turn
 
     # ------------------------------------------------------------ upkeep
@@ -492,30 +537,34 @@ class SessionService:
         if not thorough:
             return len(lapsed)
         now = self.now()
+        await refusals.settle(self.now, db_session)
         await db_session.delete_keys_before(now - IDEMPOTENCY)
         await db_session.delete_spent(microseconds(now), now, SPENT_ROWS)
         return len(lapsed) + await self._expire(db_session)
 
-    # ------------------------------------------------------------ the only ways to a session
+    async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool) -> None:
+        """End a turn whose worker is gone."""
+        async with self.units.writing(db_session):
+            session, turn = await self._lock_turn(turn_id, db_session)
+            gone = turn.lease_until <= self.now() or (alone and turn.lease_owner != self.worker)
+            if turn.state == "running" and gone:
+                await self.turns.interrupt(session, turn, db_session)
 
-    @asynccontextmanager
-    async def _writing(self, db_session: DbSession) -> AsyncIterator[None]:
-        """The transaction of a verb."""
-        try:
-            async with db_session.transaction():
-                yield
-        except DatabaseUnavailable as error:
-            raise StorageUnavailable() from error
+    async def _expire(self, db_session: DbSession) -> int:
+        """Mark sessions whose end has passed. They are looked for outside any transaction: that may take a while."""
+        ends, expired = (await Rules.now(db_session)).ends(self.now()), 0
+        for session_id in await db_session.list_lapsed_sessions(ends, self.now(), SWEEP_ROWS):
+            async with self.units.writing(db_session):
+                session = await db_session.find_session(session_id, None, lock=True)
+                if session is None or session.state != "active" or not await self.standing.over(session, db_session):
+                    continue
+                await db_session.update(session, state="expired", version=session.version + 1)
+                await self._record("session_expired", session, SYSTEM, db_session)
+                self._publish(db_session, Hint(session.id, "session"))
+                expired += 1
+        return expired
 
-    @asynccontextmanager
-    async def _once(
-        self, verb: str, key: str | None, content: object, actor: Actor, db_session: DbSession
-    ) -> AsyncIterator[Once]:
-        """The transaction of a verb with an idempotency key: a repeated one finds its first answer."""
-        async with self._writing(db_session):
-            once = await Once.claim(verb, key, content, actor, self.now(), db_session)
-            yield once
-            await once.close()
+    # ------------------------------------------------------------ the only ways to a session and its turns
 
     async def _require(self, session_id: UUID, db_session: DbSession, actor: Actor, *, lock: bool = False) -> Session:
         """A session through its owner; an admin reaches every one. Raises NotFound."""
@@ -526,17 +575,17 @@ class SessionService:
 
     @asynccontextmanager
     async def _changing(
-        self, session_id: UUID, db_session: DbSession, actor: Actor, *, also: State = "active"
+        self, session_id: UUID, db_session: DbSession, actor: Actor, *, also: State = "active", verb: str = ""
     ) -> AsyncIterator[Session]:
         """The only way to get a session to change: through its owner, locked, live, saved and announced."""
-        async with self._writing(db_session):
+        async with self.units.writing(db_session, actor=actor, verb=verb, session_id=session_id):
             session = await self._require(session_id, db_session, actor, lock=True)
-            lifetime, now = await self._lifetime(session, db_session), self.now()
-            state = _state_of(session, lifetime, now)
+            lifetime, now = await self.standing.lifetime(session, db_session), self.now()
+            state, mine = state_of(session, lifetime, now), session.owner_id == actor.id
             if state == "closed":
-                raise SessionClosed()
+                raise SessionClosed(can_fork=mine)
             if state == "expired" and also != "expired":
-                raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now))
+                raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now), can_fork=mine)
             before = snapshot(session)
             session.state = state
             yield session
@@ -544,95 +593,152 @@ class SessionService:
                 await db_session.update(session, **changes)
                 self._publish(db_session, Hint(session.id, "session"))
 
-    async def _lock_turn(self, turn_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> tuple[Session, Turn]:
-        """A turn and its session, through its owner, both kept from changing until commit. Raises NotFound."""
+    async def _require_turn(self, turn_id: UUID, db_session: DbSession, actor: Actor) -> Turn:
+        """A turn through its session's owner. Raises NotFound."""
         turn = await db_session.find_turn(turn_id)
         if turn is None:
-            raise NotFound("There is no such turn.")
+            raise NotFound(NO_TURN)
         try:
-            session = await self._require(turn.session_id, db_session, actor, lock=True)
+            await self._require(turn.session_id, db_session, actor)
         except NotFound as error:
-            raise NotFound("There is no such turn.") from error
+            raise NotFound(NO_TURN) from error
+        return turn
+
+    async def _lock_turn(self, turn_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> tuple[Session, Turn]:
+        """A turn and its session, both kept from changing until commit; the session first. Raises NotFound."""
+        found = await self._require_turn(turn_id, db_session, actor)
+        session = await db_session.find_session(found.session_id, None, lock=True)
         turn = await db_session.find_turn(turn_id, lock=True)
-        if turn is None:
-            raise NotFound("There is no such turn.")
+        if session is None or turn is None:
+            raise NotFound(NO_TURN)
         return session, turn
 
-    # ------------------------------------------------------------ the one rule about the current model
+    async def _turn_in(self, session: Session, turn_id: UUID | None, db_session: DbSession) -> Turn | None:
+        """A turn of this session; None for none. Raises NotFound."""
+        if turn_id is None:
+            return None
+        turn = await db_session.find_turn(turn_id)
+        if turn is None or turn.session_id != session.id:
+            raise NotFound(NO_TURN)
+        return turn
 
-    def _current(self, session: Session, owner: Account, rules: Rules) -> CurrentModel:
-        """Which model a session uses, and why: its own, a retired one's replacement, a fallback, or a default."""
-        if session.last_model is None:
-            return self._default(owner, rules)
-        entry = rules.catalogue.find(session.last_model, owner.group_name)
-        if entry is not None and self._callable(entry):
-            reason = CHOSEN
-            if entry.state == "deprecated":
-                reason += f" It is going away. {entry.state_reason}".rstrip()
-            return CurrentModel(entry.id, "session", True, reason)
-        if entry is not None and entry.state == "retired":
-            replacement = rules.catalogue.replacement_of(entry, owner.group_name)
-            if replacement is not None and self._callable(replacement):
-                reason = f"Replaces {entry.label}, which is retired."
-                return CurrentModel(replacement.id, "replacement", True, reason, wanted=entry.id)
-        return self._fallback(session, owner, rules)
+    # ------------------------------------------------------------ parts of verbs
 
-    def _fallback(self, session: Session, owner: Account, rules: Rules) -> CurrentModel:
-        """What stands in for a model that can no longer be used: the group's default, the instance's, or nothing."""
-        wanted = str(session.last_model)
-        known = rules.catalogue.entries.get(wanted)
-        if known is not None and not known.open_to(owner.group_name):
-            known = None
-        label = known.label if known is not None else wanted
-        why = f"{label} is {known.state}." if known is not None and not known.serves else f"{label} is not available."
-        if session.locked or rules.catalogue.defaults_of(owner.group_name).on_missing_model == "block":
-            return CurrentModel(None, "none", False, f"{why} An admin has to choose another model.", wanted=wanted)
-        for whose, entry in self._defaults(owner, rules):
-            if whose != OWN:
-                return CurrentModel(entry.id, "fallback", True, f"{why} {entry.label} stands in.", wanted=wanted)
-        return CurrentModel(None, "none", False, f"{why} No other model can be used.", wanted=wanted)
-
-    def _default(self, owner: Account, rules: Rules) -> CurrentModel:
-        """What a session uses that names no model: the account's default, the group's, or the instance's."""
-        for whose, entry in self._defaults(owner, rules):
-            return CurrentModel(entry.id, "default", True, f"{whose}.")
-        return CurrentModel(None, "none", False, NoModelAvailable.text)
-
-    def _defaults(self, owner: Account, rules: Rules) -> Iterator[tuple[str, Entry]]:
-        """The defaults that can be used, nearest first, with whose they are."""
-        for whose, name in (
-            (OWN, owner.default_model),
-            ("The default of your group", rules.catalogue.defaults_of(owner.group_name).default_model),
-            ("The default here", rules.catalogue.instance.default_model),
-        ):
-            entry = rules.catalogue.find(name, owner.group_name)
-            if entry is not None and self._callable(entry):
-                yield whose, entry
-
-    def _callable(self, entry: Entry) -> bool:
-        """Whether it may serve and is configured here; a provider that is down is not a missing model."""
-        return entry.serves and self.pool.has(entry.provider)
-
-    def _usable(self, current: CurrentModel, rules: Rules) -> Entry:
-        """The model a turn will call. Raises NoModelAvailable."""
-        if current.id is None:
-            raise NoModelAvailable(current.reason)
-        return rules.catalogue.entries[current.id]
-
-    def _require_model(self, name: str, actor: Actor, owner_group: str, rules: Rules) -> Entry:
-        """The one check of a model that somebody asks for. Raises UnknownModel, UnusableModel, Forbidden."""
-        entry = rules.catalogue.require(name, actor)
-        if not self.pool.has(entry.provider):
-            raise ModelDisabled(f"The provider of “{entry.label}” is not configured.", replacement=entry.replacement)
-        if not entry.open_to(owner_group):
-            raise Forbidden(f"The group of this session's owner may not use “{entry.label}”.")
-        return entry
+    async def _add_session(self, actor: Actor, title: str, origin: Origin, db_session: DbSession) -> Session:
+        """A new session of the actor's, admitted already, with its row of the journal."""
+        now = self.now()
+        session = Session(
+            id=new_id(),
+            owner_id=actor.id,
+            title=title,
+            opening="",
+            origin=origin,
+            state="active",
+            version=0,
+            created_at=now,
+            last_activity_at=now,
+        )
+        await db_session.add_account_once(account_of(actor, now))
+        await db_session.add(session)
+        await self._record("session_created", session, actor, db_session, reason=origin)
+        return session
 
     async def _put_model(self, session: Session, model: str, actor: Actor, reason: str, db_session: DbSession) -> None:
         """The one place where `last_model` is written, with its link of the journal's chain."""
         before, session.last_model = session.last_model, model
         session.version += 1
         await self._record("model_switched", session, actor, db_session, reason=reason, before=before, to=model)
+
+    async def _path_to_fork(self, session: Session, turn_id: UUID | None, db_session: DbSession) -> list[Turn]:
+        """The ended turns from the root to `turn_id`, or to the session's last. Raises NotFound."""
+        last = await self._turn_in(session, turn_id or session.head_id, db_session)
+        path = await db_session.list_path(last.id if last is not None else None, FORK_TURNS)
+        return [turn for turn in path if turn.state != "running"]
+
+    async def _begin(
+        self,
+        session: Session,
+        parent: Turn | None,
+        prompt: str,
+        actor: Actor,
+        model: str | None,
+        db_session: DbSession,
+        *,
+        version: int | None = None,
+        beside: bool = False,
+    ) -> BegunTurn:
+        """A turn after `parent`. One `beside` another may have a model of its own, which the session does not keep."""
+        self._may_write(session, actor)
+        rules, asked = await Rules.now(db_session), model
+        rule, owner = self.standing.model_rule(rules), await self.standing.owner(session.owner_id, db_session, actor)
+        if asked is not None:
+            self._may_switch(session, actor, "", None)
+            entry, reason = rule.require(asked, actor, owner.group_name), ""
+        else:
+            current = rule.current(session, owner)
+            entry, reason = rule.usable(current), current.source
+        if self.pool.is_up(entry.provider) is False:
+            raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
+        self._check_version(session, version)
+        self._check_idle(await self.turns.running(session, db_session))
+        path = await db_session.list_path(parent.id if parent is not None else None, CONTEXT_TURNS)
+        messages, kept = fit(prompt, path, entry)
+        left_out = parent.depth - kept if parent is not None else 0
+        turn = self.turns.new(session, parent, prompt, entry, messages, left_out)
+        other = entry.id != session.last_model
+        switching = other and asked is not None
+        allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
+        if other and not (beside and asked is not None):
+            await self._put_model(session, entry.id, actor, reason, db_session)
+        await db_session.add(turn)
+        session.opening = session.opening or title_of(prompt)
+        session.head_id, session.turn_count = turn.id, session.turn_count + 1
+        session.last_activity_at = turn.created_at
+        await self._record("turn_begun", session, actor, db_session, turn=turn, to=entry.id)
+        self._publish(db_session, Hint(session.id, "turn_begun", turn.id))
+        ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=entry.max_reply_tokens)
+        self.turns.start(TurnOrder(turn.id, session.id, entry.provider, ask), db_session)
+        return BegunTurn(turn, await self._live(session, actor, db_session, rules=rules), allowance)
+
+    async def _beside(
+        self,
+        verb: str,
+        turn_id: UUID,
+        prompt: str | None,
+        db_session: DbSession,
+        actor: Actor,
+        model: str | None,
+        key: str | None,
+    ) -> BegunTurn:
+        """A sibling of a turn, with its prompt or another."""
+        async with self.units.once(verb, key, (turn_id, prompt, model), actor, db_session) as once:
+            if once.answer:
+                return await self._begun_before(UUID(once.answer), db_session, actor)
+            turn = await self._require_turn(turn_id, db_session, actor)
+            async with self._changing(turn.session_id, db_session, actor) as session:
+                parent = await self._turn_in(session, turn.parent_id, db_session)
+                asked = prompt if prompt is not None else turn.prompt
+                begun = await self._begin(session, parent, asked, actor, model, db_session, beside=True)
+                await once.remember(str(begun.turn.id))
+                return begun
+
+    async def _begun_before(self, turn_id: UUID, db_session: DbSession, actor: Actor) -> BegunTurn:
+        """The answer to a repeated key: the turn it began."""
+        turn = await db_session.find_turn(turn_id)
+        if turn is None:
+            raise NotFound("The turn that this key began is gone.")
+        return BegunTurn(turn, await self.get_session(turn.session_id, db_session, actor=actor))
+
+    async def _live(
+        self,
+        session: Session,
+        actor: Actor,
+        db_session: DbSession,
+        *,
+        rules: Rules | None = None,
+        allowance: Allowance | None = None,
+    ) -> LiveSession:
+        return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
     # ------------------------------------------------------------ judgements
 
@@ -656,240 +762,10 @@ class SessionService:
         if running is not None:
             raise SessionBusy(running_turn=running.id)
 
-    # ------------------------------------------------------------ a turn's parts
-
-    def _new_turn(
-        self, session: Session, prompt: str, entry: Entry, messages: tuple[Message, ...], left_out: int
-    ) -> Turn:
-        now = self.now()
-        asked = sum(tokens_of(message.text) for message in messages)
-        cap = entry.max_reply_tokens or REPLY_TOKENS
-        return Turn(
-            id=new_id(),
-            session_id=session.id,
-            owner_id=session.owner_id,
-            parent_id=session.head_id,
-            prompt=prompt,
-            model=entry.id,
-            state="running",
-            prompt_tokens=asked,
-            reserved_tokens=asked + cap,
-            reserved_nanos=asked * entry.price_in_nanos + cap * entry.price_out_nanos,
-            context_left_out=left_out,
-            lease_owner=self.worker,
-            lease_until=now + LEASE,
-            created_at=now,
-        )
-
-    async def _begun_before(self, turn_id: UUID, db_session: DbSession, actor: Actor) -> BegunTurn:
-        """The answer to a repeated key: the turn it began."""
-        turn = await db_session.find_turn(turn_id)
-        if turn is None:
-            raise NotFound("The turn that this key began is gone.")
-        return BegunTurn(turn, await self.get_session(turn.session_id, db_session, actor=actor))
-
-    async def _end_turn(
-        self,
-        session: Session,
-        turn: Turn,
-        state: End,
-        actor: Actor,
-        db_session: DbSession,
-        usage: Usage | None = None,
-        error: tuple[str, str] | None = None,
-        tail: str = "",
-        start: int | None = None,
-    ) -> None:
-        """Write a running turn's end: its whole text, what it used, and why it ended."""
-        now = self.now()
-        code, detail = error or (None, None)
-        before = await db_session.text_of(turn.id)
-        # Text whose commit was not acknowledged may be there already; it comes again in the tail.
-        kept = before if start is None or not tail else before[:start]
-        reply = kept + tail
-        if usage is not None and not all(
-            0 <= count <= MOST_TOKENS for count in (usage.prompt_tokens, usage.reply_tokens)
-        ):
-            usage = None  # no figure that a column holds: ours is nearer
-        prompt_tokens = usage.prompt_tokens if usage is not None else turn.prompt_tokens
-        reply_tokens = usage.reply_tokens if usage is not None else tokens_of(reply)
-        entry = (await Rules.now(db_session)).catalogue.entries.get(turn.model)
-        cost = 0
-        if entry is not None:
-            cost = prompt_tokens * entry.price_in_nanos + reply_tokens * entry.price_out_nanos
-        await db_session.update(
-            turn,
-            reply=reply,
-            state=state,
-            error_code=code,
-            error_detail=detail,
-            prompt_tokens=prompt_tokens,
-            reply_tokens=reply_tokens,
-            estimated=usage is None,
-            cost_nanos=cost,
-            first_text_at=turn.first_text_at or (now if reply else None),
-            ended_at=now,
-        )
-        await db_session.delete_pieces(turn.id)
-        await db_session.add_usage(turn.owner_id, now.date(), prompt_tokens + reply_tokens, cost)
-        if not await self._over(session, db_session):
-            await db_session.update(session, last_activity_at=now)
-        await self._record("turn_ended", session, actor, db_session, turn=turn, reason=code or "", outcome=state)
-        if tail:
-            self._publish(db_session, Hint(session.id, "text", turn.id, len(kept), tail))
-        self._publish(db_session, Hint(session.id, "turn_ended", turn.id))
-        if self.runner is not None:
-            runner = self.runner
-            db_session.after_commit(lambda: runner.stop(turn.id))
-
-    async def _running(self, session: Session, db_session: DbSession) -> Turn | None:
-        """The turn that runs in a session that is being changed; one whose lease lapsed ends here."""
-        running = await db_session.find_running_turn(session.id)
-        if running is not None and running.lease_until <= self.now():
-            await self._interrupt(running.id, db_session)
-            return None
-        return running
-
-    async def _stop_running(self, session: Session, actor: Actor, db_session: DbSession) -> None:
-        running = await self._running(session, db_session)
-        if running is not None:
-            await self._end_turn(session, running, "stopped", actor, db_session)
-
-    async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool = False) -> None:
-        """End a turn whose worker is gone, keeping what it wrote."""
-        async with self._writing(db_session):
-            session, turn = await self._lock_turn(turn_id, db_session)
-            gone = turn.lease_until <= self.now() or (alone and turn.lease_owner != self.worker)
-            if turn.state == "running" and gone:
-                await self._end_turn(session, turn, "interrupted", SYSTEM, db_session, error=INTERRUPTED)
-
-    def _start(self, order: TurnOrder, db_session: DbSession) -> None:
-        if self.runner is not None:
-            runner = self.runner
-            db_session.after_commit(lambda: runner.start(order))
-
-    # ------------------------------------------------------------ a session's parts
-
-    async def _owner(self, owner_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> Account:
-        """The owner's account; an actor that has made nothing yet has no row."""
-        owner = await db_session.find_account(owner_id)
-        return owner if owner is not None else _account_of(actor, self.now())
-
-    async def _lifetime(self, session: Session, db_session: DbSession) -> Lifetime:
-        owner = await self._owner(session.owner_id, db_session)
-        return (await Rules.now(db_session)).policies_of(owner.group_name).lifetime
-
-    async def _over(self, session: Session, db_session: DbSession) -> bool:
-        return _state_of(session, await self._lifetime(session, db_session), self.now()) != "active"
-
-    async def _live(
-        self,
-        session: Session,
-        db_session: DbSession,
-        *,
-        rules: Rules | None = None,
-        allowance: Allowance | None = None,
-    ) -> LiveSession:
-        rules = rules or await Rules.now(db_session)
-        owner = await self._owner(session.owner_id, db_session)
-        running = await db_session.list_running_turns([session.id], self.now())
-        switches = await db_session.list_last_switches([session.id] if session.last_model is not None else [])
-        return self._as_live(session, owner, running.get(session.id), switches.get(session.id), rules, allowance)
-
-    async def _live_all(self, sessions: list[Session], db_session: DbSession) -> list[LiveSession]:
-        rules, ids = await Rules.now(db_session), [session.id for session in sessions]
-        owners = await db_session.list_accounts(session.owner_id for session in sessions)
-        running = await db_session.list_running_turns(ids, self.now())
-        switches = await db_session.list_last_switches(ids)
-        return [
-            self._as_live(session, owners[session.owner_id], running.get(session.id), switches.get(session.id), rules)
-            for session in sessions
-        ]
-
-    def _as_live(
-        self,
-        session: Session,
-        owner: Account,
-        running: UUID | None,
-        switch: Journal | None,
-        rules: Rules,
-        allowance: Allowance | None = None,
-    ) -> LiveSession:
-        lifetime = rules.policies_of(owner.group_name).lifetime
-        return LiveSession(
-            session,
-            owner,
-            _state_of(session, lifetime, self.now()),
-            _explained(self._current(session, owner, rules), switch),
-            switch,
-            lifetime.deadline(session),
-            running,
-            allowance,
-        )
-
-    async def _expire(self, db_session: DbSession) -> int:
-        """Mark sessions whose end has passed. They are looked for outside any transaction: that may take a while."""
-        ends, expired = (await Rules.now(db_session)).ends(self.now()), 0
-        for session_id in await db_session.list_lapsed_sessions(ends, self.now(), SWEEP_ROWS):
-            async with self._writing(db_session):
-                session = await db_session.find_session(session_id, None, lock=True)
-                if session is not None and session.state == "active" and await self._over(session, db_session):
-                    await db_session.update(session, state="expired", version=session.version + 1)
-                    await self._record("session_expired", session, SYSTEM, db_session)
-                    self._publish(db_session, Hint(session.id, "session"))
-                    expired += 1
-        return expired
-
     # ------------------------------------------------------------ journal and hints
 
-    async def _record(
-        self,
-        what: str,
-        session: Session,
-        actor: Actor,
-        db_session: DbSession,
-        *,
-        turn: Turn | None = None,
-        reason: str = "",
-        outcome: str = "done",
-        before: str | None = None,
-        to: str | None = None,
-    ) -> None:
-        await db_session.record(
-            what,
-            actor,
-            self.now(),
-            owner_id=session.owner_id,
-            session_id=session.id,
-            turn_id=turn.id if turn is not None else None,
-            outcome=outcome,
-            reason=reason,
-            from_value=before,
-            to_value=to,
-            version=session.version,
-        )
+    async def _record(self, what: str, session: Session, actor: Actor, db_session: DbSession, **facts: Any) -> None:
+        await record(what, session, actor, self.now(), db_session, **facts)
 
     def _publish(self, db_session: DbSession, hint: Hint) -> None:
-        db_session.after_commit(lambda: self.bus.publish(hint))
-
-
-def _explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
-    """The session's own choice, with who made it and why, as the journal tells."""
-    if current.source != "session" or switch is None:
-        return current
-    if switch.reason in ("default", "replacement", "fallback"):
-        whose = f"Kept since the first reply; it was the {switch.reason}."
-    else:
-        whose = f"Chosen by {switch.actor_name}{f': {switch.reason}' if switch.reason else ''}."
-    return msgspec.structs.replace(current, reason=current.reason.replace(CHOSEN, whose))
-
-
-def _state_of(session: Session, lifetime: Lifetime, now: datetime) -> State:
-    """What a session is now; the stored state is believed only where it says closed."""
-    if session.state == "closed":
-        return "closed"
-    return "expired" if lifetime.over(session, now) else "active"
-
-
-def _account_of(actor: Actor, now: datetime) -> Account:
-    return Account(id=actor.id, name=actor.name, role=actor.role, group_name=actor.group, created_at=now)
+        publish(self.bus, hint, db_session)

@@ -18,7 +18,8 @@ from services.client_pool import ClientPool
 from services.clients import ClientError, Text, Usage
 from services.errors import NotFound, StorageUnavailable
 from services.outcomes import End, TurnOrder
-from services.session_service import INTERRUPTED, LEASE, SessionService
+from services.session_service import SessionService
+from services.turns import INTERRUPTED, LEASE
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,6 @@ class UnitOfWork:
         content: object,
         actor: Actor,
         db_session: DbSession,
-        *,
         session_id: UUID | None = None,
     ) -> AsyncIterator[Once]:
         """The same with an idempotency key: a repeated one finds its first answer. Raises IdempotencyKeyReused."""

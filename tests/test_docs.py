@@ -301,7 +301,7 @@ def test_every_code_of_a_failed_reply_is_documented_and_no_other() -> None:
     # A transcript that is too long is also refused before it is sent, and has its heading there.
     assert documented == set(get_args(ErrorCode)) - {"context_overflow"} | {"interrupted"}
     assert "context_overflow" in headings(ERRORS)
-    assert '"interrupted"' in read("services/session_service.py")
+    assert '"interrupted"' in read("services/turns.py")
 
 
 def test_what_is_refused_before_any_rule_has_a_documented_code(fresh: Server) -> None:

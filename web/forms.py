@@ -41,7 +41,23 @@ class Chat(msgspec.Struct, forbid_unknown_fields=True):
     prompt: str
     session_id: UUID | None = None
     model: str | None = None
+    #: the turn it follows; default: the last one
+    parent_id: UUID | None = None
     expected_version: int | None = None
+
+
+class RetryTurn(msgspec.Struct, forbid_unknown_fields=True):
+    model: str | None = None
+
+
+class EditTurn(msgspec.Struct, forbid_unknown_fields=True):
+    prompt: str
+    model: str | None = None
+
+
+class ForkSession(msgspec.Struct, forbid_unknown_fields=True):
+    #: the last turn that goes along; default: the last one
+    turn_id: UUID | None = None
 
 
 class SignIn(msgspec.Struct, forbid_unknown_fields=True):

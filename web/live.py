@@ -6,9 +6,11 @@ import msgspec
 from litestar import Request
 
 from db.db_session import DbSession
+from db.tables import Turn
 from services.actor import Actor
 from services.client_pool import ClientPool
 from services.outcomes import LiveSession
+from services.reads import Reads
 from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event
 from web.answer import wants
@@ -50,11 +52,22 @@ class Controls:
                     return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live))
                 # Its text follows from the beginning, so one that is on the page already begins anew.
                 view = msgspec.structs.replace(TurnView.of(turn), reply="")
+                if live.row.turn_count != turn.depth:
+                    # There are branches, and the page may show another one.
+                    before = await self._path_before(live, turn)
+                    shown = {"turns": [TurnView.of(one) for one in before], "view": view}
+                    return render("chat/branched.html", **shown, **await self.of(live))
                 return render("chat/begun.html", view=view, again=True, **await self.of(live))
             case Changed(session):
                 return render("session/changed.html", view=SessionView.of(session), **await self.of(session))
             case _:
                 return ""
+
+    async def _path_before(self, session: LiveSession, turn: Turn) -> list[Turn]:
+        if turn.parent_id is None:
+            return []
+        reads = Reads(self._sessions)
+        return (await reads.transcript(session, self._db_session, actor=self._actor, last=turn.parent_id)).turns
 
 
 async def provide_controls(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Controls:

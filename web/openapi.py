@@ -26,6 +26,7 @@ class Problem(msgspec.Struct):
     retry_after_seconds: int | msgspec.UnsetType = msgspec.UNSET
     limit: str | msgspec.UnsetType = msgspec.UNSET
     can_reopen: bool | msgspec.UnsetType = msgspec.UNSET
+    can_fork: bool | msgspec.UnsetType = msgspec.UNSET
     used: int | msgspec.UnsetType = msgspec.UNSET
     size: int | msgspec.UnsetType = msgspec.UNSET
     remaining: int | msgspec.UnsetType = msgspec.UNSET

@@ -39,7 +39,7 @@ class SessionView(msgspec.Struct, frozen=True):
         row = live.row
         return cls(
             row.id,
-            row.title,
+            live.title,
             OwnerView(live.owner.id, live.owner.name),
             live.state,
             row.last_model,
@@ -194,8 +194,8 @@ class ExtensionView(msgspec.Struct, frozen=True):
         return cls(extension.extended, extension.expires_at, extension.reason)
 
 
-class DecisionView(msgspec.Struct, frozen=True):
-    """One row of a session's timeline."""
+class DecisionView(msgspec.Struct, frozen=True, rename={"from_value": "from", "to_value": "to"}):
+    """One row of the journal."""
 
     at: datetime
     actor: str
@@ -205,10 +205,21 @@ class DecisionView(msgspec.Struct, frozen=True):
     from_value: str | None
     to_value: str | None
     version: int | None
+    request_id: str
 
     @classmethod
     def of(cls, row: Journal) -> "DecisionView":
-        return cls(row.at, row.actor_name, row.what, row.outcome, row.reason, row.from_value, row.to_value, row.version)
+        return cls(
+            row.at,
+            row.actor_name,
+            row.what,
+            row.outcome,
+            row.reason,
+            row.from_value,
+            row.to_value,
+            row.version,
+            row.request_id,
+        )
 
 
 class TimelineView(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ CREATE TABLE refusal (
     rate_key TEXT NOT NULL,
     code TEXT NOT NULL,
     minute TIMESTAMPTZ NOT NULL,
-    count INTEGER NOT NULL,
+    times INTEGER NOT NULL,
     actor_kind TEXT NOT NULL,
     actor_id UUID,
     actor_name TEXT NOT NULL,

@@ -131,14 +131,14 @@ async def test_E4_an_expired_session_is_read_and_deleted_and_no_more(
     await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi")
     clock.pass_(days=30)
     live = await sessions.get_session(session_id, db_session, actor=ann)
-    assert (live.state, live.row.title, live.current.id) == ("expired", "Hello", "fast")
+    assert (live.state, live.title, live.current.id) == ("expired", "Hello", "fast")
     transcript = await Reads(sessions).transcript(live, db_session, actor=ann)
     assert [(turn.prompt, turn.reply) for turn in transcript.turns] == [("Hello", "Hi")]
     assert [row.row.id for row in (await sessions.list_sessions(db_session, actor=ann)).sessions] == [session_id]
     assert len(await Reads(sessions).timeline(session_id, db_session, actor=ann)) == 4
     async with refused("session_expired") as told:
         await sessions.begin_turn(session_id, "More", db_session, actor=ann)
-    assert told.facts == {"can_reopen": True}
+    assert told.facts == {"can_reopen": True, "can_fork": True}
     async with refused("session_expired"):
         await sessions.switch_model(session_id, "smart", db_session, actor=ann)
     async with refused("session_expired"):
@@ -272,10 +272,10 @@ async def test_E7_what_reached_its_absolute_end_is_not_reopened(
     clock.pass_(hours=24)
     async with refused("session_expired") as told:
         await sessions.reopen_session(session_id, db_session, actor=guest)
-    assert told.facts == {"can_reopen": False}
+    assert told.facts == {"can_reopen": False, "can_fork": True}
     async with refused("session_expired") as told:
         await sessions.begin_turn(session_id, "Hello", db_session, actor=guest)
-    assert told.facts == {"can_reopen": False}
+    assert told.facts == {"can_reopen": False, "can_fork": True}
 
 
 async def test_E7_an_end_set_by_hand_is_not_undone_by_reopening(

@@ -108,7 +108,7 @@ async def test_S3_expired_or_closed_is_gone(
     clock.pass_(days=30)
     async with refused("session_expired") as told:
         await sessions.switch_model(session_id, "smart", db_session, actor=ann)
-    assert told.facts == {"can_reopen": True}
+    assert told.facts == {"can_reopen": True, "can_fork": True}
 
 
 async def test_S3_foreign_and_absent_are_the_same(

@@ -55,14 +55,14 @@ async def test_G1_a_turn_is_begun_in_one_transaction_and_ordered_after_it(
     assert (turn.first_text_at, turn.ended_at, turn.error_code) == (None, None, None)
     row = await db_session.find_session(session_id, ann.id)
     assert row is not None
-    assert (row.head_id, row.turn_count, row.last_model, row.title) == (turn.id, 1, "fast", "Where is Rome?")
+    assert (row.head_id, row.turn_count, row.last_model, row.opening) == (turn.id, 1, "fast", "Where is Rome?")
     ask = Ask(model="echo", messages=(Message("user", "Where is Rome?"),), max_reply_tokens=0)
     assert orders.started == [TurnOrder(turn.id, session_id, "builtin", ask)]
     assert set(published) == {Hint(session_id, "turn_begun", turn.id), Hint(session_id, "session")}
     (row,) = await journal("turn_begun")
     assert (row.turn_id, row.session_id, row.owner_id, row.actor_name) == (turn.id, session_id, ann.id, "ann")
     assert (row.to_value, row.outcome, row.version) == ("fast", "done", 1)
-    assert (begun.session.running_turn, begun.session.row.title) == (turn.id, "Where is Rome?")
+    assert (begun.session.running_turn, begun.session.title) == (turn.id, "Where is Rome?")
     assert begun.allowance is not None and (begun.allowance.name, begun.allowance.remaining) == ("turns", 9)
 
 
@@ -626,7 +626,7 @@ async def test_the_first_prompt_gives_the_title_and_later_ones_do_not(
     await sessions.begin_turn(session_id, "Another", db_session, actor=ann)
     row = await db_session.find_session(session_id, ann.id)
     assert row is not None
-    assert row.title == "A rather long question about the hills of Rome and about…"
+    assert row.opening == "A rather long question about the hills of Rome and about…"
 
 
 async def test_a_prompt_that_races_with_closing_is_refused_or_stopped(

@@ -181,7 +181,7 @@ def test_the_owner_sees_by_whom_and_why(guest: httpx.Client, ada: httpx.Client) 
     assert session_of(guest, session["id"])["current_model"] == told["current_model"]
     row = guest.get(f"/session/{session['id']}/journal").json()["journal"][0]
     assert (row["actor"], row["what"], row["reason"]) == ("ada", "model_switched", "fast is overloaded")
-    assert (row["from_value"], row["to_value"]) == ("fast", "smart")
+    assert (row["from"], row["to"]) == ("fast", "smart")
     assert chat(guest, "hello", session_id=session["id"])["model"] == "smart"
 
 

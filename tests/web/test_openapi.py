@@ -129,10 +129,7 @@ def test_path_and_query_parameters_are_described(description: Node) -> None:
         assert {one["name"] for one in parameters if one["in"] == "query"} == names
         queries += bool(names)
         headers = {one["name"].lower() for one in parameters if one["in"] == "header"}
-        # Signing in and out, and the one-time link, have their own ways to be done once.
-        assert ("idempotency-key" in headers) == (
-            method == "post" and path.split("/")[1] in ("session", "models", "chat")
-        )
+        assert ("idempotency-key" in headers) == (method == "post")
         assert ("last-event-id" in headers) == path.endswith("/events")
         assert len({(one["in"], one["name"]) for one in parameters}) == len(parameters)
     assert queries > 3
@@ -240,7 +237,9 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     check(guest.post("/models/switch", json={"session_id": id, "model": "smart"}), "/models/switch")
     check(guest.post("/chat", json={"prompt": "x", "session_id": id}), "/chat")
     check(guest.post(f"/chat/{running['id']}/stop", json={}), "/chat/{turn_id}/stop")
-    for verb, fields in (("rename", {"title": "x"}), ("extend", {}), ("close", {}), ("delete", {})):
+    check(guest.post(f"/chat/{turn['id']}/retry", json={"model": "fast"}), "/chat/{turn_id}/retry")
+    check(guest.post(f"/chat/{turn['id']}/edit", json={"prompt": "again"}), "/chat/{turn_id}/edit")
+    for verb, fields in (("rename", {"title": "x"}), ("extend", {}), ("fork", {}), ("close", {}), ("delete", {})):
         check(guest.post(f"/session/{id}/{verb}", json=fields), f"/session/{{session_id}}/{verb}")
     reopened = create(guest)
     check(guest.post(f"/session/{reopened['id']}/reopen", json={}), "/session/{session_id}/reopen")

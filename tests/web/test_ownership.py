@@ -32,6 +32,7 @@ SECRET = "canary-7f3a-of-the-owner"
 FIELDS: dict[str, dict[str, Any]] = {
     "rename": {"title": "Taken over"},
     "chat": {"prompt": "x"},
+    "edit": {"prompt": "x"},
     "switch": {"session_id": ABSENT, "model": "smart"},
 }
 #: what differs between two answers anyway

@@ -451,7 +451,7 @@ def test_the_journal_tells_what_was_decided_and_never_what_was_said(guest: httpx
         "model_switched",
         "session_created",
     ]
-    assert (rows[2]["from_value"], rows[2]["to_value"], rows[2]["reason"]) == ("fast", "smart", "because")
+    assert (rows[2]["from"], rows[2]["to"], rows[2]["reason"]) == ("fast", "smart", "because")
     assert rows[0]["reason"] == "all said"
     assert rows[0]["at"] >= rows[-1]["at"]
     for said in ("A title of mine", "a prompt of mine", "Another title"):

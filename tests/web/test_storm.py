@@ -101,10 +101,10 @@ def test_after_a_storm_every_book_is_balanced(either: Server) -> None:
         switches = [row for row in rows if row["what"] == "model_switched"]
         assert len(switches) > 3
         for before, after in pairwise(switches):
-            assert after["from_value"] == before["to_value"]
-            assert after["to_value"] != before["to_value"]
+            assert after["from"] == before["to"]
+            assert after["to"] != before["to"]
             assert after["version"] > before["version"]
-        assert session["last_model"] == switches[-1]["to_value"]
+        assert session["last_model"] == switches[-1]["to"]
         # Nothing is held any more (I7).
         used = {one["name"]: one["used"] for one in client.get("/limits").json()["limits"]}
         assert used["concurrent_turns"] == 0

@@ -17,6 +17,7 @@ ROUTES: list[HTTPRouteHandler] = [
     session.extend_session,
     session.close_session,
     session.reopen_session,
+    session.fork_session,
     session.delete_session,
     # models and limits
     models.list_models,
@@ -27,6 +28,8 @@ ROUTES: list[HTTPRouteHandler] = [
     chat.show_turn,
     chat.follow_turn,
     chat.stop_turn,
+    chat.retry_turn,
+    chat.edit_turn,
     # who
     login.show_login,
     login.sign_in,

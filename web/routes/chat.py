@@ -5,33 +5,83 @@ from typing import Any
 from uuid import UUID
 
 from litestar import Request, Response, get, post
+from litestar.di import Provide
 from litestar.params import FromPath
 
+from db.db_session import DbSession
+from services.actor import Actor
+from services.outcomes import BegunTurn
 from services.reads import Reads
-from services.turn_log import MOST, Position
+from services.session_service import SessionService
+from services.turn_log import MOST, Position, Still, TurnLog
 from web.answer import answer, json, page, rate_headers, wants
-from web.forms import Chat, Nothing, reads
+from web.forms import Chat, EditTurn, Nothing, RetryTurn, reads
 from web.given import Db, Given, Log, MayRead, Sessions, Who
 from web.live import Controls
 from web.sse import for_scripts, stream
 from web.views import SessionView, TurnView
 
 
-@post(
-    "/chat",
-    status_code=200,
-    dependencies={"form": reads(Chat)},
-    opt={"answers": TurnView, "streams": True, "once": True},
-)
-async def begin_turn(
+class Reply:
+    """How a begun turn is answered: scripts wait for its end or get its stream, pages get what changes on screen."""
+
+    def __init__(
+        self,
+        request: Request,
+        sessions: SessionService,
+        db_session: DbSession,
+        actor: Actor,
+        log: TurnLog,
+        still: Still,
+        controls: Controls,
+    ) -> None:
+        self._request, self._sessions, self._db_session, self._actor = request, sessions, db_session, actor
+        self._log, self._still, self._controls = log, still, controls
+
+    async def of(self, begun: BegunTurn, fragment: str | None) -> Response[Any]:
+        """The answer to a page is `fragment`; without one the page is loaded anew, for another branch is shown."""
+        response: Response[Any]
+        match wants(self._request):
+            case "stream":
+                response = stream(for_scripts(self._log.follow_turn(begun.turn, 0, self._actor, self._still)))
+            case "json":
+                async with aclosing(self._log.follow_turn(begun.turn, 0, self._actor)) as events:
+                    async for _ in events:
+                        pass
+                turn, text = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
+                response = json(TurnView.of(turn, text))
+            case _:
+                return answer(
+                    self._request,
+                    fragment,
+                    TurnView.of(begun.turn),
+                    location=f"/session/{begun.turn.session_id}",
+                    allowance=begun.allowance,
+                    again=False,
+                    **await self._controls.of(begun.session),
+                )
+        response.headers.update(rate_headers(begun.allowance))
+        return response
+
+
+async def provide_reply(
     request: Request,
-    form: Given[Chat],
     sessions: Sessions,
     db_session: Db,
     actor: Who,
     log: Log,
     still: MayRead,
     controls: Given[Controls],
+) -> Reply:
+    return Reply(request, sessions, db_session, actor, log, still, controls)
+
+
+BEGINS: dict[str, Any] = {"answers": TurnView, "streams": True, "once": True}
+
+
+@post("/chat", status_code=200, dependencies={"form": reads(Chat), "reply": Provide(provide_reply)}, opt={**BEGINS})
+async def begin_turn(
+    request: Request, form: Given[Chat], sessions: Sessions, db_session: Db, actor: Who, reply: Given[Reply]
 ) -> Response[Any]:
     """Send a prompt; without `session_id` in a new session. Scripts get the ended turn, or its stream."""
     begun = await sessions.begin_turn(
@@ -40,31 +90,53 @@ async def begin_turn(
         db_session,
         actor=actor,
         model=form.model,
+        parent_id=form.parent_id,
         expected_version=form.expected_version,
         key=request.state.key,
     )
-    response: Response[Any]
-    match wants(request):
-        case "stream":
-            response = stream(for_scripts(log.follow_turn(begun.turn, 0, actor, still)))
-        case "json":
-            async with aclosing(log.follow_turn(begun.turn, 0, actor)) as events:
-                async for _ in events:
-                    pass
-            turn, text = await Reads(sessions).turn(begun.turn.id, db_session, actor=actor)
-            response = json(TurnView.of(turn, text))
-        case _:
-            return answer(
-                request,
-                "chat/begun.html",
-                TurnView.of(begun.turn),
-                location=f"/session/{begun.turn.session_id}",
-                allowance=begun.allowance,
-                again=False,
-                **await controls.of(begun.session),
-            )
-    response.headers.update(rate_headers(begun.allowance))
-    return response
+    return await reply.of(begun, "chat/begun.html" if form.parent_id is None else None)
+
+
+@post(
+    "/chat/{turn_id:uuid}/retry",
+    status_code=200,
+    dependencies={"form": reads(RetryTurn), "reply": Provide(provide_reply)},
+    opt={**BEGINS},
+)
+async def retry_turn(
+    request: Request,
+    turn_id: FromPath[UUID],
+    form: Given[RetryTurn],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    reply: Given[Reply],
+) -> Response[Any]:
+    """Ask the same again beside a turn, with `model` for this once."""
+    begun = await sessions.retry_turn(turn_id, db_session, actor=actor, model=form.model, key=request.state.key)
+    return await reply.of(begun, None)
+
+
+@post(
+    "/chat/{turn_id:uuid}/edit",
+    status_code=200,
+    dependencies={"form": reads(EditTurn), "reply": Provide(provide_reply)},
+    opt={**BEGINS},
+)
+async def edit_turn(
+    request: Request,
+    turn_id: FromPath[UUID],
+    form: Given[EditTurn],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    reply: Given[Reply],
+) -> Response[Any]:
+    """Ask something else in the place of a turn."""
+    begun = await sessions.edit_turn(
+        turn_id, form.prompt, db_session, actor=actor, model=form.model, key=request.state.key
+    )
+    return await reply.of(begun, None)
 
 
 @get("/chat/{turn_id:uuid}", opt={"answers": TurnView})

@@ -19,6 +19,7 @@ from web.forms import (
     CloseSession,
     CreateSession,
     FollowSession,
+    ForkSession,
     ListSessions,
     ListTurns,
     Nothing,
@@ -127,7 +128,7 @@ async def list_turns(
         view = TurnsView(
             [TurnView.of(turn, found.text) for turn in found.turns], str(found.earlier) if found.earlier else None
         )
-    return page(request, "session/turns.html", view)
+    return page(request, "session/turns.html", view, session=SessionView.of(session))
 
 
 @get("/session/{session_id:uuid}/events", dependencies={"asked": asks(FollowSession)}, opt={"answers": "stream"})
@@ -253,6 +254,28 @@ async def reopen_session(
     session = await sessions.reopen_session(session_id, db_session, actor=actor, key=request.state.key)
     view, shown = SessionView.of(session), await controls.of(session)
     return answer(request, "session/changed.html", view, location=view.url, allowance=session.allowance, **shown)
+
+
+@post(
+    "/session/{session_id:uuid}/fork",
+    status_code=201,
+    dependencies={"form": reads(ForkSession)},
+    opt={"answers": SessionView, "once": True},
+)
+async def fork_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[ForkSession],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+) -> Response[Any]:
+    """Make a session that begins with this one's transcript."""
+    session = await sessions.fork_session(
+        session_id, db_session, actor=actor, turn_id=form.turn_id, key=request.state.key
+    )
+    view = SessionView.of(session)
+    return answer(request, None, view, location=view.url, status=201, allowance=session.allowance)
 
 
 @post(

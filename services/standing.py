@@ -1,0 +1,103 @@
+"""How a session stands now: whose it is, whether it lives, which model it uses and why, what runs in it."""
+
+from collections.abc import Callable
+from datetime import datetime
+from uuid import UUID
+
+from db.db_session import DbSession
+from db.tables import Account, Journal, Session
+from services.actor import SYSTEM, Actor
+from services.client_pool import ClientPool
+from services.model_rule import ModelRule, explained
+from services.outcomes import LiveSession, State
+from services.policies import Allowance, Lifetime
+from services.rules import Rules
+
+
+class Standing:
+    """Judges sessions under the rules of this moment; writes nothing."""
+
+    def __init__(self, pool: ClientPool, now: Callable[[], datetime]) -> None:
+        self._pool = pool
+        self.now = now
+
+    async def of(
+        self,
+        session: Session,
+        actor: Actor,
+        db_session: DbSession,
+        *,
+        rules: Rules | None = None,
+        allowance: Allowance | None = None,
+    ) -> LiveSession:
+        """One session, as `actor` may see it."""
+        rules = rules or await Rules.now(db_session)
+        owner = await self.owner(session.owner_id, db_session)
+        running = await db_session.list_running_turns([session.id], self.now())
+        switches = await db_session.list_last_switches([session.id] if session.last_model is not None else [])
+        return self._live(session, owner, actor, running.get(session.id), switches.get(session.id), rules, allowance)
+
+    async def all_of(self, sessions: list[Session], actor: Actor, db_session: DbSession) -> list[LiveSession]:
+        """Many at once, in as few queries."""
+        rules, ids = await Rules.now(db_session), [session.id for session in sessions]
+        owners = await db_session.list_accounts(session.owner_id for session in sessions)
+        running = await db_session.list_running_turns(ids, self.now())
+        switches = await db_session.list_last_switches(ids)
+        return [
+            self._live(one, owners[one.owner_id], actor, running.get(one.id), switches.get(one.id), rules)
+            for one in sessions
+        ]
+
+    async def owner(self, owner_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> Account:
+        """The owner's account; an actor that has made nothing yet has no row."""
+        owner = await db_session.find_account(owner_id)
+        return owner if owner is not None else account_of(actor, self.now())
+
+    async def lifetime(self, session: Session, db_session: DbSession) -> Lifetime:
+        """How long it may live, under its owner's group."""
+        owner = await self.owner(session.owner_id, db_session)
+        return (await Rules.now(db_session)).policies_of(owner.group_name).lifetime
+
+    async def over(self, session: Session, db_session: DbSession) -> bool:
+        """Whether it is closed or past its end."""
+        return state_of(session, await self.lifetime(session, db_session), self.now()) != "active"
+
+    def model_rule(self, rules: Rules) -> ModelRule:
+        """The rule about the model, with the providers configured here."""
+        return ModelRule(rules, self._pool.has)
+
+    def _live(
+        self,
+        session: Session,
+        owner: Account,
+        actor: Actor,
+        running: UUID | None,
+        switch: Journal | None,
+        rules: Rules,
+        allowance: Allowance | None = None,
+    ) -> LiveSession:
+        lifetime = rules.policies_of(owner.group_name).lifetime
+        mine = session.owner_id == actor.id
+        return LiveSession(
+            session,
+            owner,
+            session.title or (session.opening if mine else ""),
+            state_of(session, lifetime, self.now()),
+            explained(self.model_rule(rules).current(session, owner), switch),
+            switch,
+            lifetime.deadline(session),
+            running,
+            allowance,
+        )
+
+
+def state_of(session: Session, lifetime: Lifetime, now: datetime) -> State:
+    """What a session is now; the stored state is believed only where it says closed."""
+    if session.state == "closed":
+        return "closed"
+    return "expired" if lifetime.over(session, now) else "active"
+
+
+def account_of(actor: Actor, now: datetime) -> Account:
+    """The row of an actor that has none yet."""
+    return Account(id=actor.id, name=actor.name, role=actor.role, group_name=actor.group, created_at=now)

@@ -1,0 +1,156 @@
+"""The rows of turns: begun under a lease, ended once, and never changed after.
+
+A collaborator of SessionService, which opens the transaction and holds the session's row before it calls anything
+here that writes.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from db.db_session import DbSession, new_id
+from db.tables import Session, Turn
+from services.actor import SYSTEM, Actor
+from services.catalogue import Entry
+from services.clients import Message, Usage
+from services.event_bus import EventBus, Hint
+from services.outcomes import End, Runner, TurnOrder
+from services.records import publish, record
+from services.rules import Rules
+from services.standing import Standing
+from services.text import tokens_of
+
+#: how long a worker may write to a turn without renewing
+LEASE = timedelta(seconds=30)
+#: what a reply is assumed to use at most where the model states no cap
+REPLY_TOKENS = 4096
+#: more than this no provider counts in earnest
+MOST_TOKENS = 100_000_000
+INTERRUPTED = ("interrupted", "The server stopped while this reply was being written.")
+
+
+class Turns:
+    """What one worker does to turns."""
+
+    def __init__(self, standing: Standing, bus: EventBus, worker: UUID, now: Callable[[], datetime]) -> None:
+        self._standing = standing
+        self._bus = bus
+        #: the name under which this process holds turns
+        self.worker = worker
+        self.now = now
+        #: set by whoever runs turns; without one a turn waits for its lease to lapse
+        self.runner: Runner | None = None
+
+    def new(
+        self,
+        session: Session,
+        parent: Turn | None,
+        prompt: str,
+        entry: Entry,
+        messages: Sequence[Message],
+        left_out: int,
+    ) -> Turn:
+        """A turn under this worker's lease, not yet written, with what it may use at most."""
+        now = self.now()
+        asked = sum(tokens_of(message.text) for message in messages)
+        cap = entry.max_reply_tokens or REPLY_TOKENS
+        return Turn(
+            id=new_id(),
+            session_id=session.id,
+            owner_id=session.owner_id,
+            parent_id=parent.id if parent is not None else None,
+            depth=parent.depth + 1 if parent is not None else 1,
+            prompt=prompt,
+            model=entry.id,
+            state="running",
+            prompt_tokens=asked,
+            reserved_tokens=asked + cap,
+            reserved_nanos=asked * entry.price_in_nanos + cap * entry.price_out_nanos,
+            context_left_out=left_out,
+            lease_owner=self.worker,
+            lease_until=now + LEASE,
+            created_at=now,
+        )
+
+    def start(self, order: TurnOrder, db_session: DbSession) -> None:
+        """Hand a begun turn to the runner after the commit."""
+        if self.runner is not None:
+            runner = self.runner
+            db_session.after_commit(lambda: runner.start(order))
+
+    async def running(self, session: Session, db_session: DbSession) -> Turn | None:
+        """The turn that runs in a session that is being changed; one whose lease lapsed ends here."""
+        running = await db_session.find_running_turn(session.id)
+        if running is not None and running.lease_until <= self.now():
+            await self.interrupt(session, running, db_session)
+            return None
+        return running
+
+    async def stop_running(self, session: Session, actor: Actor, db_session: DbSession) -> None:
+        """Stop what runs in a session, if anything does."""
+        running = await self.running(session, db_session)
+        if running is not None:
+            await self.end(session, running, "stopped", actor, db_session)
+
+    async def interrupt(self, session: Session, turn: Turn, db_session: DbSession) -> None:
+        """End a turn whose worker is gone, keeping what it wrote."""
+        await self.end(session, turn, "interrupted", SYSTEM, db_session, error=INTERRUPTED)
+
+    async def end(
+        self,
+        session: Session,
+        turn: Turn,
+        state: End,
+        actor: Actor,
+        db_session: DbSession,
+        usage: Usage | None = None,
+        error: tuple[str, str] | None = None,
+        tail: str = "",
+        start: int | None = None,
+    ) -> None:
+        """Write a running turn's end: its whole text, what it used, and why it ended.
+
+        `tail` is the text not yet appended. It begins `start` characters into the reply; None for where that ends.
+        """
+        now, rules = self.now(), await Rules.now(db_session)
+        code, detail = error or (None, None)
+        before = await db_session.text_of(turn.id)
+        # Text whose commit was not acknowledged may be there already; it comes again in the tail.
+        kept = before if start is None or not tail else before[:start]
+        reply = kept + tail
+        counted = usage if usage is not None and _credible(usage) else None
+        prompt_tokens = counted.prompt_tokens if counted is not None else turn.prompt_tokens
+        reply_tokens = counted.reply_tokens if counted is not None else tokens_of(reply)
+        entry = rules.catalogue.entries.get(turn.model)
+        cost = 0
+        if entry is not None:
+            cost = prompt_tokens * entry.price_in_nanos + reply_tokens * entry.price_out_nanos
+        await db_session.update(
+            turn,
+            reply=reply,
+            state=state,
+            error_code=code,
+            error_detail=detail,
+            prompt_tokens=prompt_tokens,
+            reply_tokens=reply_tokens,
+            estimated=counted is None,
+            cost_nanos=cost,
+            first_text_at=turn.first_text_at or (now if reply else None),
+            ended_at=now,
+        )
+        await db_session.delete_pieces(turn.id)
+        await db_session.add_usage(turn.owner_id, now.date(), prompt_tokens + reply_tokens, cost)
+        if not await self._standing.over(session, db_session):
+            await db_session.update(session, last_activity_at=now)
+        await record("turn_ended", session, actor, now, db_session, turn=turn, reason=code or "", outcome=state)
+        if tail:
+            publish(self._bus, Hint(session.id, "text", turn.id, len(kept), tail), db_session)
+        publish(self._bus, Hint(session.id, "turn_ended", turn.id), db_session)
+        if self.runner is not None:
+            runner = self.runner
+            db_session.after_commit(lambda: runner.stop(turn.id))
+
+
+def _credible(usage: Usage) -> bool:
+    """Whether a column holds these figures; where not, ours are nearer."""
+    return all(0 <= count <= MOST_TOKENS for count in (usage.prompt_tokens, usage.reply_tokens))
