@@ -24,6 +24,7 @@ from db.tables import (
     LimitRule,
     Login,
     Model,
+    ModelMove,
     RateBucket,
     RefusalCount,
     Session,
@@ -645,6 +646,99 @@ class DbSession:
             *session_ids,
         )
         return {row.session_id: row for row in rows}
+
+    # ------------------------------------------------------------ governance and moves
+
+    async def drop_rule(self, row: Model | AccountGroup | LimitRule) -> None:
+        """Take away a model, a group or a limit by its key."""
+        if isinstance(row, Model):
+            await Model.delete().where(Model.id == row.id)
+        elif isinstance(row, AccountGroup):
+            await AccountGroup.delete().where(AccountGroup.name == row.name)
+        else:
+            await LimitRule.delete().where(LimitRule.group_name == row.group_name, LimitRule.name == row.name)
+
+    async def list_rule_changes(self, limit: int, *, of_state: bool = False) -> list[Journal]:
+        """What was decided about models, groups, limits and moves, newest first; `of_state`: about a model's state."""
+        told = "what = 'model_changed' AND to_value LIKE '%: state %'"
+        if not of_state:
+            told = (
+                "what IN ('model_changed', 'group_changed', 'limit_changed', "
+                "'move_ordered', 'move_stopped', 'move_ended')"
+            )
+        return await self._rows(
+            Journal,
+            f"SELECT * FROM journal WHERE session_id IS NULL AND {told} ORDER BY id DESC LIMIT {{}}",  # noqa: S608
+            limit,
+        )
+
+    async def count_sessions_on(
+        self, model: str, ends: "Ends", now: datetime, open_to: Sequence[str]
+    ) -> tuple[int, int, int, int]:
+        """Live sessions on a model; of them with a running turn, locked, and with an owner outside `open_to`.
+
+        Nobody is outside of no groups at all.
+        """
+        over, args = _over(ends, now)
+        outside = f"account.group_name NOT IN ({_marks(open_to)})" if open_to else "1 = 0"
+        (row,) = await Session.raw(
+            "SELECT COUNT(*) AS total, "  # noqa: S608
+            "COALESCE(SUM(CASE WHEN EXISTS (SELECT 1 FROM turn WHERE turn.session_id = session.id "
+            "AND turn.state = 'running' AND turn.lease_until > {}) THEN 1 ELSE 0 END), 0) AS running, "
+            "COALESCE(SUM(CASE WHEN session.locked THEN 1 ELSE 0 END), 0) AS locked, "
+            f"COALESCE(SUM(CASE WHEN {outside} THEN 1 ELSE 0 END), 0) AS outside "
+            "FROM session JOIN account ON account.id = session.owner_id "
+            f"WHERE session.last_model = {{}} AND session.state <> 'closed' AND NOT ({over})",
+            now,
+            *open_to,
+            model,
+            *args,
+        )
+        return int(row["total"]), int(row["running"]), int(row["locked"]), int(row["outside"])
+
+    async def list_sessions_on(
+        self, model: str, ends: "Ends", now: datetime, after: UUID | None, limit: int
+    ) -> list[Session]:
+        """Live sessions on a model, in the order of their ids."""
+        over, args = _over(ends, now)
+        return await self._rows(
+            Session,
+            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
+            f"WHERE session.last_model = {{}} AND session.state <> 'closed' AND NOT ({over}) "
+            f"{'AND session.id > {} ' if after is not None else ''}ORDER BY session.id LIMIT {{}}",
+            model,
+            *args,
+            *([after] if after is not None else []),
+            limit,
+        )
+
+    async def find_move(self, move_id: UUID, *, lock: bool = False) -> ModelMove | None:
+        return await self._object(ModelMove, ModelMove.id == move_id, lock=lock)
+
+    async def list_moves(self, limit: int, *, state: str = "") -> list[ModelMove]:
+        """Orders to move sessions, newest first."""
+        query = ModelMove.objects().order_by(ModelMove.id, ascending=False).limit(limit)
+        return await (query.where(ModelMove.state == state) if state else query)
+
+    async def claim_move(self, worker: UUID, now: datetime, until: datetime, *, alone: bool = False) -> UUID | None:
+        """Lease the oldest running move that nobody holds; `alone`: or that another process held."""
+        rows = await ModelMove.raw(
+            "UPDATE model_move SET lease_owner = {}, lease_until = {} WHERE id = ("  # noqa: S608
+            "SELECT id FROM model_move WHERE state = 'running' AND (lease_until IS NULL OR lease_until <= {}"
+            f"{' OR lease_owner <> {}' if alone else ''}) "
+            f"ORDER BY id LIMIT 1{' FOR UPDATE SKIP LOCKED' if self._postgres else ''}) RETURNING id",
+            worker,
+            until,
+            now,
+            *([worker] if alone else []),
+        )
+        return rows[0]["id"] if rows else None
+
+    async def renew_move(self, move_id: UUID, worker: UUID, until: datetime) -> None:
+        """Move the end of the lease of a move that `worker` holds."""
+        await ModelMove.update({ModelMove.lease_until: until}).where(
+            ModelMove.id == move_id, ModelMove.lease_owner == worker, ModelMove.state == "running"
+        )
 
 
 #: {group: (active before, created before)} that make a session of the group over; "" for every other group

@@ -10,11 +10,12 @@ These keep its queries and migrations and replace only how connections are held:
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, redirect_stdout
+from contextlib import asynccontextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: how long a writer waits for another process's transaction before it gives up
 BUSY_SECONDS = 10.0
+#: how long one look at SQLite's write lock lasts; SQLite looks again after 1, 2, 5, 10 … 100 ms
+LOOK_MS = 5
 SQLITE_READERS = 3
 POSTGRES_CONNECTIONS = 10
 #: Piccolo finds the engine for its migrations through this module
@@ -170,11 +173,25 @@ class SqliteTransaction(_Transaction):
         await self.engine.writing.acquire()
         try:
             self.connection = await self.engine.writer()
-            await _sqlite(self.connection.execute("BEGIN IMMEDIATE"))
-        except BaseException:
+            async with asyncio.timeout(BUSY_SECONDS), self.engine.next_to_write():
+                while not await _sqlite(self._begun()):
+                    pass
+        except BaseException as error:
             # The BEGIN may still happen behind a cancellation: its rollback queues up after it.
             await _whole(self.end(commit=False))
+            if isinstance(error, TimeoutError):
+                raise DatabaseUnavailable("the database is locked by another process") from error
             raise
+
+    async def _begun(self) -> bool:
+        """One attempt; False while another process writes."""
+        try:
+            await self.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        return True
 
     async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         return list(await _sqlite(self.connection.execute_fetchall(sql, args)))
@@ -211,6 +228,7 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
         super().__init__(path=path, timeout=BUSY_SECONDS)
         self.writing = asyncio.Lock()
         self._writer: aiosqlite.Connection | None = None
+        self._folder: int | None = None
         self._readers: asyncio.Queue[aiosqlite.Connection | None] = asyncio.Queue()
         for _ in range(SQLITE_READERS):
             self._readers.put_nowait(None)
@@ -219,6 +237,22 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
         if self._writer is None:
             self._writer = await self._connect()
         return self._writer
+
+    @asynccontextmanager
+    async def next_to_write(self) -> AsyncIterator[None]:
+        """No other process begins to write before us: a lock on the folder, held until the transaction has begun.
+
+        SQLite has no queue: it lets in whoever asks at the right moment, so a busy process shuts the others out. Here
+        it finds somebody in front of it. Only fairness depends on this lock; who writes is still SQLite's to say.
+        """
+        if self._folder is None:
+            self._folder = _folder_of(self.path)
+        try:
+            while not _locked(self._folder):  # noqa: ASYNC110 - other processes cannot set an Event
+                await asyncio.sleep(0.001)
+            yield
+        finally:
+            _unlock(self._folder)
 
     async def drop_writer(self) -> None:
         """Forget a writer whose state is unknown; the next transaction opens another."""
@@ -239,6 +273,8 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
                 await connection.execute("PRAGMA synchronous = NORMAL")
                 await connection.execute("PRAGMA foreign_keys = ON")
                 await connection.execute(f"PRAGMA query_only = {int(readonly)}")
+                if not readonly:
+                    await connection.execute(f"PRAGMA busy_timeout = {LOOK_MS}")
             except BaseException:
                 await connection.close()
                 raise
@@ -273,10 +309,36 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
     async def stop(self) -> None:
         async with self.writing:
             await self.drop_writer()
+            if self._folder is not None:
+                os.close(self._folder)
+                self._folder = None
             for _ in range(SQLITE_READERS):
                 if (connection := await self._readers.get()) is not None:
                     await connection.close()
                 self._readers.put_nowait(None)
+
+
+def _folder_of(path: str) -> int:
+    try:
+        return os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    except OSError as error:
+        raise DatabaseUnavailable(f"{path}: {error.strerror}") from error
+
+
+def _locked(folder: int) -> bool:
+    """One attempt; True also where the file system knows no such lock."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _unlock(folder: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(folder, fcntl.LOCK_UN)
 
 
 async def _sqlite(operation: Awaitable[Any]) -> Any:

@@ -1,6 +1,7 @@
 """Accounts, passwords, logins, tokens: who is asking, for every transport, in one `authenticate`."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import secrets
@@ -15,9 +16,12 @@ import msgspec
 
 from db.db_session import Conflict, DbSession, new_id
 from db.tables import Account, ApiToken, Login
+from services import refusals
 from services.actor import SYSTEM, Actor
-from services.errors import Forbidden, InvalidRequest, RateLimited, Unauthenticated
+from services.errors import Forbidden, InvalidRequest, RateLimited, Refusal, Unauthenticated
+from services.idempotency import checked_key
 from services.policies import Rate, microseconds
+from services.unit_of_work import UnitOfWork
 
 LOGIN = timedelta(days=30)
 PASSWORD_CHARACTERS = (8, 1000)
@@ -31,6 +35,8 @@ COMMON_PASSWORDS = """
 """
 #: what each scope brings along
 _IMPLIED = {"read": {"read"}, "chat": {"read", "chat"}, "admin": {"read", "chat", "admin"}}
+#: the id of everybody who has not proved one
+NOBODY = UUID(int=0)
 SIGN_INS = Rate(10, timedelta(minutes=10), 10)
 #: argon2 takes 64 MiB each time
 _HASHING = asyncio.Semaphore(2)
@@ -49,6 +55,13 @@ class Credentials(msgspec.Struct, frozen=True):
     request_id: str
 
 
+class SignedIn(msgspec.Struct, frozen=True):
+    """Who has just proved an account, and the cookie that proves it from now on."""
+
+    actor: Actor
+    cookie: str
+
+
 class Accounts:
     """Accounts and the ways to prove one."""
 
@@ -57,6 +70,7 @@ class Accounts:
         #: whether a browser without an account may use it
         self.guests = guests
         self.now = now
+        self.units = UnitOfWork(now)
 
     # ------------------------------------------------------------ who is asking
 
@@ -75,11 +89,23 @@ class Accounts:
                 id=guest_id,
                 name=f"guest-{guest_id.hex[-12:]}",
                 group="guest",
-                rate_key=f"address:{self._masked(given.address)}",
+                rate_key=self._rate_key(given.address),
                 role="guest",
                 request_id=given.request_id,
             )
         raise Unauthenticated()
+
+    def nobody(self, address: str, request_id: str) -> Actor:
+        """Somebody who is about to prove an account. Without a name: what is typed there is sometimes a password."""
+        return Actor(
+            kind="guest",
+            id=NOBODY,
+            name="",
+            group="guest",
+            rate_key=self._rate_key(address),
+            role="guest",
+            request_id=request_id,
+        )
 
     async def _token_actor(self, given: Credentials, db_session: DbSession) -> Actor:
         token = await db_session.find_api_token(_hash(given.bearer or ""), self.now())
@@ -93,15 +119,7 @@ class Accounts:
         account = await db_session.find_account(account_id)
         if account is None or account.disabled_at is not None:
             raise Unauthenticated("This account is disabled.")
-        return Actor(
-            kind="admin" if account.role == "admin" else "user",
-            id=account.id,
-            name=account.name,
-            group=account.group_name,
-            rate_key=f"account:{account.id}",
-            role=account.role,
-            request_id=given.request_id,
-        )
+        return _person(account, given.request_id)
 
     # ------------------------------------------------------------ guests
 
@@ -120,9 +138,13 @@ class Accounts:
         return guest_id if hmac.compare_digest(signature.encode(), self._signature(guest_id).encode()) else None
 
     def _signature(self, guest_id: UUID) -> str:
-        return hmac.new(self._secret, b"guest:" + guest_id.bytes, hashlib.sha256).hexdigest()
+        return self._sealed(b"guest:" + guest_id.bytes).hex()
 
-    def _masked(self, address: str) -> str:
+    def _sealed(self, text: bytes) -> bytes:
+        """What only this server makes of a text, and nobody reads back."""
+        return hmac.new(self._secret, text, hashlib.sha256).digest()
+
+    def _rate_key(self, address: str) -> str:
         """A network address as a rate's key: IPv6 by /64, and never readable in the database."""
         try:
             parsed = ip_address(address)
@@ -131,7 +153,7 @@ class Accounts:
             block = str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
         except ValueError:
             block = address
-        return hmac.new(self._secret, b"address:" + block.encode(), hashlib.sha256).hexdigest()[:32]
+        return f"address:{self._sealed(b'address:' + block.encode()).hex()[:32]}"
 
     # ------------------------------------------------------------ accounts
 
@@ -209,40 +231,93 @@ class Accounts:
 
     # ------------------------------------------------------------ logins
 
-    async def sign_in(self, name: str, password: str, address: str, db_session: DbSession) -> str:
-        """Check a password and make a login; returns the cookie's text. Raises Unauthenticated, RateLimited."""
+    async def sign_in(
+        self, name: str, password: str, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> SignedIn:
+        """Check a password and make a login; `actor` is nobody yet. Raises Unauthenticated, RateLimited."""
+        key = checked_key(key)
+        try:
+            account = await self._proved(name, password, actor, db_session)
+        except Refusal as refusal:
+            await refusals.note(refusal, "sign_in", actor, None, self.now(), db_session)
+            raise
+        return await self._signed_in(account, key, actor, db_session)
+
+    async def _proved(self, name: str, password: str, actor: Actor, db_session: DbSession) -> Account:
+        """The account that has this name and password. No transaction waits for the hashing."""
         name = _nameable(name)
-        places = (f"sign_in:name:{name[:80]}", f"sign_in:address:{self._masked(address)}")
-        for key in places:
+        places = (f"sign_in:name:{self._sealed(b'name:' + name.encode()).hex()[:32]}", f"sign_in:{actor.rate_key}")
+        for place in places:
             now = self.now()
-            if await db_session.take_from_bucket(key, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst) is None:
-                state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(key), now)
+            taken = await db_session.take_from_bucket(place, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst)
+            if taken is None:
+                state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(place), now)
                 raise RateLimited("Too many attempts to sign in. Please wait.", state, now)
         account = await db_session.find_account_by_name(name)
         known = account is not None and account.password_hash is not None and account.disabled_at is None
         right = await _verified(account.password_hash if known and account else _DECOY, password)
         if account is None or not known or not right:
             raise Unauthenticated("The name or the password is wrong.")
-        for key in places:
-            await db_session.give_back_to_bucket(key, SIGN_INS.interval_us)
-        return await self._new_login(account.id, db_session)
+        for place in places:
+            await db_session.give_back_to_bucket(place, SIGN_INS.interval_us)
+        return account
 
-    async def sign_out(self, login_cookie: str, db_session: DbSession) -> None:
-        """End the login of a cookie."""
-        await db_session.revoke_login(_hash(login_cookie), self.now())
+    async def _signed_in(self, account: Account, key: str, actor: Actor, db_session: DbSession) -> SignedIn:
+        """A new login of an account that was just proved; a key whose login still lives is answered with that one.
 
-    async def _new_login(self, account_id: UUID, db_session: DbSession) -> str:
-        cookie, now = secrets.token_urlsafe(32), self.now()
-        await db_session.add(
-            Login(
-                id=new_id(),
-                account_id=account_id,
-                token_hash=_hash(cookie),
-                created_at=now,
-                expires_at=now + LOGIN,
-            )
-        )
-        return cookie
+        A key is no secret: it stands in a page, and a script may choose it. So it proves nothing. It is looked at
+        after the password; who has the key and not the password is told what everybody is told, and who comes with
+        another right password learns only that the key is taken. Neither the key nor the row it leads to makes a
+        cookie without the server's secret, and the key itself is kept sealed, so the database and the secret together
+        make none either. The row names a login, not a cookie: one that was signed out or has ended stays so, and the
+        key moves on to a new login under a new id.
+        """
+        person, kept = _person(account, actor.request_id), self._kept(key)
+        # The hash stands for the password: after a change of it the same request is another one.
+        content = (account.id, account.password_hash)
+        async with self.units.writing(db_session, actor=actor, verb="sign_in"):
+            if kept:
+                # The claim alone would let two go on at once that find its login ended.
+                await db_session.lock(f"sign_in:{kept}")
+            async with self.units.once("sign_in", kept, content, actor, db_session) as once:
+                if once.answer:
+                    cookie = self._cookie(UUID(once.answer), key)
+                    if await db_session.find_login(_hash(cookie), self.now()) is not None:
+                        return SignedIn(person, cookie)
+                login_id, now = new_id(), self.now()
+                cookie = self._cookie(login_id, key) if key else secrets.token_urlsafe(32)
+                await db_session.add(
+                    Login(
+                        id=login_id,
+                        account_id=account.id,
+                        token_hash=_hash(cookie),
+                        created_at=now,
+                        expires_at=now + LOGIN,
+                    )
+                )
+                await db_session.record("signed_in", person, now, owner_id=account.id)
+                await once.remember(str(login_id))
+                return SignedIn(person, cookie)
+
+    def _kept(self, key: str) -> str:
+        """A key as the database keeps it."""
+        return key and self._sealed(b"key:" + key.encode()).hex()
+
+    def _cookie(self, login_id: UUID, key: str) -> str:
+        """The cookie of a login that was made under a key: always the same, so that it need not be kept."""
+        sealed = self._sealed(b"login:" + login_id.bytes + key.encode())
+        return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
+
+    async def sign_out(self, login_cookie: str, db_session: DbSession, *, actor: Actor) -> None:
+        """End the login of a cookie. It needs no key: a login ends once, and another one is not meant."""
+        token_hash, now = _hash(login_cookie), self.now()
+        async with self.units.writing(db_session, actor=actor, verb="sign_out"):
+            await db_session.lock(f"login:{token_hash}")
+            login = await db_session.find_login(token_hash, now)
+            account = await db_session.find_account(login.account_id) if login is not None else None
+            if account is not None:
+                await db_session.revoke_login(token_hash, now)
+                await db_session.record("signed_out", _person(account, actor.request_id), now, owner_id=account.id)
 
     # ------------------------------------------------------------ the first admin
 
@@ -263,14 +338,34 @@ class Accounts:
                 "This set-up link does not work any more. A restart prints a new one while there is no admin."
             )
 
-    async def set_up(self, secret: str, name: str, password: str, db_session: DbSession) -> str:
-        """Spend the link: make the admin and sign in; the cookie's text. Of two at once one is refused."""
-        account = await self._new_account(name, password, "admin")
-        async with db_session.transaction():
-            if not await db_session.use_setup_link(_hash(secret), self.now()):
-                raise Forbidden("This set-up link does not work any more.")
-            await self._add(account, SYSTEM, db_session)
-            return await self._new_login(account.id, db_session)
+    async def set_up(
+        self, secret: str, name: str, password: str, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> SignedIn:
+        """Spend the link: make the admin and sign in. Of two at once one is refused, unless both have one key."""
+        key, account = checked_key(key), await self._new_account(name, password, "admin")
+        content = (_hash(secret), account.name)
+        async with self.units.once("set_up", self._kept(key), content, actor, db_session) as once:
+            if not once.answer:
+                if not await db_session.use_setup_link(_hash(secret), self.now()):
+                    raise Forbidden("This set-up link does not work any more.")
+                await self._add(account, SYSTEM, db_session)
+                return await self._signed_in(account, key, actor, db_session)
+        # Link and key may be known to others by now; that it is the same person is for the password to prove.
+        return await self.sign_in(account.name, password, db_session, actor=actor, key=key)
+
+
+def _person(account: Account, request_id: str) -> Actor:
+    """An account's owner, as an actor."""
+    role: Literal["user", "admin"] = "admin" if account.role == "admin" else "user"
+    return Actor(
+        kind=role,
+        id=account.id,
+        name=account.name,
+        group=account.group_name,
+        rate_key=f"account:{account.id}",
+        role=role,
+        request_id=request_id,
+    )
 
 
 def _nameable(name: str) -> str:

@@ -1,21 +1,43 @@
 """Whether one more is allowed: rates, open things and budgets, decided inside the verb's writing transaction.
 
 A rate is taken in one statement. Counts are taken under a lock on whom they are counted for, so that they are exact
-over processes too. Whatever a refused verb took is rolled back with it.
+over processes too. Whatever a refused verb took is rolled back with it. A verb that is admitted gets every limit that
+applied, as it stands afterwards and the tightest first.
 """
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from db.db_session import DbSession
 from db.tables import Turn
 from services.actor import Actor
 from services.catalogue import Entry
+from services.context import reply_tokens
 from services.errors import BudgetExhausted, ConcurrencyLimited, LimitReached, RateLimited, SessionQuota
-from services.policies import Allowance, Lifetime, Policies, Rate, Slots, microseconds
+from services.policies import (
+    CONCURRENT,
+    MONEY,
+    REQUESTS,
+    TOKENS,
+    Allowance,
+    Policies,
+    Rate,
+    Slots,
+    microseconds,
+    tightest_first,
+)
 from services.rules import Rules
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a verb wants of one limit."""
+
+    before: Allowance
+    #: None where there is not enough
+    after: Allowance | None
 
 
 class Admission:
@@ -26,131 +48,133 @@ class Admission:
 
     async def allowances(self, actor: Actor, rules: Rules, db_session: DbSession) -> list[Allowance]:
         """Every limit that applies to the actor, as it stands; nothing is taken."""
-        now = self.now()
-        policies = rules.policies_of(actor.group)
+        policies, now = rules.policies_of(actor.group), self.now()
         rates = (
             ("turns", policies.turns),
             ("switches", policies.switches),
             ("sessions_created", policies.sessions_created),
         )
-        open_sessions = await self._count_open(actor.id, policies.lifetime, db_session)
-        found = [
-            rate.allowance(name, await db_session.bucket_tat(bucket_of(name, actor.rate_key)), now)
-            for name, rate in rates
-            if rate.count
+        return [
+            *[
+                rate.allowance(name, await db_session.bucket_tat(bucket_of(name, actor.rate_key)), now)
+                for name, rate in rates
+                if rate.count
+            ],
+            *await self._slots(actor, rules.catalogue.visible_to(actor), rules, db_session),
+            *await self._open_sessions(actor.id, policies, db_session),
+            *await self._budgets(actor.id, policies, db_session),
         ]
-        found += await self._slots(actor, rules.catalogue.visible_to(actor), rules, db_session)
-        if (quota := policies.open_sessions.allowance("open_sessions", open_sessions)) is not None:
-            found.append(quota)
-        return found + await self._budgets(actor.id, policies, db_session)
 
     async def admit_session(
         self, owner_id: UUID, group: str, actor: Actor, rules: Rules, db_session: DbSession
-    ) -> Allowance | None:
+    ) -> tuple[Allowance, ...]:
         """One more open session for its owner, at the actor's rate. Raises SessionQuota, RateLimited."""
-        policies = rules.policies_of(group)
-        await db_session.lock(f"owner:{owner_id}")
-        used = await self._count_open(owner_id, policies.lifetime, db_session)
-        quota = policies.open_sessions.allowance("open_sessions", used)
-        if quota is not None and not quota.remaining:
-            raise SessionQuota(size=quota.size, used=quota.used)
+        policies, claims = rules.policies_of(group), []
+        if policies.open_sessions.size:
+            await db_session.lock(f"owner:{owner_id}")
+            claims = [Claim(one, one.less(1)) for one in await self._open_sessions(owner_id, policies, db_session)]
+        for claim in claims:
+            if claim.after is None:
+                raise SessionQuota(size=claim.before.size, used=claim.before.used)
         rate = rules.policies_of(actor.group).sessions_created
-        return await self.take("sessions_created", rate, (actor.rate_key,), db_session)
+        return self._granted(claims + await self._claims("sessions_created", rate, (actor.rate_key,), db_session))
+
+    async def take(self, name: str, rate: Rate, keys: Iterable[str], db_session: DbSession) -> tuple[Allowance, ...]:
+        """One place in each bucket of a rate. Raises RateLimited for the one that stays full longest."""
+        return self._granted(await self._claims(name, rate, keys, db_session))
 
     async def admit_turn(
         self, turn: Turn, entry: Entry, actor: Actor, rules: Rules, db_session: DbSession, *, switching: bool
-    ) -> Allowance | None:
+    ) -> tuple[Allowance, ...]:
         """A slot, a place in each rate and a reservation for one turn. Raises the LimitReached that lasts longest."""
-        policies, now = rules.policies_of(actor.group), self.now()
+        policies = rules.policies_of(actor.group)
         await db_session.lock(
             f"owner:{actor.id}",
             *([f"model:{entry.id}"] if entry.concurrent_turns else []),
             *(["instance"] if rules.concurrent_turns else []),
         )
-        refusals: list[LimitReached] = []
-        for slots in await self._slots(actor, [entry], rules, db_session):
-            if not slots.remaining:
-                text = f"{slots.used} replies are being written at once; no more are allowed. Wait for one to end."
-                refusals.append(ConcurrencyLimited(text, slots, now))
-        need = {"tokens_per_day": turn.reserved_tokens, "money_per_month": turn.reserved_nanos}
-        for budget in await self._budgets(actor.id, policies, db_session):
-            if budget.remaining < need[budget.name]:
-                text = f"The budget “{budget.name.replace('_', ' ')}” is used up for now."
-                refusals.append(BudgetExhausted(text, budget, now))
-        allowance = None
-        try:
-            if switching:
-                await self.take("switches", policies.switches, switch_keys(turn.session_id, actor), db_session)
-        except RateLimited as refusal:
-            refusals.append(refusal)
-        try:
-            allowance = await self.take("turns", policies.turns, (actor.rate_key,), db_session)
-        except RateLimited as refusal:
-            refusals.append(refusal)
-        if refusals:
-            raise max(refusals, key=lambda refusal: refusal.retry_after_seconds)
-        return allowance
+        need = {CONCURRENT: 1, TOKENS: turn.reserved_tokens, MONEY: turn.reserved_nanos}
+        held = await self._slots(actor, [entry], rules, db_session)
+        held += await self._budgets(actor.id, policies, db_session)
+        claims = [Claim(one, one.less(need[one.unit])) for one in held]
+        if switching:
+            claims += await self._claims("switches", policies.switches, switch_keys(turn.session_id, actor), db_session)
+        claims += await self._claims("turns", policies.turns, (actor.rate_key,), db_session)
+        return self._granted(claims)
+
+    def reply_cap(self, entry: Entry, group: str, rules: Rules) -> int:
+        """Where a reply is cut, so that it cannot use more than is reserved for it; 0 where nothing asks for that."""
+        return reply_tokens(entry) if entry.max_reply_tokens or rules.policies_of(group).budgets else 0
+
+    def _granted(self, claims: Iterable[Claim]) -> tuple[Allowance, ...]:
+        """The limits after a verb took its part of each. Raises the LimitReached that lasts longest."""
+        claims, now = list(claims), self.now()
+        short = [claim.before for claim in claims if claim.after is None]
+        if not short:
+            return tightest_first(claim.after for claim in claims if claim.after is not None)
+        longest = max(short, key=lambda one: one.retry_after_seconds(now))
+        others = tightest_first(claim.before for claim in claims if claim.before is not longest)
+        raise _refusal(longest, now, others)
+
+    async def _claims(self, name: str, rate: Rate, keys: Iterable[str], db_session: DbSession) -> list[Claim]:
+        """One place in each bucket of a rate; of several buckets the tightest is told."""
+        if not rate.count:
+            return []
+        now, claims = self.now(), []
+        for key in sorted(keys):
+            bucket = bucket_of(name, key)
+            tat = await db_session.take_from_bucket(bucket, microseconds(now), rate.interval_us, rate.burst)
+            if tat is None:
+                claims.append(Claim(rate.allowance(name, await db_session.bucket_tat(bucket), now), None))
+            else:
+                before = rate.allowance(name, tat - rate.interval_us, now)
+                claims.append(Claim(before, rate.allowance(name, tat, now)))
+        return [max(claims, key=lambda one: (one.after is None, one.before.used, one.before.retry_after_seconds(now)))]
 
     async def _slots(
         self, actor: Actor, entries: Iterable[Entry], rules: Rules, db_session: DbSession
     ) -> list[Allowance]:
         """The counts of running turns that apply: the actor's, each model's, the instance's."""
-        now = self.now()
-        scopes: list[tuple[str, Slots, dict[str, Any]]] = [
-            ("concurrent_turns", rules.policies_of(actor.group).concurrent_turns, {"owner_id": actor.id}),
-            *(
-                ("concurrent_turns_of_model", Slots(entry.concurrent_turns), {"model": entry.id})
-                for entry in entries
-                if entry.concurrent_turns
-            ),
-            ("concurrent_turns_of_instance", Slots(rules.concurrent_turns), {}),
-        ]
-        return [
-            allowance
-            for name, slots, scope in scopes
-            if slots.size
-            and (allowance := slots.allowance(name, await db_session.count_running_turns(now, **scope))) is not None
-        ]
-
-    async def take(self, name: str, rate: Rate, keys: Iterable[str], db_session: DbSession) -> Allowance | None:
-        """One place in each bucket of a rate. Raises RateLimited for the one that stays full longest."""
-        if not rate.count:
-            return None
-        now, allowances, full = self.now(), [], []
-        for key in sorted(keys):
-            bucket = bucket_of(name, key)
-            tat = await db_session.take_from_bucket(bucket, microseconds(now), rate.interval_us, rate.burst)
-            if tat is None:
-                full.append(rate.allowance(name, await db_session.bucket_tat(bucket), now))
-            else:
-                allowances.append(rate.allowance(name, tat, now))
-        if full:
-            raise RateLimited(_too_often(name), max(full, key=lambda one: one.retry_after_seconds(now)), now)
-        return min(allowances, key=lambda one: one.remaining)
-
-    async def _budgets(self, owner_id: UUID, policies: Policies, db_session: DbSession) -> list[Allowance]:
-        """The budgets that apply: spent by ended turns, held by running ones."""
-        now = self.now()
-        found: list[Allowance] = []
-        for place, (name, budget) in enumerate(
-            (("tokens_per_day", policies.tokens_per_day), ("money_per_month", policies.money_per_month))
-        ):
-            if budget.size:
-                # Held before spent: a turn that settles in between counts twice, never not at all.
-                held = (await db_session.reserved_of(owner_id, now))[place]
-                spent = (await db_session.usage_since(owner_id, budget.since(now).date()))[place]
-                if (allowance := budget.allowance(name, spent + held, now)) is not None:
-                    found.append(allowance)
+        now, found = self.now(), []
+        if (slots := rules.policies_of(actor.group).concurrent_turns).size:
+            used = await db_session.count_running_turns(now, owner_id=actor.id)
+            found.append(slots.allowance("concurrent_turns", used))
+        for entry in entries:
+            if entry.serves and (slots := Slots(entry.concurrent_turns)).size:
+                used = await db_session.count_running_turns(now, model=entry.id)
+                found.append(slots.allowance("concurrent_turns_of_model", used, entry.id))
+        if (slots := Slots(rules.concurrent_turns)).size:
+            used = await db_session.count_running_turns(now)
+            found.append(slots.allowance("concurrent_turns_of_instance", used))
         return found
 
-    async def _count_open(self, owner_id: UUID, lifetime: Lifetime, db_session: DbSession) -> int:
-        now = self.now()
-        return await db_session.count_open_sessions(
+    async def _open_sessions(self, owner_id: UUID, policies: Policies, db_session: DbSession) -> list[Allowance]:
+        """The quota of open sessions, where there is one."""
+        now, lifetime = self.now(), policies.lifetime
+        if not policies.open_sessions.size:
+            return []
+        used = await db_session.count_open_sessions(
             owner_id,
             now,
             now - lifetime.idle if lifetime.idle else None,
             now - lifetime.absolute if lifetime.absolute else None,
         )
+        return [policies.open_sessions.allowance("open_sessions", used)]
+
+    async def _budgets(self, owner_id: UUID, policies: Policies, db_session: DbSession) -> list[Allowance]:
+        """The budgets that apply: spent by ended turns, held by running ones."""
+        now, budgets = self.now(), policies.budgets
+        if not budgets:
+            return []
+        # Held before spent: a turn that settles in between counts twice, never not at all.
+        held = await db_session.reserved_of(owner_id, now)
+        days = {budget.first_day(now) for budget in budgets.values()}
+        spent = {day: await db_session.usage_since(owner_id, day) for day in days}
+        found = []
+        for name, budget in budgets.items():
+            place = ("tokens", "money").index(name.partition("_")[0])
+            found.append(budget.allowance(name, held[place] + spent[budget.first_day(now)][place], now))
+        return found
 
 
 def bucket_of(name: str, key: str) -> str:
@@ -163,6 +187,13 @@ def switch_keys(session_id: UUID, actor: Actor) -> tuple[str, str]:
     return f"session:{session_id}", actor.rate_key
 
 
-def _too_often(name: str) -> str:
-    what = {"turns": "prompts", "switches": "switches of the model", "sessions_created": "new sessions"}[name]
-    return f"Too many {what} in a short time. Please wait a moment."
+def _refusal(limit: Allowance, now: datetime, others: tuple[Allowance, ...]) -> LimitReached:
+    """What the caller of a verb is told about the limit that stands against it."""
+    size, used, remaining = limit.words
+    if limit.unit == REQUESTS:
+        return RateLimited(f"Too many {limit.noun} in a short time. Please wait a moment.", limit, now, others)
+    if limit.unit == CONCURRENT:
+        text = f"{used} of {size} {limit.noun} are being written. Wait for one to end."
+        return ConcurrencyLimited(text, limit, now, others)
+    text = f"{remaining} of {size} {limit.noun} are left, and this message may need more."
+    return BudgetExhausted(text, limit, now, others)

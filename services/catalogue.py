@@ -106,7 +106,7 @@ class Catalogue:
 
     def visible_to(self, actor: Actor) -> list[Entry]:
         """What `actor` may know of, in the configured order."""
-        return [entry for entry in self.entries.values() if actor.is_admin or entry.open_to(actor.group)]
+        return [self._seen_by(actor, entry) for entry in self.entries.values() if _known_to(actor, entry)]
 
     def find(self, name: str | None, group: str) -> Entry | None:
         """The model behind a name or alias, if `group` may use it."""
@@ -116,13 +116,21 @@ class Catalogue:
     def require(self, name: str, actor: Actor) -> Entry:
         """The model behind a name or alias. Raises UnknownModel, ModelDisabled, ModelRetired."""
         entry = self.entries.get(self._names.get(name, ""))
-        if entry is None or not (actor.is_admin or entry.open_to(actor.group)):
+        if entry is None or not _known_to(actor, entry):
             raise UnknownModel(f"There is no model “{name[:80]}”.")
+        entry = self._seen_by(actor, entry)
         if entry.state == "disabled":
             raise ModelDisabled(f"“{entry.label}” is switched off.", replacement=entry.replacement)
         if entry.state == "retired":
             raise ModelRetired(f"“{entry.label}” is retired.", replacement=entry.replacement)
         return entry
+
+    def _seen_by(self, actor: Actor, entry: Entry) -> Entry:
+        """An entry that names no replacement the actor may not know of."""
+        following = self.entries.get(self._names.get(entry.replacement or "", ""))
+        if following is None or _known_to(actor, following):
+            return entry
+        return msgspec.structs.replace(entry, replacement=None)
 
     def replacement_of(self, entry: Entry, group: str) -> Entry | None:
         """The first usable model along the chain of replacements."""
@@ -141,3 +149,7 @@ class Catalogue:
     @property
     def instance(self) -> GroupDefaults:
         return self.defaults_of(EVERYBODY)
+
+
+def _known_to(actor: Actor, entry: Entry) -> bool:
+    return actor.is_admin or entry.open_to(actor.group)

@@ -1,6 +1,6 @@
-"""What of a transcript a model is shown."""
+"""What of a transcript a model is shown, and how many tokens that is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from db.tables import Turn
 from services.catalogue import Entry
@@ -10,6 +10,10 @@ from services.text import tokens_of
 
 #: how far back a turn looks for context
 CONTEXT_TURNS = 200
+#: what a reply is assumed to use at most where the model states no cap
+REPLY_TOKENS = 4096
+#: what a model's template puts around each message
+TEMPLATE_TOKENS = 4
 
 
 def fit(prompt: str, transcript: Sequence[Turn], entry: Entry) -> tuple[tuple[Message, ...], int]:
@@ -17,16 +21,28 @@ def fit(prompt: str, transcript: Sequence[Turn], entry: Entry) -> tuple[tuple[Me
 
     Raises ContextOverflow where not even the prompt fits. A model whose window is not known takes everything.
     """
-    room = entry.context_tokens - entry.max_reply_tokens if entry.context_tokens else 10**9
-    room -= tokens_of(prompt)
+    messages, kept = [Message(role="user", text=prompt)], 0
+    room = entry.context_tokens - reply_tokens(entry) if entry.context_tokens else 10**9
+    room -= tokens_asked(messages)
     if room < 0:
         raise ContextOverflow(f"This text does not fit into the window of “{entry.label}”.")
-    messages, kept = [Message(role="user", text=prompt)], 0
     for turn in reversed(transcript):
-        room -= tokens_of(turn.prompt) + tokens_of(turn.reply or "")
+        said = (
+            [Message(role="assistant", text=turn.reply), Message(role="user", text=turn.prompt)] if turn.reply else []
+        )
+        room -= tokens_asked(said)
         if room < 0:
             break
         kept += 1
-        if turn.reply:
-            messages += [Message(role="assistant", text=turn.reply), Message(role="user", text=turn.prompt)]
+        messages += said
     return tuple(reversed(messages)), kept
+
+
+def tokens_asked(messages: Iterable[Message]) -> int:
+    """An estimate of the tokens of a transcript, as a model is shown it."""
+    return sum(tokens_of(message.text) + TEMPLATE_TOKENS for message in messages)
+
+
+def reply_tokens(entry: Entry) -> int:
+    """What a reply is counted at before it is written: the model's cap, or what is assumed within its window."""
+    return entry.max_reply_tokens or min(REPLY_TOKENS, entry.context_tokens // 2 or REPLY_TOKENS)

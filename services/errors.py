@@ -155,17 +155,21 @@ class SessionQuota(Refusal):
 
 
 class LimitReached(Refusal):
-    """A limit is used up; `allowance` is its state, `retry_after_seconds` a wait that suffices."""
+    """A limit is used up: the first of `allowance`, which tells the others that applied too.
 
-    def __init__(self, text: str, allowance: Allowance, now: datetime) -> None:
-        self.allowance = allowance
-        self.retry_after_seconds = allowance.retry_after_seconds(now)
+    `retry_after_seconds` is a wait that suffices from `at` on.
+    """
+
+    def __init__(self, text: str, limit: Allowance, now: datetime, others: tuple[Allowance, ...] = ()) -> None:
+        self.allowance = (limit, *others)
+        self.retry_after_seconds = limit.retry_after_seconds(now)
+        self.at = now
         super().__init__(
             text,
-            limit=allowance.name,
-            size=allowance.size,
-            remaining=allowance.remaining,
-            resets_at=allowance.resets_at,
+            limit=limit.name,
+            size=limit.figures.size,
+            remaining=limit.figures.remaining,
+            resets_at=limit.resets_at,
             retry_after_seconds=self.retry_after_seconds,
         )
 

@@ -28,10 +28,8 @@ class Once:
         cls, verb: str, key: str | None, content: object, actor: Actor, now: datetime, db_session: DbSession
     ) -> "Once":
         """Reserve a key until commit; another caller with the same key waits. Raises IdempotencyKeyReused."""
-        if not key:
+        if not checked_key(key):
             return cls(None, "", db_session)
-        if len(storable(key)) > KEY_CHARACTERS:
-            raise InvalidRequest(f"An idempotency key has at most {KEY_CHARACTERS} characters.")
         fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
         row = Idempotency(actor_id=actor.id, verb=verb, key=key, fingerprint=fingerprint, created_at=now)
         held = await db_session.claim_key(row)
@@ -49,3 +47,10 @@ class Once:
         """Keep at least that something was done."""
         if not self._remembered:
             await self.remember("done")
+
+
+def checked_key(key: str | None) -> str:
+    """A key that a column can hold; empty for none. Raises InvalidRequest."""
+    if len(key := storable(key or "")) > KEY_CHARACTERS:
+        raise InvalidRequest(f"An idempotency key has at most {KEY_CHARACTERS} characters.")
+    return key

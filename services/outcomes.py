@@ -31,8 +31,23 @@ class LiveSession(msgspec.Struct, frozen=True):
     #: when it expires if nothing happens; None for never
     deadline: datetime | None
     running_turn: UUID | None
-    #: the tightest limit after the verb that made this answer
-    allowance: Allowance | None = None
+    #: every limit that applied to the verb that made this answer, tightest first
+    allowance: tuple[Allowance, ...] = ()
+
+
+class Glance(msgspec.Struct, frozen=True):
+    """What tells a watcher that a session is another than before."""
+
+    version: int
+    head_id: UUID | None
+    state: State
+    model: str | None
+    #: why that model
+    source: str
+
+    @classmethod
+    def of(cls, live: LiveSession) -> "Glance":
+        return cls(live.row.version, live.row.head_id, live.state, live.current.id, live.current.source)
 
 
 class BegunTurn(msgspec.Struct, frozen=True):
@@ -40,7 +55,7 @@ class BegunTurn(msgspec.Struct, frozen=True):
 
     turn: Turn
     session: LiveSession
-    allowance: Allowance | None = None
+    allowance: tuple[Allowance, ...] = ()
 
 
 #: changed, from, to, effective, warnings: what a repeated key is answered with
@@ -56,7 +71,7 @@ class Switch(msgspec.Struct, frozen=True):
     effective: Literal["now", "next_turn"]
     warnings: tuple[str, ...]
     session: LiveSession
-    allowance: Allowance | None = None
+    allowance: tuple[Allowance, ...] = ()
 
 
 class Extension(msgspec.Struct, frozen=True):

@@ -4,10 +4,11 @@ A group's limits are data (`limit_rule` rows, written as in the configuration); 
 """
 
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -15,9 +16,47 @@ import msgspec
 LONGEST_DAYS = 36_500
 _SPAN = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 
+REQUESTS, CONCURRENT, SESSIONS, TOKENS = "requests", "concurrent-requests", "sessions", "tokens"
+#: millionths of the money: what is left of it can be a very small number, and headers know integers only
+MONEY = "micro-money"
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What a limit counts."""
+
+    #: as people call it, after a number
+    noun: str
+    #: the quota unit (draft-ietf-httpapi-ratelimit-headers-10 §3.1.2)
+    unit: str
+
+
+#: every limit under its name
+KINDS = {
+    "turns": Kind("messages", REQUESTS),
+    "switches": Kind("model switches", REQUESTS),
+    "sessions_created": Kind("new sessions", REQUESTS),
+    "sign_ins": Kind("attempts to sign in", REQUESTS),
+    "concurrent_turns": Kind("replies at once", CONCURRENT),
+    "concurrent_turns_of_model": Kind("replies at once of", CONCURRENT),
+    "concurrent_turns_of_instance": Kind("replies at once on this server", CONCURRENT),
+    "open_sessions": Kind("open sessions", SESSIONS),
+    "tokens_per_day": Kind("tokens today", TOKENS),
+    "tokens_per_month": Kind("tokens this month", TOKENS),
+    "money_per_day": Kind("money today", MONEY),
+    "money_per_month": Kind("money this month", MONEY),
+}
+
+
+class Figures(NamedTuple):
+    """The three figures of a limit in one unit."""
+
+    size: float
+    used: float
+    remaining: float
+
 
 class Allowance(msgspec.Struct, frozen=True):
-    """One limit as it stands: what it allows, what is used, when it is whole again."""
+    """One limit as it stands: what it allows, what is used, when it is whole again. Money is in nano-money."""
 
     name: str
     size: int
@@ -27,12 +66,61 @@ class Allowance(msgspec.Struct, frozen=True):
     resets_at: datetime | None = None
     #: 0 for a count of open things
     window_seconds: int = 0
+    #: the model whose limit it is; empty for everything else
+    model: str = ""
+
+    @property
+    def unit(self) -> str:
+        """The quota unit of its figures in headers."""
+        return KINDS[self.name].unit
+
+    @property
+    def noun(self) -> str:
+        """What it counts, as people call it, after a number."""
+        return f"{KINDS[self.name].noun} {self.model}".rstrip()
+
+    @property
+    def units(self) -> Figures:
+        """The figures in whole quota units; what remains is never rounded up."""
+        if self.unit != MONEY:
+            return Figures(self.size, self.used, self.remaining)
+        size, remaining = self.size // 1000, self.remaining // 1000
+        return Figures(size, max(size - remaining, self.used // 1000), remaining)
+
+    @property
+    def figures(self) -> Figures:
+        """The figures as they are told: money in money."""
+        return Figures(*(count / 1e6 for count in self.units)) if self.unit == MONEY else self.units
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """The figures for people: size, used, remaining."""
+        size, used, remaining = (_money(int(n)) if self.unit == MONEY else f"{n:,}" for n in self.units)
+        return size, used, remaining
+
+    def less(self, need: int) -> "Allowance | None":
+        """The same once `need` more is used; None where there is not enough."""
+        if need > self.remaining:
+            return None
+        return msgspec.structs.replace(self, used=self.used + need, remaining=self.remaining - need)
 
     def retry_after_seconds(self, now: datetime) -> int:
         """Whole seconds after which a retry meets a freed place; a count of open things suggests 5."""
         if self.resets_at is None:
             return 5
         return max(1, ceil((self.resets_at - now).total_seconds()))
+
+
+def tightest_first(allowances: Iterable[Allowance]) -> tuple[Allowance, ...]:
+    """In the order in which they will refuse: by the share that remains, of the same share the longest first."""
+    last = datetime.min.replace(tzinfo=UTC)
+    later = sorted(allowances, key=lambda one: one.resets_at or last, reverse=True)
+    return tuple(sorted(later, key=lambda one: one.remaining / one.size))
+
+
+def freed(allowances: Iterable[Allowance]) -> tuple[Allowance, ...]:
+    """The limits of a turn once it has ended: its slots are free again."""
+    return tightest_first(one.less(-1) or one if one.unit == CONCURRENT else one for one in allowances)
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -110,32 +198,39 @@ class Slots(msgspec.Struct, frozen=True):
 
     size: int
 
-    def allowance(self, name: str, used: int) -> Allowance | None:
-        if not self.size:
-            return None
-        return Allowance(name, self.size, used, max(0, self.size - used))
+    def allowance(self, name: str, used: int, model: str = "") -> Allowance:
+        return Allowance(name, self.size, used, max(0, self.size - used), model=model)
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """How much may be used in a day or a month (UTC). 0 = no limit."""
+    """How much may be used in a day or a month of a time zone. 0 = no limit."""
 
     size: int
+    #: day · month
     window: str
+    zone: tzinfo = UTC
+
+    def first_day(self, now: datetime) -> date:
+        """The day on which the present window began."""
+        today = now.astimezone(self.zone).date()
+        return today if self.window == "day" else today.replace(day=1)
 
     def since(self, now: datetime) -> datetime:
-        start = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        return start if self.window == "day" else start.replace(day=1)
+        return self._begins(self.first_day(now))
 
     def until(self, now: datetime) -> datetime:
-        start = self.since(now)
-        return start + timedelta(days=1) if self.window == "day" else (start + timedelta(days=32)).replace(day=1)
+        first = self.first_day(now)
+        return self._begins(first + timedelta(days=1) if self.window == "day" else _next_month(first))
 
-    def allowance(self, name: str, used: int, now: datetime) -> Allowance | None:
+    def _begins(self, day: date) -> datetime:
+        """When a day begins; where clocks jump over midnight, at the jump."""
+        return datetime.combine(day, time(), self.zone).astimezone(UTC)
+
+    def allowance(self, name: str, used: int, now: datetime) -> Allowance:
         """`used` counts what is spent and what running turns hold."""
-        if not self.size:
-            return None
-        window = self.until(now) - self.since(now)
-        return Allowance(name, self.size, used, max(0, self.size - used), self.until(now), int(window.total_seconds()))
+        until = self.until(now)
+        window = until - self.since(now)
+        return Allowance(name, self.size, used, max(0, self.size - used), until, int(window.total_seconds()))
 
 
 class Policies(msgspec.Struct, frozen=True):
@@ -146,13 +241,12 @@ class Policies(msgspec.Struct, frozen=True):
     switches: Rate
     concurrent_turns: Slots
     open_sessions: Slots
-    tokens_per_day: Budget
-    #: in nano-money
-    money_per_month: Budget
+    #: {name: budget} of those that are set; money in nano-money
+    budgets: dict[str, Budget]
     lifetime: Lifetime
 
     @classmethod
-    def parse(cls, rules: Mapping[str, str]) -> "Policies":
+    def parse(cls, rules: Mapping[str, str], zone: tzinfo = UTC) -> "Policies":
         """Build from limit_rule rows {name: value}; what is missing has the default of `user`. Raises ValueError."""
         rules = {**DEFAULT_LIMITS["user"], **rules}
         return cls(
@@ -161,11 +255,13 @@ class Policies(msgspec.Struct, frozen=True):
             Rate.parse(rules["switches"]),
             Slots(parse_count(rules["concurrent_turns"])),
             Slots(parse_count(rules["open_sessions"])),
-            Budget(parse_count(rules["tokens_per_day"]), "day"),
-            Budget(nanos(rules["money_per_month"]), "month"),
+            {name: budget for name in BUDGETS if (budget := _budget(name, rules[name], zone)).size},
             Lifetime(parse_span(rules["idle"]), parse_span(rules["absolute"])),
         )
 
+
+#: the names of the budgets: what is counted, and in which window
+BUDGETS = ("tokens_per_day", "tokens_per_month", "money_per_day", "money_per_month")
 
 DEFAULT_LIMITS: dict[str, dict[str, str]] = {
     "user": {
@@ -175,6 +271,8 @@ DEFAULT_LIMITS: dict[str, dict[str, str]] = {
         "concurrent_turns": "3",
         "open_sessions": "500",
         "tokens_per_day": "0",
+        "tokens_per_month": "0",
+        "money_per_day": "0",
         "money_per_month": "0",
         "idle": "30d",
         "absolute": "0",
@@ -182,15 +280,19 @@ DEFAULT_LIMITS: dict[str, dict[str, str]] = {
     "guest": {"concurrent_turns": "2", "open_sessions": "50", "idle": "30min", "absolute": "24h"},
     "admin": {"switches": "0", "concurrent_turns": "10"},
     # The instance as a whole.
-    "*": {"concurrent_turns": "0"},
+    "*": {"concurrent_turns": "0", "time_zone": "UTC"},
 }
 
 
-def check_rule(name: str, value: str) -> None:
-    """Raise ValueError unless `value` is a legal text for the limit `name`."""
-    if name not in DEFAULT_LIMITS["user"]:
-        raise ValueError(f"there is no limit {name!r}; there are {', '.join(DEFAULT_LIMITS['user'])}")
-    Policies.parse({name: value})
+def check_rule(name: str, value: str, group: str = "user") -> None:
+    """Raise ValueError unless `value` is a legal text for the limit `name` of `group`; `*` has limits of its own."""
+    known = DEFAULT_LIMITS["*" if group == "*" else "user"]
+    if name not in known:
+        raise ValueError(f"there is no limit {name!r}; there are {', '.join(known)}")
+    if name == "time_zone":
+        parse_zone(value)
+    else:
+        Policies.parse({name: value})
 
 
 def parse_count(text: str) -> int:
@@ -211,6 +313,16 @@ def parse_span(text: str) -> timedelta:
     return timedelta(seconds=span)
 
 
+def parse_zone(name: str) -> tzinfo:
+    """Read the name of a time zone. Raises ValueError."""
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ValueError, LookupError, OSError) as error:
+        raise ValueError(f"there is no time zone {name!r}; they are named like 'Europe/Berlin'") from error
+
+
 def nanos(money: str | float) -> int:
     """Money as written → nano-money. Raises ValueError."""
     amount = float(money)
@@ -226,3 +338,19 @@ def microseconds(at: datetime) -> int:
 
 def instant(us: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+
+
+def _budget(name: str, text: str, zone: tzinfo) -> Budget:
+    what, _, window = name.partition("_per_")
+    return Budget(nanos(text) if what == "money" else parse_count(text), window, zone)
+
+
+def _next_month(first: date) -> date:
+    return (first + timedelta(days=32)).replace(day=1)
+
+
+def _money(millionths: int) -> str:
+    """An amount of money: with two decimals, a very small one with as many as it takes."""
+    if millionths >= 10_000 or not millionths:
+        return f"{millionths // 10_000 / 100:,.2f}"
+    return f"{millionths / 1e6:.6f}".rstrip("0")

@@ -1,11 +1,11 @@
 """What holds now: the catalogue and each group's policies, as their rows say at this moment."""
 
-from datetime import datetime
+from datetime import date, datetime, tzinfo
 from typing import Any
 
 from db.db_session import DbSession
 from services.catalogue import EVERYBODY, Catalogue
-from services.policies import DEFAULT_LIMITS, Policies, parse_count
+from services.policies import DEFAULT_LIMITS, Policies, parse_count, parse_zone
 
 
 class Rules:
@@ -27,8 +27,17 @@ class Rules:
     def policies_of(self, group: str) -> Policies:
         """A group's limits; one that sets none has those of `user`."""
         if group not in self._policies:
-            self._policies[group] = Policies.parse({**self._limits["user"], **self._limits.get(group, {})})
+            self._policies[group] = Policies.parse({**self._limits["user"], **self._limits.get(group, {})}, self.zone)
         return self._policies[group]
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone in which days and months begin."""
+        return parse_zone(self._limits[EVERYBODY]["time_zone"])
+
+    def day_of(self, now: datetime) -> date:
+        """The day in whose budget `now` falls."""
+        return now.astimezone(self.zone).date()
 
     def ends(self, now: datetime) -> dict[str, tuple[datetime | None, datetime | None]]:
         """For each group, and "" for any other: what a session's last activity and creation must lie behind to live."""

@@ -41,6 +41,7 @@ from services.outcomes import (
     BegunTurn,
     End,
     Extension,
+    Glance,
     LiveSession,
     Origin,
     Runner,
@@ -51,7 +52,7 @@ from services.outcomes import (
     TurnOrder,
     When,
 )
-from services.policies import Allowance, microseconds
+from services.policies import Allowance, microseconds, tightest_first
 from services.records import publish, record
 from services.rules import Rules
 from services.standing import Standing, account_of, state_of
@@ -210,10 +211,9 @@ class SessionService:
         """A session of the actor's, or any for an admin. Raises NotFound."""
         return await self._live(await self._require(session_id, db_session, actor), actor, db_session)
 
-    async def version_of(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[int, UUID | None]:
-        """A session's version and its last turn: whether a reader has missed something. Raises NotFound."""
-        session = await self._require(session_id, db_session, actor)
-        return session.version, session.head_id
+    async def glance(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> Glance:
+        """Whether a watcher has missed something, cheaply. Raises NotFound."""
+        return await self.standing.glance(await self._require(session_id, db_session, actor), db_session)
 
     async def list_sessions(
         self,
@@ -394,7 +394,7 @@ class SessionService:
                 changed = entry.id != session.last_model
                 locking = lock is not None and lock != session.locked
                 running = await self.turns.running(session, db_session)
-                allowance = None
+                allowance: tuple[Allowance, ...] = ()
                 if changed or locking:
                     self._check_version(session, expected_version)
                     if when == "idle":
@@ -446,13 +446,15 @@ class SessionService:
         async with self.units.once("begin_turn", key, asked, actor, db_session, session_id) as once:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
+            made: tuple[Allowance, ...] = ()
             if session_id is None:
-                session_id = (await self.ensure_session(None, db_session, actor=actor)).row.id
+                ensured = await self.ensure_session(None, db_session, actor=actor)
+                session_id, made = ensured.row.id, ensured.allowance
             async with self._changing(session_id, db_session, actor) as session:
                 parent = await self._turn_in(session, parent_id or session.head_id, db_session)
                 begun = await self._begin(session, parent, prompt, actor, model, db_session, version=expected_version)
                 await once.remember(str(begun.turn.id))
-                return begun
+                return msgspec.structs.replace(begun, allowance=tightest_first((*made, *begun.allowance)))
 
     async def retry_turn(
         self, turn_id: UUID, db_session: DbSession, *, actor: Actor, model: str | None = None, key: str | None = None
@@ -696,7 +698,8 @@ class SessionService:
         session.last_activity_at = turn.created_at
         await self._record("turn_begun", session, actor, db_session, turn=turn, to=entry.id)
         self._publish(db_session, Hint(session.id, "turn_begun", turn.id))
-        ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=entry.max_reply_tokens)
+        cap = self.admission.reply_cap(entry, actor.group, rules)
+        ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=cap)
         self.turns.start(TurnOrder(turn.id, session.id, entry.provider, ask), db_session)
         return BegunTurn(turn, await self._live(session, actor, db_session, rules=rules), allowance)
 
@@ -736,7 +739,7 @@ class SessionService:
         db_session: DbSession,
         *,
         rules: Rules | None = None,
-        allowance: Allowance | None = None,
+        allowance: tuple[Allowance, ...] = (),
     ) -> LiveSession:
         return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 

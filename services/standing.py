@@ -1,5 +1,6 @@
 """How a session stands now: whose it is, whether it lives, which model it uses and why, what runs in it."""
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
@@ -9,9 +10,11 @@ from db.tables import Account, Journal, Session
 from services.actor import SYSTEM, Actor
 from services.client_pool import ClientPool
 from services.model_rule import ModelRule, explained
-from services.outcomes import LiveSession, State
+from services.outcomes import Glance, LiveSession, State
 from services.policies import Allowance, Lifetime
 from services.rules import Rules
+
+LATELY_SECONDS = 1.0
 
 
 class Standing:
@@ -20,6 +23,8 @@ class Standing:
     def __init__(self, pool: ClientPool, now: Callable[[], datetime]) -> None:
         self._pool = pool
         self.now = now
+        self._rules: Rules | None = None
+        self._rules_at = 0.0
 
     async def of(
         self,
@@ -28,7 +33,7 @@ class Standing:
         db_session: DbSession,
         *,
         rules: Rules | None = None,
-        allowance: Allowance | None = None,
+        allowance: tuple[Allowance, ...] = (),
     ) -> LiveSession:
         """One session, as `actor` may see it."""
         rules = rules or await Rules.now(db_session)
@@ -47,6 +52,20 @@ class Standing:
             self._live(one, owners[one.owner_id], actor, running.get(one.id), switches.get(one.id), rules)
             for one in sessions
         ]
+
+    async def glance(self, session: Session, db_session: DbSession) -> Glance:
+        """The least that shows whether anything has changed, under rules that may be a second old."""
+        owner, rules = await self.owner(session.owner_id, db_session), await self._lately(db_session)
+        lifetime = rules.policies_of(owner.group_name).lifetime
+        current = self.model_rule(rules).current(session, owner)
+        state = state_of(session, lifetime, self.now())
+        return Glance(session.version, session.head_id, state, current.id, current.source)
+
+    async def _lately(self, db_session: DbSession) -> Rules:
+        """The rules for those who only look, thousands of them in a second."""
+        if self._rules is None or time.monotonic() - self._rules_at > LATELY_SECONDS:
+            self._rules, self._rules_at = await Rules.now(db_session), time.monotonic()
+        return self._rules
 
     async def owner(self, owner_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> Account:
         """The owner's account; an actor that has made nothing yet has no row."""
@@ -74,7 +93,7 @@ class Standing:
         running: UUID | None,
         switch: Journal | None,
         rules: Rules,
-        allowance: Allowance | None = None,
+        allowance: tuple[Allowance, ...] = (),
     ) -> LiveSession:
         lifetime = rules.policies_of(owner.group_name).lifetime
         mine = session.owner_id == actor.id

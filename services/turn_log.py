@@ -16,7 +16,7 @@ from db.tables import Turn
 from services.actor import Actor
 from services.errors import NotFound
 from services.event_bus import EventBus, Hint
-from services.outcomes import LiveSession
+from services.outcomes import Glance, LiveSession
 from services.session_service import SessionService
 
 HEARTBEAT_SECONDS = 15.0
@@ -195,6 +195,8 @@ class _Reader:
         self.session_id, self._at, self._actor = session_id, position, actor
         #: the one turn to follow; None for the whole session
         self._only = only
+        #: how the session stood when it was last read
+        self._seen: Glance | None = None
 
     async def begin(self) -> AsyncIterator[Event]:
         """What was there before the first hint."""
@@ -219,14 +221,14 @@ class _Reader:
     async def beat(self) -> AsyncIterator[Event]:
         """After a while without hints: whether any was missed."""
         try:
-            version, head_id = await self._sessions.version_of(self.session_id, self._open_session(), actor=self._actor)
+            glance = await self._sessions.glance(self.session_id, self._open_session(), actor=self._actor)
         except NotFound:
             yield Gone()
             return
-        if (version, head_id, True) != (self._at.version, self._at.turn_id, self._at.ended):
+        if glance != self._seen or (glance.head_id, True) != (self._at.turn_id, self._at.ended):
             async for event in self._all():
                 yield event
-        yield Beat(version)
+        yield Beat(glance.version)
 
     def _joins(self, hint: Hint) -> bool:
         return hint.kind == "text" and hint.turn_id == self._at.turn_id and hint.offset <= self._at.offset
@@ -249,8 +251,10 @@ class _Reader:
             return
         async for event in self._turns(session.row.head_id):
             yield event
-        seen, self._at.version = self._at.version, session.row.version
-        if seen != session.row.version and (seen is not None or told):
+        before, self._seen = self._seen, Glance.of(session)
+        version, self._at.version = self._at.version, session.row.version
+        missed = version is not None and version != session.row.version
+        if missed or (before is not None and _changed(before, self._seen)) or (told and version is None):
             yield Changed(session)
 
     async def _turns(self, head_id: UUID | None = None) -> AsyncIterator[Event]:
@@ -281,3 +285,8 @@ class _Reader:
         path = await db_session.list_path(head_id, CATCH_UP_TURNS)
         ids = [turn.id for turn in path]
         return path[ids.index(self._at.turn_id) :] if self._at.turn_id in ids else path
+
+
+def _changed(before: Glance, now: Glance) -> bool:
+    """Whether the session itself is another; turns are told by themselves."""
+    return msgspec.structs.replace(before, head_id=now.head_id) != now

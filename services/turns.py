@@ -13,6 +13,7 @@ from db.tables import Session, Turn
 from services.actor import SYSTEM, Actor
 from services.catalogue import Entry
 from services.clients import Message, Usage
+from services.context import reply_tokens, tokens_asked
 from services.event_bus import EventBus, Hint
 from services.outcomes import End, Runner, TurnOrder
 from services.records import publish, record
@@ -22,8 +23,6 @@ from services.text import tokens_of
 
 #: how long a worker may write to a turn without renewing
 LEASE = timedelta(seconds=30)
-#: what a reply is assumed to use at most where the model states no cap
-REPLY_TOKENS = 4096
 #: more than this no provider counts in earnest
 MOST_TOKENS = 100_000_000
 INTERRUPTED = ("interrupted", "The server stopped while this reply was being written.")
@@ -52,8 +51,7 @@ class Turns:
     ) -> Turn:
         """A turn under this worker's lease, not yet written, with what it may use at most."""
         now = self.now()
-        asked = sum(tokens_of(message.text) for message in messages)
-        cap = entry.max_reply_tokens or REPLY_TOKENS
+        asked, cap = tokens_asked(messages), reply_tokens(entry)
         return Turn(
             id=new_id(),
             session_id=session.id,
@@ -139,7 +137,7 @@ class Turns:
             ended_at=now,
         )
         await db_session.delete_pieces(turn.id)
-        await db_session.add_usage(turn.owner_id, now.date(), prompt_tokens + reply_tokens, cost)
+        await db_session.add_usage(turn.owner_id, rules.day_of(now), prompt_tokens + reply_tokens, cost)
         if not await self._standing.over(session, db_session):
             await db_session.update(session, last_activity_at=now)
         await record("turn_ended", session, actor, now, db_session, turn=turn, reason=code or "", outcome=state)

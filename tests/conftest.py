@@ -325,6 +325,8 @@ async def sessions(
     return service
 
 
+#: what the journal tells of the rules themselves, and of refusals
+NOT_OF_SESSIONS = ["configuration_applied", "model_changed", "group_changed", "limit_changed", "refused"]
 JournalRows = Callable[..., Awaitable[list[Journal]]]
 
 
@@ -334,9 +336,7 @@ def journal(engine: Engine) -> JournalRows:
 
     async def rows(what: str = "") -> list[Journal]:
         query = Journal.objects().order_by(Journal.id)
-        return await query.where(
-            Journal.what == what if what else Journal.what.not_in(["configuration_applied", "refused"])
-        )
+        return await query.where(Journal.what == what if what else Journal.what.not_in(NOT_OF_SESSIONS))
 
     return rows
 

@@ -70,6 +70,7 @@ WRITERS = {
     "governance.py",
     "moves.py",
     "configuration.py",
+    "changes.py",
     "accounts.py",
 }
 

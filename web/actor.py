@@ -41,6 +41,12 @@ def provide_still(request: Request, db_session: Db, actor: Who) -> Still:
     return still
 
 
+def nobody(request: Request) -> Actor:
+    """Who asks before proving anything."""
+    accounts: Accounts = request.app.state.accounts
+    return accounts.nobody(_address(request), request.state.get("request_id", ""))
+
+
 def login_cookie(request: Request, value: str) -> Cookie:
     """The cookie of a login; empty to end it."""
     secure = request.url.scheme == "https"
@@ -76,6 +82,10 @@ def _credentials(request: Request, accounts: Accounts) -> Credentials:
         bearer=token.strip() if kind else None,
         login_cookie=cookie_of(request, LOGIN_COOKIE),
         guest_cookie=guest,
-        address=request.client.host if request.client else "",
+        address=_address(request),
         request_id=request.state.get("request_id", ""),
     )
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""

@@ -1,12 +1,14 @@
 """Fragment, page, redirect or JSON: one place decides which form an answer takes."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response
 from litestar.datastructures import Cookie
 
-from services.policies import Allowance
+from services.policies import REQUESTS, Allowance
 from web.forms import is_json
 from web.templating import render
 
@@ -47,7 +49,7 @@ def answer(
     *,
     location: str,
     status: int = 200,
-    allowance: Allowance | None = None,
+    allowance: Sequence[Allowance] = (),
     cookies: list[Cookie] | None = None,
     **context: Any,
 ) -> Response[Any]:
@@ -83,19 +85,22 @@ def redirect(location: str, cookies: list[Cookie] | None = None) -> Response[byt
     return Response(b"", status_code=303, headers={"Location": location}, media_type=TEXT, cookies=cookies)
 
 
-def rate_headers(allowance: Allowance | None) -> dict[str, str]:
-    """RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10)."""
-    if allowance is None:
+def rate_headers(allowance: Sequence[Allowance], at: datetime | None = None) -> dict[str, str]:
+    """RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10) of the limits that applied, in order."""
+    if not allowance:
         return {}
-    from datetime import UTC, datetime
-
-    policy = f'"{allowance.name}";q={allowance.size}'
-    state = f'"{allowance.name}";r={allowance.remaining}'
-    if allowance.window_seconds:
-        policy += f";w={allowance.window_seconds}"
-    if allowance.resets_at is not None:
-        state += f";t={max(0, allowance.retry_after_seconds(datetime.now(UTC)))}"
-    return {"RateLimit-Policy": policy, "RateLimit": state}
+    at, policies, states = at or datetime.now(UTC), [], []
+    for one in allowance:
+        policy, state = f'"{one.name}";q={one.units.size}', f'"{one.name}";r={one.units.remaining}'
+        if one.unit != REQUESTS:
+            policy += f';qu="{one.unit}"'
+        if one.window_seconds:
+            policy += f";w={one.window_seconds}"
+        if one.resets_at is not None:
+            state += f";t={one.retry_after_seconds(at)}"
+        policies.append(policy)
+        states.append(state)
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)}
 
 
 def _chrome(request: Request) -> dict[str, Any]:

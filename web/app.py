@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> Litestar:
         pool = ClientPool(found.providers)
         sessions = SessionService(pool, bus)
         runner = sessions.runner = TurnRunner(sessions, pool, open_session)
-        await apply_config(found.models, settings.groups, found.default_model, utc_now(), open_session())
+        await apply_config(found.models, settings.rules, found.default_model, utc_now(), open_session())
         # SQLite serves one process, so whatever still runs there is left over from one that died.
         await sessions.sweep(open_session(), alone=engine.engine_type == "sqlite")
         app.state.update(pool=pool, sessions=sessions, log=TurnLog(sessions, bus, open_session, drained))

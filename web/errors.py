@@ -63,7 +63,7 @@ def refused(request: Request, refusal: Refusal) -> Response[Any]:
     """A refusal in the form the request prefers."""
     headers = {}
     if isinstance(refusal, LimitReached):
-        headers = rate_headers(refusal.allowance)
+        headers = rate_headers(refusal.allowance, refusal.at)
     if wait := getattr(refusal, "retry_after_seconds", None):
         headers["Retry-After"] = str(wait)
     return _told(request, STATUS[type(refusal)], refusal.code, str(refusal), headers, refusal.facts)

@@ -27,9 +27,9 @@ class Problem(msgspec.Struct):
     limit: str | msgspec.UnsetType = msgspec.UNSET
     can_reopen: bool | msgspec.UnsetType = msgspec.UNSET
     can_fork: bool | msgspec.UnsetType = msgspec.UNSET
-    used: int | msgspec.UnsetType = msgspec.UNSET
-    size: int | msgspec.UnsetType = msgspec.UNSET
-    remaining: int | msgspec.UnsetType = msgspec.UNSET
+    used: float | msgspec.UnsetType = msgspec.UNSET
+    size: float | msgspec.UnsetType = msgspec.UNSET
+    remaining: float | msgspec.UnsetType = msgspec.UNSET
     resets_at: str | msgspec.UnsetType | None = msgspec.UNSET
     replacement: str | msgspec.UnsetType = msgspec.UNSET
     current_model: str | msgspec.UnsetType | None = msgspec.UNSET

@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
-from services.catalogue import ModelConfig
+from services.catalogue import EVERYBODY, ModelConfig
 from services.client_pool import Provider
-from services.configuration import GroupConfig
-from services.policies import check_rule
+from services.configuration import GroupConfig, InstanceConfig
+from services.policies import check_rule, parse_zone
 
 PREFIX = "TURNKEEPER_"
 #: what the environment says under names of its own
@@ -47,6 +47,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     #: whether provider keys in the environment and model servers on loopback are looked for
     discover: bool = True
     default_model: str | None = None
+    #: where the days and months of budgets begin
+    time_zone: str = "UTC"
     providers: list[Provider] = []
     models: list[ModelConfig] = []
     groups: dict[str, GroupConfig] = {}
@@ -68,6 +70,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def hosts(self) -> frozenset[str]:
         """The names in a Host header that are answered."""
         return frozenset(name.lower() for name in (self.allowed_hosts or [*LOOPBACK, self.host]))
+
+    @property
+    def rules(self) -> dict[str, GroupConfig]:
+        """What holds for each group, and under `*` for the instance."""
+        everybody = msgspec.structs.asdict(self.groups.get(EVERYBODY, GroupConfig()))
+        return {**self.groups, EVERYBODY: InstanceConfig(**everybody, time_zone=self.time_zone)}
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -161,6 +169,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         "secret_key_file",
         "discover",
         "default_model",
+        "time_zone",
     }
     lists = {"allowed_hosts", "trusted_proxies"}
     values: dict[str, Any] = {}
@@ -204,10 +213,16 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("trusted_proxies: “*” would let anybody choose their address; name the proxies")
     if settings.secret_key and len(settings.secret_key) < 32:
         raise SettingsError("secret_key: it needs 32 characters or more")
+    try:
+        parse_zone(settings.time_zone)
+    except ValueError as error:
+        raise SettingsError(f"time_zone: {error}") from error
+    if settings.groups.get(EVERYBODY, GroupConfig()).default_model is not None:
+        raise SettingsError("$.groups.*.default_model: for the whole instance it stands at the top, as default_model")
     for name, group in settings.groups.items():
         for limit, value in group.limits().items():
             try:
-                check_rule(limit, value)
+                check_rule(limit, value, name)
             except ValueError as error:
                 raise SettingsError(f"$.groups.{name}.{limit}: {error}") from error
     providers = {"builtin"} | {provider.id for provider in settings.providers}

@@ -157,8 +157,34 @@ class ModelsView(msgspec.Struct, frozen=True):
     default: str | None
 
 
+class AllowanceView(msgspec.Struct, frozen=True):
+    name: str
+    size: float
+    used: float
+    remaining: float
+    resets_at: datetime | None
+    window_seconds: int
+    #: the model whose limit it is
+    model: str | None
+
+    @classmethod
+    def of(cls, allowance: Allowance) -> "AllowanceView":
+        """Money is in money, everything else in whole numbers."""
+        return cls(
+            allowance.name,
+            *allowance.figures,
+            allowance.resets_at,
+            allowance.window_seconds,
+            allowance.model or None,
+        )
+
+
 class LimitsView(msgspec.Struct, frozen=True):
-    limits: list[Allowance]
+    limits: list[AllowanceView]
+
+    @classmethod
+    def of(cls, allowances: Iterable[Allowance]) -> "LimitsView":
+        return cls([AllowanceView.of(one) for one in allowances])
 
 
 class SwitchView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_model": "to"}):

@@ -13,7 +13,7 @@ ALTER TABLE session ADD COLUMN opening TEXT NOT NULL DEFAULT '';
 UPDATE session SET opening = title, title = '' WHERE turn_count > 0 AND NOT EXISTS (
     SELECT 1 FROM journal WHERE journal.session_id = session.id AND journal.what = 'session_renamed'
 );
-CREATE INDEX session_on_model ON session (last_model, id) WHERE state = 'active';
+CREATE INDEX session_on_model ON session (last_model, id) WHERE state <> 'closed';
 ALTER TABLE turn ADD COLUMN depth INTEGER NOT NULL DEFAULT 1;
 UPDATE turn SET depth = (
     SELECT COUNT(*) FROM turn AS earlier WHERE earlier.session_id = turn.session_id AND earlier.id <= turn.id
@@ -21,6 +21,8 @@ UPDATE turn SET depth = (
 ALTER TABLE turn ADD COLUMN copied_from UUID;
 CREATE INDEX turn_running_of_model ON turn (model) WHERE state = 'running';
 ALTER TABLE journal ADD COLUMN on_behalf_of UUID;
+CREATE INDEX journal_of_rules ON journal (id)
+    WHERE session_id IS NULL AND what IN ('model_changed', 'group_changed', 'limit_changed', 'move_ordered', 'move_ended');
 CREATE TABLE refusal (
     rate_key TEXT NOT NULL,
     code TEXT NOT NULL,

@@ -30,7 +30,7 @@ def test_a_prompt_over_the_limit_stays_in_the_box_and_on_the_page_without_javasc
 
     chat.say("over\nthe limit")
     expect(chat.notice).to_have_attribute("data-code", "rate_limited")
-    expect(chat.notice).to_contain_text("Too many prompts")
+    expect(chat.notice).to_contain_text("Too many messages")
     expect(chat.box).to_have_value("over\nthe limit")
     chat.see("done", "done")
     first = chat.page.locator("[data-countdown]").inner_text()
@@ -113,5 +113,5 @@ def test_a_closed_session_can_be_read_and_says_what_to_do_next(chat: Chat, compl
     chat.page.get_by_role("button", name="Close for good").click()
     expect(chat.page.locator(".composer")).to_contain_text("This session is closed")
     chat.see("done")
-    chat.page.get_by_role("link", name="Start a new chat").click()
+    chat.page.get_by_role("button", name="Go on in a copy").last.click()
     expect(chat.box).to_be_focused()

@@ -1,6 +1,7 @@
 """Whose is what: rules O1, O2, I6 and I11."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -29,9 +30,11 @@ VERBS: dict[str, Verb] = {
     "close": lambda sessions, id, db, actor: sessions.close_session(id, db, actor=actor),
     "reopen": lambda sessions, id, db, actor: sessions.reopen_session(id, db, actor=actor),
     "delete": lambda sessions, id, db, actor: sessions.delete_session(id, db, actor=actor),
+    "fork": lambda sessions, id, db, actor: sessions.fork_session(id, db, actor=actor),
     "current_model": lambda sessions, id, db, actor: sessions.current_model(id, db, actor=actor),
     "switch": lambda sessions, id, db, actor: sessions.switch_model(id, "smart", db, actor=actor),
     "begin": lambda sessions, id, db, actor: sessions.begin_turn(id, "Hello", db, actor=actor),
+    "glance": lambda sessions, id, db, actor: sessions.glance(id, db, actor=actor),
     "timeline": lambda sessions, id, db, actor: Reads(sessions).timeline(id, db, actor=actor),
 }
 
@@ -57,6 +60,79 @@ async def test_O1_not_yours_is_not_there_word_for_word(
                 told.add((type(raised.value), raised.value.code, str(raised.value), repr(raised.value.facts)))
     assert told == {(NotFound, "session_not_found", "There is no such session.", "{}")}
     assert await everything() == before
+
+
+#: and every verb that takes a turn's
+TURN_VERBS: dict[str, Verb] = {
+    "stop_turn": lambda sessions, id, db, actor: sessions.stop_turn(id, db, actor=actor),
+    "retry_turn": lambda sessions, id, db, actor: sessions.retry_turn(id, db, actor=actor),
+    "edit_turn": lambda sessions, id, db, actor: sessions.edit_turn(id, "Edited", db, actor=actor),
+    "read": lambda sessions, id, db, actor: Reads(sessions).turn(id, db, actor=actor),
+}
+#: verbs of the worker that runs a turn, under its lease
+OF_THE_RUNNER = {"append", "finish_turn", "heartbeat"}
+
+
+def test_every_verb_of_the_service_is_asked_for_what_is_somebody_elses() -> None:
+    taking = {
+        name
+        for name, verb in inspect.getmembers(SessionService, inspect.isfunction)
+        if not name.startswith("_")
+        and {"session_id", "turn_id", "turn_ids", "pieces"} & set(inspect.signature(verb).parameters)
+    }
+    asked = {word for verb in (*VERBS.values(), *TURN_VERBS.values()) for word in verb.__code__.co_names}
+    assert len(taking) > 14
+    assert taking - asked == OF_THE_RUNNER
+
+
+async def test_O1_a_turn_that_is_not_yours_is_not_there_word_for_word(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, guest: Actor, everything: Everything
+) -> None:
+    done = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(done.id, db_session, state="done", tail="Hi")
+    running = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    before, told = await everything(), set()
+    for verb in TURN_VERBS.values():
+        for actor in (bob, guest):
+            for id in (uuid4(), done.id, running.id, done.session_id, UUID(int=0)):
+                with pytest.raises(NotFound) as raised:
+                    await verb(sessions, id, db_session, actor)
+                told.add((type(raised.value), raised.value.code, str(raised.value), repr(raised.value.facts)))
+    assert told == {(NotFound, "session_not_found", "There is no such turn.", "{}")}
+    assert await everything() == before
+
+
+async def test_I11_a_hidden_model_cannot_be_told_from_one_that_does_not_exist(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, offer: Offer, configure: Configure,
+    refused: Refused,
+) -> None:  # fmt: skip
+    """Whatever state it is in, by its id and by its alias, in every verb that takes a model."""
+    await configure("user", turns="0", concurrent_turns=0)
+    done = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(done.id, db_session, state="done")
+    asking: tuple[Callable[[str], Awaitable[Any]], ...] = (
+        lambda model: sessions.create_session(db_session, actor=ann, model=model),
+        lambda model: sessions.switch_model(session_id, model, db_session, actor=ann),
+        lambda model: sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model=model),
+        lambda model: sessions.begin_turn(None, "Hello", db_session, actor=ann, model=model),
+        lambda model: sessions.retry_turn(done.id, db_session, actor=ann, model=model),
+        lambda model: sessions.edit_turn(done.id, "Hello", db_session, actor=ann, model=model),
+    )
+    for change in (
+        {"state": "active", "aliases": ["secret"]},
+        {"state": "disabled"},
+        {"state": "retired", "replacement": "fast"},
+        {"state": "deprecated", "provider": "down"},
+        {"provider": "nowhere"},
+    ):
+        await offer(hidden=change)
+        for ask in asking:
+            told = set()
+            for model in ("hidden", "secret", "absent"):
+                async with refused("model_unknown") as refusal:
+                    await ask(model)
+                told.add((type(refusal.refusal), str(refusal.refusal).replace(model, "…"), repr(refusal.facts)))
+            assert len(told) == 1
 
 
 async def test_O1_lists_hold_what_is_mine(

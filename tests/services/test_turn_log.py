@@ -15,7 +15,7 @@ from services.actor import Actor
 from services.event_bus import BACKLOG, Hint, MemoryEventBus
 from services.session_service import SessionService
 from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone, Position, TurnLog
-from tests.conftest import Configure, Until
+from tests.conftest import Clock, Configure, Offer, Until
 
 TEXT = "Zwölf Boxkämpfer 🦊 e\u0301 \u2028 jagen\nViktor"
 
@@ -583,3 +583,22 @@ async def test_two_hundred_readers_of_one_turn_read_the_same(
     await sessions.finish_turn(turn.id, db_session, state="done")
     for reading in readings:
         assert (await reading.finish()).text(turn) == text
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_S12_what_time_and_the_rules_change_is_told_at_the_heartbeat(
+    sessions: SessionService, ann: Actor, session_id: UUID, log: TurnLog, follow: Follow, until: Until, offer: Offer,
+    clock: Clock,
+) -> None:  # fmt: skip
+    """No row of the session changes when its model is switched off, or when it expires; an open page hears of both."""
+    reading = follow(log.follow_session(session_id, Position(), ann))
+    await until(lambda: Beat(0) in reading.seen)
+
+    def told() -> list[tuple[str | None, str]]:
+        return [(one.session.current.id, one.session.state) for one in reading.seen if isinstance(one, Changed)]
+
+    await offer(default="smart", fast={"state": "disabled"})
+    await until(lambda: ("smart", "active") in told())
+    clock.pass_(days=31)
+    await until(lambda: ("smart", "expired") in told())
+    assert told() == [("smart", "active"), ("smart", "expired")]

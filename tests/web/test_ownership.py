@@ -143,7 +143,7 @@ def test_there_are_routes_to_walk() -> None:
 
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_is_somebody_elses_answers_like_what_is_not_there(
+def test_I11_what_is_somebody_elses_answers_like_what_is_not_there(
     owned: Owned, others: dict[str, httpx.Client], case: Case, who: str
 ) -> None:
     for accept in (JSON, BROWSER, STREAM):
@@ -159,7 +159,7 @@ def test_what_is_somebody_elses_answers_like_what_is_not_there(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_htmx_is_told_no_more(owned: Owned, others: dict[str, httpx.Client], case: Case) -> None:
+def test_I11_htmx_is_told_no_more(owned: Owned, others: dict[str, httpx.Client], case: Case) -> None:
     for client in others.values():
         foreign = asked(client, case, filled(case.path, owned.session_id, owned.turn_id), "text/html", **HTMX)
         absent = asked(client, case, filled(case.path, ABSENT, ABSENT), "text/html", **HTMX)
@@ -169,7 +169,9 @@ def test_htmx_is_told_no_more(owned: Owned, others: dict[str, httpx.Client], cas
 
 @pytest.mark.parametrize("who", WHO[:2])
 @pytest.mark.parametrize("accept", [JSON, STREAM, BROWSER])
-def test_an_id_in_a_body_is_walked_too(owned: Owned, others: dict[str, httpx.Client], who: str, accept: str) -> None:
+def test_I11_an_id_in_a_body_is_walked_too(
+    owned: Owned, others: dict[str, httpx.Client], who: str, accept: str
+) -> None:
     for url, fields in (
         ("/chat", {"prompt": "x"}),
         ("/chat", {"prompt": "x", "model": "smart"}),

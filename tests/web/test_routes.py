@@ -60,7 +60,7 @@ def test_the_site_map_is_not_empty() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "handler"), ALL, ids=names(ALL))
-def test_every_declared_route_reaches_its_own_handler(
+def test_I12_every_declared_route_reaches_its_own_handler(
     app: Litestar, method: str, path: str, handler: HTTPRouteHandler
 ) -> None:
     assert reached(app, method, concrete(path)) is handler.fn
@@ -107,7 +107,7 @@ def test_a_get_never_takes_a_body() -> None:
 # ---------------------------------------------------------------- static before parametrised
 
 
-def test_a_fixed_path_wins_over_a_parameter(app: Litestar) -> None:
+def test_I12_a_fixed_path_wins_over_a_parameter(app: Litestar) -> None:
     fixed = [row for row in ALL if "{" not in row[1]]
     assert fixed
     for method, path, handler in fixed:

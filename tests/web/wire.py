@@ -33,7 +33,7 @@ TURN = {
 }  # fmt: skip
 SWITCH = {"changed", "from", "to", "version", "effective", "warnings", "session"}
 MODEL = {"id", "label", "state", "provider_up", "context_tokens", "price_in", "price_out", "replacement"}
-ALLOWANCE = {"name", "size", "used", "remaining", "resets_at", "window_seconds"}
+ALLOWANCE = {"name", "size", "used", "remaining", "resets_at", "window_seconds", "model"}
 PROBLEM_KEYS = {"type", "title", "status", "code", "detail", "request_id"}
 
 ABSENT = "01890000-0000-7000-8000-000000000000"

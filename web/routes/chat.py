@@ -11,6 +11,7 @@ from litestar.params import FromPath
 from db.db_session import DbSession
 from services.actor import Actor
 from services.outcomes import BegunTurn
+from services.policies import freed
 from services.reads import Reads
 from services.session_service import SessionService
 from services.turn_log import MOST, Position, Still, TurnLog
@@ -41,6 +42,7 @@ class Reply:
     async def of(self, begun: BegunTurn, fragment: str | None) -> Response[Any]:
         """The answer to a page is `fragment`; without one the page is loaded anew, for another branch is shown."""
         response: Response[Any]
+        allowance = begun.allowance
         match wants(self._request):
             case "stream":
                 response = stream(for_scripts(self._log.follow_turn(begun.turn, 0, self._actor, self._still)))
@@ -50,17 +52,19 @@ class Reply:
                         pass
                 turn, text = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
                 response = json(TurnView.of(turn, text))
+                # It has ended, so what it held is free again.
+                allowance = freed(begun.allowance)
             case _:
                 return answer(
                     self._request,
                     fragment,
                     TurnView.of(begun.turn),
                     location=f"/session/{begun.turn.session_id}",
-                    allowance=begun.allowance,
+                    allowance=allowance,
                     again=False,
                     **await self._controls.of(begun.session),
                 )
-        response.headers.update(rate_headers(begun.allowance))
+        response.headers.update(rate_headers(allowance))
         return response
 
 

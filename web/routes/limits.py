@@ -12,4 +12,5 @@ from web.views import LimitsView
 @get("/limits", opt={"answers": LimitsView})
 async def show_limits(request: Request, sessions: Sessions, db_session: Db, actor: Who) -> Response[Any]:
     """Every limit that applies: size, used, remaining, reset."""
-    return page(request, "limits.html", LimitsView(await sessions.allowances(db_session, actor=actor)))
+    allowances = await sessions.allowances(db_session, actor=actor)
+    return page(request, "limits.html", LimitsView.of(allowances), limits=allowances)

@@ -1,15 +1,22 @@
 """/login, /logout, /setup — proving who one is."""
 
+import logging
 from typing import Any
 
 from litestar import Request, Response, get, post
 from litestar.params import FromPath
 
-from web.actor import LOGIN_COOKIE, cookie_of, login_cookie
+from db.db_session import DbSession
+from services.accounts import Accounts, SignedIn
+from services.errors import Refusal
+from services.session_service import SessionService
+from web.actor import GUEST_COOKIE, LOGIN_COOKIE, cookie_of, login_cookie, nobody
 from web.answer import html, redirect
 from web.forms import Nothing, SetUp, ShowLogin, SignIn, asks, reads
-from web.given import Db, Given, Logins
+from web.given import Db, Given, Logins, Sessions
 from web.templating import render
+
+log = logging.getLogger(__name__)
 
 
 @get("/login", dependencies={"asked": asks(ShowLogin)}, opt={"answers": None})
@@ -19,19 +26,21 @@ async def show_login(request: Request, asked: Given[ShowLogin], logins: Logins) 
     return html(render("login.html", request=request, **context))
 
 
-@post("/login", status_code=200, dependencies={"form": reads(SignIn)}, opt={"answers": None})
-async def sign_in(request: Request, form: Given[SignIn], logins: Logins, db_session: Db) -> Response[Any]:
-    """Check a password; a new login each time."""
-    address = request.client.host if request.client else ""
-    cookie = await logins.sign_in(form.name, form.password, address, db_session)
-    return _signed_in(request, cookie, local(form.next))
+@post("/login", status_code=200, dependencies={"form": reads(SignIn)}, opt={"answers": None, "once": True})
+async def sign_in(
+    request: Request, form: Given[SignIn], logins: Logins, sessions: Sessions, db_session: Db
+) -> Response[Any]:
+    """Check a password; a new login each time, and one for each idempotency key."""
+    signed_in = await logins.sign_in(form.name, form.password, db_session, actor=nobody(request), key=request.state.key)
+    await _take_along(request, signed_in, logins, sessions, db_session)
+    return redirect(local(form.next), [login_cookie(request, signed_in.cookie)])
 
 
-@post("/logout", status_code=200, dependencies={"form": reads(Nothing)}, opt={"answers": None})
+@post("/logout", status_code=200, dependencies={"form": reads(Nothing)}, opt={"answers": None, "once": True})
 async def sign_out(request: Request, form: Given[Nothing], logins: Logins, db_session: Db) -> Response[Any]:
     """End this browser's login."""
-    await logins.sign_out(cookie_of(request, LOGIN_COOKIE), db_session)
-    return _signed_in(request, "", "/")
+    await logins.sign_out(cookie_of(request, LOGIN_COOKIE), db_session, actor=nobody(request))
+    return redirect("/", [login_cookie(request, "")])
 
 
 @get("/setup/{secret:str}", opt={"answers": None})
@@ -41,13 +50,26 @@ async def show_setup(request: Request, secret: FromPath[str], logins: Logins, db
     return html(render("setup.html", secret=secret, actor=None, guests=logins.guests, request=request))
 
 
-@post("/setup/{secret:str}", status_code=200, dependencies={"form": reads(SetUp)}, opt={"answers": None})
+@post(
+    "/setup/{secret:str}",
+    status_code=200,
+    dependencies={"form": reads(SetUp)},
+    opt={"answers": None, "once": True},
+)
 async def set_up(
-    request: Request, secret: FromPath[str], form: Given[SetUp], logins: Logins, db_session: Db
+    request: Request,
+    secret: FromPath[str],
+    form: Given[SetUp],
+    logins: Logins,
+    sessions: Sessions,
+    db_session: Db,
 ) -> Response[Any]:
     """Make the first admin and sign in."""
-    cookie = await logins.set_up(secret, form.name, form.password, db_session)
-    return _signed_in(request, cookie, "/admin")
+    signed_in = await logins.set_up(
+        secret, form.name, form.password, db_session, actor=nobody(request), key=request.state.key
+    )
+    await _take_along(request, signed_in, logins, sessions, db_session)
+    return redirect("/admin", [login_cookie(request, signed_in.cookie)])
 
 
 def local(next: str) -> str:
@@ -56,5 +78,17 @@ def local(next: str) -> str:
     return next if safe else "/"
 
 
-def _signed_in(request: Request, cookie: str, location: str) -> Response[Any]:
-    return redirect(location, [login_cookie(request, cookie)])
+async def _take_along(
+    request: Request, signed_in: SignedIn, logins: Accounts, sessions: SessionService, db_session: DbSession
+) -> None:
+    """What this browser did as a guest goes to its account; the browser is another guest afterwards."""
+    guest_id = logins.guest_of(cookie_of(request, GUEST_COOKIE))
+    if guest_id is None:
+        return
+    try:
+        await sessions.adopt_sessions(guest_id, db_session, actor=signed_in.actor)
+    except Refusal as refusal:
+        # The sign-in stands. The guest keeps the sessions and the cookie, so the next sign-in takes them along.
+        log.warning("request %s: a guest's sessions were not taken along: %s", signed_in.actor.request_id, refusal.code)
+    else:
+        request.state.guest_cookie = logins.new_guest_cookie()

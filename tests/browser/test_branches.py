@@ -1,0 +1,67 @@
+"""Asking again beside what was asked, and going on in a copy: here, in another tab, and without JavaScript."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Chat
+
+
+@pytest.fixture(params=[True, False], ids=["with JavaScript", "without"])
+def either(request: pytest.FixtureRequest, open_chat: Callable[..., Chat]) -> Chat:
+    return open_chat(java_script_enabled=request.param)
+
+
+def edit(chat: Chat, text: str) -> None:
+    chat.turns.last.hover()
+    chat.page.get_by_text("Edit", exact=True).last.click()
+    chat.page.get_by_label("The message to ask instead").last.fill(text)
+    chat.page.get_by_role("button", name="Ask this instead").click()
+
+
+def test_a_retry_and_an_edit_take_the_place_of_the_turn(either: Chat) -> None:
+    either.begin("first")
+    either.see("done")
+    either.page.get_by_role("button", name="Retry").click()
+    either.see("done")
+    edit(either, "second")
+    either.see("done")
+    expect(either.replies).to_have_text("second")
+
+
+def test_another_tab_follows_to_the_new_branch(
+    chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
+) -> None:
+    url = chat.begin("one")
+    chat.say("two")
+    chat.see("done", "done")
+    other = open_chat(beside=chat)
+    other.page.goto(url)
+    other.box.fill("a draft")
+    edit(chat, "/tokens 20 /delay 20ms")
+    chat.see("done", "done")
+    other.page.bring_to_front()
+    other.see("done", "done")
+    tokens = " ".join(f"tok{number}" for number in range(20))
+    expect(other.replies).to_have_text(["one", tokens])
+    expect(other.box).to_have_value("a draft")
+    other.say("three")
+    other.see("done", "done", "done")
+    chat.page.bring_to_front()
+    chat.see("done", "done", "done")
+
+
+def test_a_closed_session_goes_on_in_a_copy(either: Chat) -> None:
+    url = either.begin("to be kept")
+    either.see("done")
+    either.page.get_by_label("More about this session").click()
+    either.page.get_by_text("Close …").click()
+    either.page.get_by_role("button", name="Close for good").click()
+    expect(either.page.get_by_role("button", name="Retry")).to_be_hidden(timeout=10_000)
+    either.page.locator(".ended-note").get_by_role("button", name="Go on in a copy").click()
+    either.page.wait_for_url(lambda at: at != url and "/session/" in at)
+    expect(either.replies).to_have_text("to be kept")
+    either.box.fill("and on")
+    either.page.get_by_role("button", name="Send").click()
+    either.see("done", "done")
