@@ -365,18 +365,18 @@ class DbSession:
         query = Session.objects().where(Session.owner_id == owner_id).order_by(Session.id)
         return await (query.lock_rows("UPDATE") if self._postgres else query)
 
-    async def give_sessions(self, owner_id: UUID, new_owner_id: UUID) -> None:
-        """Make all sessions of one owner another's, with their turns and what those used."""
-        await Turn.raw(
-            "UPDATE turn SET owner_id = {} WHERE id IN (SELECT turn.id FROM turn "  # noqa: S608
-            "JOIN session ON session.id = turn.session_id WHERE session.owner_id = {} "
-            f"ORDER BY turn.id{' FOR UPDATE OF turn' if self._postgres else ''})",
-            new_owner_id,
-            owner_id,
-        )
-        await Session.raw(
-            "UPDATE session SET owner_id = {}, version = version + 1 WHERE owner_id = {}", new_owner_id, owner_id
-        )
+    async def give_sessions(self, session_ids: Sequence[UUID], owner_id: UUID, new_owner_id: UUID) -> None:
+        """Make sessions of one owner another's, with their turns and all that the owner used."""
+        for session_id in session_ids:
+            await Turn.raw(
+                "UPDATE turn SET owner_id = {} WHERE id IN (SELECT id FROM turn WHERE session_id = {} "  # noqa: S608
+                f"ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
+                new_owner_id,
+                session_id,
+            )
+            await Session.raw(
+                "UPDATE session SET owner_id = {}, version = version + 1 WHERE id = {}", new_owner_id, session_id
+            )
         for used in await Usage.select().where(Usage.owner_id == owner_id):
             await self.add_usage(new_owner_id, used["day"], used["tokens"], used["cost_nanos"])
         await Usage.delete().where(Usage.owner_id == owner_id)

@@ -157,9 +157,7 @@ class SessionService:
 
         Also from one that has ended. Raises NotFound, Forbidden, SessionQuota, RateLimited.
         """
-        async with self.units.once(
-            "fork_session", key, (session_id, turn_id), actor, db_session, session_id=session_id
-        ) as once:
+        async with self.units.once("fork_session", key, (session_id, turn_id), actor, db_session, session_id) as once:
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
             source = await self._require(session_id, db_session, actor)
@@ -190,7 +188,7 @@ class SessionService:
                 session.version += 1
                 await self._record("session_adopted", session, actor, db_session, before=guest.name, to=actor.name)
                 self._publish(db_session, Hint(session.id, "session"))
-            await db_session.give_sessions(guest_id, actor.id)
+            await db_session.give_sessions([session.id for session in sessions], guest_id, actor.id)
             return len(sessions)
 
     async def ensure_session(self, session_id: UUID | None, db_session: DbSession, *, actor: Actor) -> LiveSession:
@@ -270,9 +268,7 @@ class SessionService:
     ) -> LiveSession:
         """Give a session a title. Raises NotFound, Ended."""
         title = checked_line(title, TITLE_CHARACTERS, "title")
-        async with self.units.once(
-            "rename_session", key, (session_id, title), actor, db_session, session_id=session_id
-        ) as once:
+        async with self.units.once("rename_session", key, (session_id, title), actor, db_session, session_id) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor) as session:
@@ -312,9 +308,7 @@ class SessionService:
     ) -> LiveSession:
         """End a session for good, stop its running turn, keep its text readable. Raises NotFound, SessionClosed."""
         reason = checked_line(reason, REASON_CHARACTERS, "reason")
-        async with self.units.once(
-            "close_session", key, (session_id, reason), actor, db_session, session_id=session_id
-        ) as once:
+        async with self.units.once("close_session", key, (session_id, reason), actor, db_session, session_id) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor, also="expired") as session:
