@@ -40,6 +40,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     import uvicorn
 
     from web.app import create_app
+    from web.connection import Connection
 
     settings = _settings(host=host, port=port)
     if workers > 1:
@@ -62,7 +63,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
                 server_header=False,
                 access_log=False,
                 log_level="warning",
-                http="httptools",
+                http=Connection,
                 timeout_graceful_shutdown=10,
             )
         )

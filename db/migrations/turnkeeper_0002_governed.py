@@ -21,8 +21,8 @@ UPDATE turn SET depth = (
 ALTER TABLE turn ADD COLUMN copied_from UUID;
 CREATE INDEX turn_running_of_model ON turn (model) WHERE state = 'running';
 ALTER TABLE journal ADD COLUMN on_behalf_of UUID;
-CREATE INDEX journal_of_rules ON journal (id)
-    WHERE session_id IS NULL AND what IN ('model_changed', 'group_changed', 'limit_changed', 'move_ordered', 'move_ended');
+CREATE INDEX journal_of_rules ON journal (id) WHERE session_id IS NULL
+    AND what IN ('model_changed', 'group_changed', 'limit_changed', 'move_ordered', 'move_ended');
 CREATE TABLE refusal (
     rate_key TEXT NOT NULL,
     code TEXT NOT NULL,

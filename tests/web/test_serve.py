@@ -262,6 +262,26 @@ def a_deaf_reader(server: Server, client: httpx.Client, session_id: str) -> sock
     return deaf
 
 
+def test_neither_a_body_that_never_comes_nor_a_reader_that_never_reads_holds_up_a_stop(own: Server) -> None:
+    """Whoever runs it in a container has ten seconds before the kill."""
+    with own.guest(Accept=JSON) as client:
+        session_id = chat(client, "x" * 50_000)["session_id"]
+        for number in range(5):
+            chat(client, f"{number} " + "z" * 90_000, session_id=session_id)
+        with (
+            a_deaf_reader(own, client, session_id),
+            socket.create_connection(("127.0.0.1", own.port)) as half,
+        ):
+            head = "POST /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            half.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            time.sleep(0.3)
+            assert client.get("/healthz").status_code == 200
+            began = time.monotonic()
+            assert own.stop() == 0
+            assert time.monotonic() - began < 6
+    assert not own.noise
+
+
 # ---------------------------------------------------------------- kill
 
 

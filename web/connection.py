@@ -1,0 +1,63 @@
+"""One HTTP connection as uvicorn keeps it, with an end to its patience.
+
+A request that does not arrive whole and a reader that does not take what is sent would hold their handler for ever, and
+a server that is told to stop would wait for them.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+#: how long a request may take from its first byte to its last
+REQUEST_SECONDS = 30.0
+#: how long a reader may leave a full buffer untouched
+READER_SECONDS = 30.0
+#: the same once the server stops
+LAST_SECONDS = 2.0
+
+
+class Connection(HttpToolsProtocol):
+    """Gives up on whoever stands still."""
+
+    _arriving: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._arriving = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
+    def on_message_complete(self) -> None:
+        self._forget_arriving()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(READER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._forget_stuck()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The server stops: what has not been asked whole is not waited for, nor long who does not read the answer."""
+        super().shutdown()
+        if self._arriving is not None:
+            self.transport.abort()
+        elif self._stuck is not None:
+            self._forget_stuck()
+            self._stuck = self.loop.call_later(LAST_SECONDS, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_arriving()
+        self._forget_stuck()
+        super().connection_lost(exc)
+
+    def _forget_arriving(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
+
+    def _forget_stuck(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
