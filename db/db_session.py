@@ -401,14 +401,14 @@ class DbSession:
         """The turn marked running, its lease alive or not; until commit nobody else writes to it."""
         return await self._object(Turn, Turn.session_id == session_id, Turn.state == "running", lock=True)
 
-    async def list_running_turns(self, session_ids: Sequence[UUID], now: datetime) -> dict[UUID, UUID]:
-        """{session id: running turn id} of those that have one with a living lease."""
+    async def list_running_turns(self, session_ids: Sequence[UUID], now: datetime) -> dict[UUID, tuple[UUID, str]]:
+        """{session id: (running turn id, its model)} of those that have one with a living lease."""
         if not session_ids:
             return {}
-        rows = await Turn.select(Turn.id, Turn.session_id).where(
+        rows = await Turn.select(Turn.id, Turn.session_id, Turn.model).where(
             Turn.session_id.is_in(list(session_ids)), Turn.state == "running", Turn.lease_until > now
         )
-        return {row["session_id"]: row["id"] for row in rows}
+        return {row["session_id"]: (row["id"], row["model"]) for row in rows}
 
     async def list_lapsed_turns(self, now: datetime, limit: int) -> list[UUID]:
         rows = await Turn.select(Turn.id).where(Turn.state == "running", Turn.lease_until <= now).limit(limit)
@@ -547,16 +547,19 @@ class DbSession:
 
     # ------------------------------------------------------------ idempotency and journal
 
-    async def claim_key(self, row: Idempotency) -> Idempotency | None:
-        """Reserve a key until commit; the row that already holds it, or None when it is ours now."""
+    async def claim_key(self, row: Idempotency, forgotten: datetime) -> Idempotency | None:
+        """Reserve a key until commit; the row that holds it since `forgotten`, or None when it is ours now."""
         claimed = await Idempotency.raw(
             "INSERT INTO idempotency (actor_id, verb, key, fingerprint, answer, created_at) "
-            "VALUES ({}, {}, {}, {}, '', {}) ON CONFLICT (actor_id, verb, key) DO NOTHING RETURNING key",
+            "VALUES ({}, {}, {}, {}, '', {}) ON CONFLICT (actor_id, verb, key) DO UPDATE SET "
+            "fingerprint = excluded.fingerprint, answer = '', created_at = excluded.created_at "
+            "WHERE idempotency.created_at < {} RETURNING key",
             row.actor_id,
             row.verb,
             row.key,
             row.fingerprint,
             row.created_at,
+            forgotten,
         )
         if claimed:
             return None

@@ -16,9 +16,8 @@ import msgspec
 
 from db.db_session import Conflict, DbSession, new_id
 from db.tables import Account, ApiToken, Login
-from services import refusals
 from services.actor import SYSTEM, Actor
-from services.errors import Forbidden, InvalidRequest, RateLimited, Refusal, Unauthenticated
+from services.errors import Forbidden, InvalidRequest, RateLimited, Unauthenticated
 from services.idempotency import checked_key
 from services.policies import Rate, microseconds
 from services.unit_of_work import UnitOfWork
@@ -236,11 +235,8 @@ class Accounts:
     ) -> SignedIn:
         """Check a password and make a login; `actor` is nobody yet. Raises Unauthenticated, RateLimited."""
         key = checked_key(key)
-        try:
+        async with self.units.refusing("sign_in", actor, db_session):
             account = await self._proved(name, password, actor, db_session)
-        except Refusal as refusal:
-            await refusals.note(refusal, "sign_in", actor, None, self.now(), db_session)
-            raise
         return await self._signed_in(account, key, actor, db_session)
 
     async def _proved(self, name: str, password: str, actor: Actor, db_session: DbSession) -> Account:

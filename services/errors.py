@@ -42,6 +42,8 @@ class Refusal(Exception):
 
     code: ClassVar[str] = "refused"
     text: ClassVar[str] = "This cannot be done."
+    #: the session in which it was asked, where the actor may know of it
+    session_id: UUID | None = None
 
     def __init__(self, text: str = "", **facts: object) -> None:
         super().__init__(text or self.text)

@@ -1,9 +1,7 @@
 """One key, one effect: a repeated request is answered with what the first one did."""
 
 import hashlib
-from datetime import datetime
-
-import msgspec
+from datetime import datetime, timedelta
 
 from db.db_session import DbSession
 from db.tables import Idempotency
@@ -12,6 +10,8 @@ from services.errors import IdempotencyKeyReused, InvalidRequest
 from services.text import storable
 
 KEY_CHARACTERS = 200
+#: how long a key is remembered
+KEPT = timedelta(hours=24)
 
 
 class Once:
@@ -30,9 +30,9 @@ class Once:
         """Reserve a key until commit; another caller with the same key waits. Raises IdempotencyKeyReused."""
         if not checked_key(key):
             return cls(None, "", db_session)
-        fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+        fingerprint = hashlib.sha256(repr(content).encode("utf-8", "backslashreplace")).hexdigest()
         row = Idempotency(actor_id=actor.id, verb=verb, key=key, fingerprint=fingerprint, created_at=now)
-        held = await db_session.claim_key(row)
+        held = await db_session.claim_key(row, now - KEPT)
         if held is not None and held.fingerprint != fingerprint:
             raise IdempotencyKeyReused()
         return cls(row, held.answer if held is not None else "", db_session)

@@ -135,7 +135,7 @@ class Moves:
             return move
 
     async def stop(self, move_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> ModelMove:
-        """Stop a move where it is; what was moved stays. Stopping twice is stopping once. Raises Forbidden, NotFound."""
+        """Stop a move where it is; what was moved stays. Twice is once. Raises Forbidden, NotFound."""
         async with self._units.once("stop_move", key, move_id, actor, db_session):
             require_admin(actor)
             move = await self._require(move_id, db_session, lock=True)
@@ -143,7 +143,7 @@ class Moves:
                 await self._end(move, "stopped", f"Stopped by {actor.name}.", actor, db_session)
             return move
 
-    async def list(self, db_session: DbSession, *, actor: Actor) -> list[ModelMove]:
+    async def list_moves(self, db_session: DbSession, *, actor: Actor) -> list[ModelMove]:
         """The latest moves, newest first. Raises Forbidden."""
         require_admin(actor)
         return await db_session.list_moves(LISTED)
@@ -190,7 +190,7 @@ class Moves:
     async def _move(self, session_id: UUID, move_id: UUID, worker: UUID, admin: Actor, db_session: DbSession) -> None:
         """Switch one session and count it, together; or count that it was refused."""
         try:
-            async with self._units.writing(db_session, actor=admin, verb="move_sessions", session_id=session_id):
+            async with self._units.writing(db_session, actor=admin, verb="move_sessions"):
                 move = await self._held(move_id, worker, db_session, lock=True)
                 await self._admin(move, db_session)
                 session = await db_session.find_session(session_id, None, lock=True)
@@ -326,9 +326,11 @@ class MoveRunner:
 
     async def _finish(self, move_id: UUID) -> None:
         """One move to its end, or until its lease is lost."""
+        wait: timedelta | None = timedelta(0)
         try:
-            while (wait := await self._moves.advance(move_id, self._worker, self._open_session())) is not None:
+            while wait is not None:
                 await asyncio.sleep(wait.total_seconds())
+                wait = await self._moves.advance(move_id, self._worker, self._open_session())
         except asyncio.CancelledError:
             await self._moves.release(move_id, self._worker, self._open_session())
             raise

@@ -3,19 +3,16 @@
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from uuid import UUID
 
 from db.db_session import DatabaseUnavailable, DbSession
 from services.actor import SYSTEM, Actor
-from services.errors import NotFound, Refusal, StorageUnavailable
+from services.errors import Refusal, StorageUnavailable
 
 #: counts that one sweep writes down
 SETTLED_ROWS = 1000
 
 
-async def note(
-    refusal: Refusal, verb: str, actor: Actor, session_id: UUID | None, now: datetime, db_session: DbSession
-) -> None:
+async def note(refusal: Refusal, verb: str, actor: Actor, now: datetime, db_session: DbSession) -> None:
     """Write a refusal down, after its transaction was rolled back. Where even that fails, the refusal stands."""
     if actor.kind == "system" or isinstance(refusal, StorageUnavailable):
         return
@@ -23,9 +20,8 @@ async def note(
     with suppress(DatabaseUnavailable):
         async with db_session.transaction():
             if await db_session.count_refusal(refusal.code, actor, minute) == 1:
-                # What is not there for the actor is not named either.
-                seen = None if isinstance(refusal, NotFound) else session_id
-                await db_session.record("refused", actor, now, session_id=seen, outcome=refusal.code, reason=verb)
+                session_id = refusal.session_id
+                await db_session.record("refused", actor, now, session_id=session_id, outcome=refusal.code, reason=verb)
 
 
 async def settle(now: Callable[[], datetime], db_session: DbSession) -> None:

@@ -31,12 +31,14 @@ from services.errors import (
     ModelLocked,
     ModelUnavailable,
     NotFound,
+    Refusal,
     SessionBusy,
     SessionClosed,
     SessionExpired,
     VersionConflict,
 )
 from services.event_bus import EventBus, Hint
+from services.idempotency import KEPT
 from services.outcomes import (
     BegunTurn,
     End,
@@ -69,7 +71,6 @@ from services.unit_of_work import UnitOfWork
 
 #: an untouched session younger than this is used again instead of a new one
 REUSE = timedelta(days=1)
-IDEMPOTENCY = timedelta(hours=24)
 #: turns that a fork takes along, the newest of them
 FORK_TURNS = 10_000
 #: rows that one sweep changes in one transaction
@@ -129,7 +130,8 @@ class SessionService:
         key: str | None = None,
     ) -> LiveSession:
         """Make a session. Raises UnknownModel, UnusableModel, SessionQuota, RateLimited."""
-        title = checked_line(title, TITLE_CHARACTERS, "title")
+        async with self.units.refusing("create_session", actor, db_session):
+            title = checked_line(title, TITLE_CHARACTERS, "title")
         async with self.units.once("create_session", key, (model, title), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
@@ -157,7 +159,7 @@ class SessionService:
 
         Also from one that has ended. Raises NotFound, Forbidden, SessionQuota, RateLimited.
         """
-        async with self.units.once("fork_session", key, (session_id, turn_id), actor, db_session, session_id) as once:
+        async with self.units.once("fork_session", key, (session_id, turn_id), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(UUID(once.answer), db_session, actor=actor)
             source = await self._require(session_id, db_session, actor)
@@ -267,8 +269,9 @@ class SessionService:
         self, session_id: UUID, title: str, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> LiveSession:
         """Give a session a title. Raises NotFound, Ended."""
-        title = checked_line(title, TITLE_CHARACTERS, "title")
-        async with self.units.once("rename_session", key, (session_id, title), actor, db_session, session_id) as once:
+        async with self.units.refusing("rename_session", actor, db_session):
+            title = checked_line(title, TITLE_CHARACTERS, "title")
+        async with self.units.once("rename_session", key, (session_id, title), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor) as session:
@@ -282,7 +285,7 @@ class SessionService:
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> Extension:
         """Let a session live longer from now on; never revives. Raises NotFound, Ended."""
-        async with self.units.once("extend_session", key, session_id, actor, db_session, session_id) as once:
+        async with self.units.once("extend_session", key, session_id, actor, db_session) as once:
             if once.answer:
                 live = await self.get_session(session_id, db_session, actor=actor)
                 reason = once.answer.removeprefix("no: ") if once.answer != "yes" else ""
@@ -307,8 +310,9 @@ class SessionService:
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
     ) -> LiveSession:
         """End a session for good, stop its running turn, keep its text readable. Raises NotFound, SessionClosed."""
-        reason = checked_line(reason, REASON_CHARACTERS, "reason")
-        async with self.units.once("close_session", key, (session_id, reason), actor, db_session, session_id) as once:
+        async with self.units.refusing("close_session", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        async with self.units.once("close_session", key, (session_id, reason), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor, also="expired") as session:
@@ -322,7 +326,7 @@ class SessionService:
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> LiveSession:
         """Bring back a session that idled out, within the creation limit. Raises NotFound, Ended, RateLimited."""
-        async with self.units.once("reopen_session", key, session_id, actor, db_session, session_id) as once:
+        async with self.units.once("reopen_session", key, session_id, actor, db_session) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self._changing(session_id, db_session, actor, also="expired") as session:
@@ -345,7 +349,7 @@ class SessionService:
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> None:
         """Take a session and its turns away; the journal keeps that they were. Raises NotFound."""
-        async with self.units.once("delete_session", key, session_id, actor, db_session, session_id) as once:
+        async with self.units.once("delete_session", key, session_id, actor, db_session) as once:
             if once.answer:
                 return
             session = await self._require(session_id, db_session, actor, lock=True)
@@ -373,9 +377,10 @@ class SessionService:
 
         Raises NotFound, Ended, Forbidden, UnknownModel, UnusableModel, VersionConflict, SessionBusy, RateLimited.
         """
-        reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        async with self.units.refusing("switch_model", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
         asked = (session_id, new_model, expected_version, when, reason, lock)
-        async with self.units.once("switch_model", key, asked, actor, db_session, session_id) as once:
+        async with self.units.once("switch_model", key, asked, actor, db_session) as once:
             if once.answer:
                 first: SwitchAnswer = msgspec.json.decode(once.answer, type=SwitchAnswer)
                 return Switch(*first, await self.get_session(session_id, db_session, actor=actor))
@@ -435,9 +440,10 @@ class SessionService:
         Raises NotFound, Ended, Forbidden, UnknownModel, UnusableModel, NoModelAvailable, ModelUnavailable,
         VersionConflict, SessionBusy, LimitReached, PromptTooLong, ContextOverflow.
         """
-        prompt = checked_prompt(prompt)
+        async with self.units.refusing("begin_turn", actor, db_session):
+            prompt = checked_prompt(prompt)
         asked = (session_id, prompt, model, parent_id, expected_version)
-        async with self.units.once("begin_turn", key, asked, actor, db_session, session_id) as once:
+        async with self.units.once("begin_turn", key, asked, actor, db_session) as once:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
             made: tuple[Allowance, ...] = ()
@@ -467,7 +473,7 @@ class SessionService:
         key: str | None = None,
     ) -> BegunTurn:
         """Ask something else in the same place, as a sibling turn. Raises as begin_turn."""
-        return await self._beside("edit_turn", turn_id, checked_prompt(prompt), db_session, actor, model, key)
+        return await self._beside("edit_turn", turn_id, prompt, db_session, actor, model, key)
 
     async def append(self, pieces: Sequence[tuple[UUID, UUID, int, str]], db_session: DbSession) -> set[UUID]:
         """Commit text of this worker's turns: (session, turn, start, text). Returns the turns it still holds."""
@@ -534,7 +540,7 @@ class SessionService:
             return len(lapsed)
         now = self.now()
         await refusals.settle(self.now, db_session)
-        await db_session.delete_keys_before(now - IDEMPOTENCY)
+        await db_session.delete_keys_before(now - KEPT)
         await db_session.delete_spent(microseconds(now), now, SPENT_ROWS)
         return len(lapsed) + await self._expire(db_session)
 
@@ -574,17 +580,21 @@ class SessionService:
         self, session_id: UUID, db_session: DbSession, actor: Actor, *, also: State = "active", verb: str = ""
     ) -> AsyncIterator[Session]:
         """The only way to get a session to change: through its owner, locked, live, saved and announced."""
-        async with self.units.writing(db_session, actor=actor, verb=verb, session_id=session_id):
+        async with self.units.writing(db_session, actor=actor, verb=verb):
             session = await self._require(session_id, db_session, actor, lock=True)
             lifetime, now = await self.standing.lifetime(session, db_session), self.now()
             state, mine = state_of(session, lifetime, now), session.owner_id == actor.id
-            if state == "closed":
-                raise SessionClosed(can_fork=mine)
-            if state == "expired" and also != "expired":
-                raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now), can_fork=mine)
-            before = snapshot(session)
-            session.state = state
-            yield session
+            try:
+                if state == "closed":
+                    raise SessionClosed(can_fork=mine)
+                if state == "expired" and also != "expired":
+                    raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now), can_fork=mine)
+                before = snapshot(session)
+                session.state = state
+                yield session
+            except Refusal as refusal:
+                refusal.session_id = session.id
+                raise
             if changes := changes_between(before, session):
                 await db_session.update(session, **changes)
                 self._publish(db_session, Hint(session.id, "session"))
@@ -708,14 +718,15 @@ class SessionService:
         key: str | None,
     ) -> BegunTurn:
         """A sibling of a turn, with its prompt or another."""
-        async with self.units.once(verb, key, (turn_id, prompt, model), actor, db_session) as once:
+        async with self.units.refusing(verb, actor, db_session):
+            asked = checked_prompt(prompt) if prompt is not None else None
+        async with self.units.once(verb, key, (turn_id, asked, model), actor, db_session) as once:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
             turn = await self._require_turn(turn_id, db_session, actor)
             async with self._changing(turn.session_id, db_session, actor) as session:
                 parent = await self._turn_in(session, turn.parent_id, db_session)
-                asked = prompt if prompt is not None else turn.prompt
-                begun = await self._begin(session, parent, asked, actor, model, db_session, beside=True)
+                begun = await self._begin(session, parent, asked or turn.prompt, actor, model, db_session, beside=True)
                 await once.remember(str(begun.turn.id))
                 return begun
 

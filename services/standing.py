@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from db.db_session import DbSession
 from db.tables import Account, Journal, Session
 from services.actor import SYSTEM, Actor
@@ -90,22 +92,25 @@ class Standing:
         session: Session,
         owner: Account,
         actor: Actor,
-        running: UUID | None,
+        running: tuple[UUID, str] | None,
         switch: Journal | None,
         rules: Rules,
         allowance: tuple[Allowance, ...] = (),
     ) -> LiveSession:
         lifetime = rules.policies_of(owner.group_name).lifetime
         mine = session.owner_id == actor.id
+        current = explained(self.model_rule(rules).current(session, owner), switch)
+        if running is not None and switch is not None and switch.id > running[0] and running[1] != current.id:
+            current = msgspec.structs.replace(current, reason=f"{current.reason} From the next reply on.")
         return LiveSession(
             session,
             owner,
             session.title or (session.opening if mine else ""),
             state_of(session, lifetime, self.now()),
-            explained(self.model_rule(rules).current(session, owner), switch),
+            current,
             switch,
             lifetime.deadline(session),
-            running,
+            running[0] if running is not None else None,
             allowance,
         )
 

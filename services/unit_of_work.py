@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from uuid import UUID
 
 from db.db_session import DatabaseUnavailable, DbSession
 from services import refusals
@@ -19,33 +18,32 @@ class UnitOfWork:
         self.now = now
 
     @asynccontextmanager
-    async def writing(
-        self, db_session: DbSession, *, actor: Actor = SYSTEM, verb: str = "", session_id: UUID | None = None
-    ) -> AsyncIterator[None]:
-        """All or nothing. Raises StorageUnavailable."""
+    async def refusing(self, verb: str, actor: Actor, db_session: DbSession) -> AsyncIterator[None]:
+        """Note what is refused in here, once it is undone; a verb inside another verb leaves that to it."""
         outermost = not db_session.in_transaction
         try:
-            async with db_session.transaction():
-                yield
-        except DatabaseUnavailable as error:
-            raise StorageUnavailable() from error
+            yield
         except Refusal as refusal:
             if outermost:
-                await refusals.note(refusal, verb, actor, session_id, self.now(), db_session)
+                await refusals.note(refusal, verb, actor, self.now(), db_session)
             raise
 
     @asynccontextmanager
+    async def writing(self, db_session: DbSession, *, actor: Actor = SYSTEM, verb: str = "") -> AsyncIterator[None]:
+        """All or nothing. Raises StorageUnavailable."""
+        async with self.refusing(verb, actor, db_session):
+            try:
+                async with db_session.transaction():
+                    yield
+            except DatabaseUnavailable as error:
+                raise StorageUnavailable() from error
+
+    @asynccontextmanager
     async def once(
-        self,
-        verb: str,
-        key: str | None,
-        content: object,
-        actor: Actor,
-        db_session: DbSession,
-        session_id: UUID | None = None,
+        self, verb: str, key: str | None, content: object, actor: Actor, db_session: DbSession
     ) -> AsyncIterator[Once]:
         """The same with an idempotency key: a repeated one finds its first answer. Raises IdempotencyKeyReused."""
-        async with self.writing(db_session, actor=actor, verb=verb, session_id=session_id):
+        async with self.writing(db_session, actor=actor, verb=verb):
             once = await Once.claim(verb, key, content, actor, self.now(), db_session)
             yield once
             await once.close()

@@ -178,7 +178,7 @@ MODELS = [
     ModelConfig(id="old", provider="builtin", upstream="echo", label="Old", state="retired", replacement="smart"),
     ModelConfig(id="aging", provider="builtin", upstream="echo", label="Aging", state="deprecated", replacement="fast"),
     ModelConfig(id="far", provider="down", upstream="far", label="Far"),
-    ModelConfig(id="small", provider="builtin", upstream="echo", label="Small", context_tokens=40, max_reply_tokens=8),
+    ModelConfig(id="small", provider="builtin", upstream="echo", label="Small", context_tokens=80, max_reply_tokens=8),
 ]
 
 

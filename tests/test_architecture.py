@@ -132,6 +132,15 @@ def test_templates_say_what_they_want_and_mark_nothing_safe() -> None:
         assert not re.search(r"\|\s*safe|Markup\(|<script>|<style|\son\w+=|\sstyle=", text), path
 
 
+def test_D1_every_form_that_changes_something_carries_a_key() -> None:
+    forms = 0
+    for path in sorted((ROOT / "web/templates").rglob("*.html")):
+        for form in re.findall(r"<form\b[^>]*method=\"post\".*?</form>", path.read_text(), re.S):
+            forms += 1
+            assert 'name="idempotency_key"' in form or '"session/_key.html"' in form, f"{path.name}: {form[:200]}"
+    assert forms > 10
+
+
 def test_nothing_turns_certificates_off_or_marks_text_safe() -> None:
     for layer in ("services", "web", "db"):
         for path in modules(layer):

@@ -24,7 +24,7 @@ from services.clients.echo import Plan
 from services.clients.guide import SUGGESTIONS
 from services.configuration import GroupConfig
 from services.idempotency import KEY_CHARACTERS
-from services.policies import DEFAULT_LIMITS, Allowance, Rate, parse_span
+from services.policies import DEFAULT_LIMITS, Rate, parse_span
 from services.turn_log import HEARTBEAT_SECONDS
 from tests.markdown import DOCS, PAGES, ROOT, anchors, bare, blocks, headings, links, read, section, spans, table
 from tests.web.running import Server, a_server
@@ -237,7 +237,7 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
         "Models": views.ModelsView,
         "Switch": views.SwitchView,
         "Extension": views.ExtensionView,
-        "Allowance": Allowance,
+        "Allowance": views.AllowanceView,
         "Limits": views.LimitsView,
         "Decision": views.DecisionView,
         "Journal": views.TimelineView,

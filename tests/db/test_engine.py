@@ -2,14 +2,18 @@
 
 import asyncio
 import os
+import shutil
+import sqlite3
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+import db.engine
 from db.db_session import DbSession
-from db.engine import Conflict, DatabaseUnavailable, Engine, migrate, open_engine
+from db.engine import Conflict, DatabaseUnavailable, Engine, SqliteEngine, migrate, open_engine
 from db.tables import RateBucket
 
 
@@ -140,3 +144,83 @@ async def test_a_database_that_is_not_there_is_unavailable() -> None:
         with pytest.raises((DatabaseUnavailable, OSError)):
             await engine.start()
         await engine.stop()
+
+
+# ---------------------------------------------------------------- several writers on one SQLite file
+
+
+@pytest.fixture
+async def two(sqlite_template: Path, tmp_path: Path) -> AsyncIterator[list[SqliteEngine]]:
+    """Two engines on one file, as two processes have; neither knows of the other."""
+    engines = [SqliteEngine(shutil.copy(sqlite_template, tmp_path / "turnkeeper.db")) for _ in range(2)]
+    yield engines
+    for engine in engines:
+        await engine.stop()
+
+
+async def add(engine: SqliteEngine, key: str) -> None:
+    await engine.run("INSERT INTO rate_bucket (key, tat_us) VALUES (?, 1)", [key])
+
+
+async def test_a_busy_process_lets_another_one_write_after_the_transaction_it_is_in(two: list[SqliteEngine]) -> None:
+    busy, other = two
+    done = 0
+
+    async def keep_writing(number: int) -> None:
+        nonlocal done
+        for place in range(1000):
+            async with busy.transaction() as transaction:
+                await transaction.run("INSERT INTO rate_bucket (key, tat_us) VALUES (?, 1)", [f"{number}-{place}"])
+                await asyncio.sleep(0.004)
+            done += 1
+
+    writers = [asyncio.create_task(keep_writing(number)) for number in range(20)]
+    waited = []
+    for number in range(30):
+        await asyncio.sleep(0.01)
+        before = done
+        await add(other, f"other-{number}")
+        waited.append(done - before)
+    assert done > 30
+    assert sum(waited) < 3 * len(waited), waited
+    for writer in writers:
+        writer.cancel()
+    await asyncio.gather(*writers, return_exceptions=True)
+
+
+async def test_a_lock_that_another_program_holds_is_waited_for_and_then_told(
+    two: list[SqliteEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = two
+    program = sqlite3.connect(engine.path, isolation_level=None)
+    program.execute("BEGIN IMMEDIATE")
+    waiting = asyncio.create_task(add(engine, "patient"))
+    await asyncio.sleep(0.3)
+    program.execute("COMMIT")
+    await waiting
+    program.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(db.engine, "BUSY_SECONDS", 0.2)
+    with pytest.raises(DatabaseUnavailable):
+        await add(engine, "impatient")
+    program.execute("COMMIT")
+    await add(engine, "later")
+    assert [row["key"] for row in await engine.run("SELECT key FROM rate_bucket ORDER BY key")] == ["later", "patient"]
+    program.close()
+
+
+async def test_a_caller_cancelled_while_it_waits_gives_its_place_back(two: list[SqliteEngine]) -> None:
+    first, second = two
+    program = sqlite3.connect(first.path, isolation_level=None)
+    for number in range(20):
+        program.execute("BEGIN IMMEDIATE")
+        waiting = [asyncio.create_task(add(engine, f"never-{number}")) for engine in two]
+        await asyncio.sleep(number / 1000)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        program.execute("COMMIT")
+        async with asyncio.timeout(5):
+            await add(second, f"{number}-b")
+            await add(first, f"{number}-a")
+    assert len(await first.run("SELECT key FROM rate_bucket WHERE key NOT LIKE 'never%'")) == 40
+    program.close()

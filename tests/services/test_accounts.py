@@ -10,6 +10,7 @@ import services.accounts
 from db.db_session import DbSession
 from db.tables import Account, ApiToken
 from services.accounts import Accounts, Credentials
+from services.actor import Actor
 from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused
 
 PASSWORD = "correct horse"
@@ -33,16 +34,20 @@ def given(bearer: str | None = None, login: str = "", guest: str = "", address: 
     return Credentials(bearer, login, guest, address, "request-1")
 
 
+def nobody(address: str = "192.0.2.1") -> Actor:
+    return Accounts(b"a secret", guests=True, now=Clock()).nobody(address, "request-1")
+
+
 async def test_signing_in_proves_an_account_until_signing_out(
     accounts: Accounts, db_session: DbSession, refused: Refused
 ) -> None:
     account = await accounts.create_account("ann", PASSWORD, db_session)
-    cookie = await accounts.sign_in(" ann ", PASSWORD, "192.0.2.1", db_session)
+    cookie = (await accounts.sign_in(" ann ", PASSWORD, db_session, actor=nobody())).cookie
     actor = await accounts.authenticate(given(login=cookie), db_session)
     assert (actor.kind, actor.id, actor.name, actor.group) == ("user", account.id, "ann", "user")
     assert (actor.rate_key, actor.role, actor.scopes) == (f"account:{account.id}", "user", None)
     assert (actor.request_id, actor.is_admin) == ("request-1", False)
-    await accounts.sign_out(cookie, db_session)
+    await accounts.sign_out(cookie, db_session, actor=nobody())
     async with refused("unauthenticated"):
         await accounts.authenticate(given(login=cookie), db_session)
 
@@ -51,7 +56,7 @@ async def test_a_login_ends_after_thirty_days(
     accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused
 ) -> None:
     await accounts.create_account("ann", PASSWORD, db_session)
-    cookie = await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+    cookie = (await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())).cookie
     clock.pass_(days=29, hours=23, minutes=59)
     assert (await accounts.authenticate(given(login=cookie), db_session)).name == "ann"
     clock.pass_(minutes=1)
@@ -64,7 +69,7 @@ async def test_a_wrong_name_and_a_wrong_password_are_told_alike(accounts: Accoun
     told = set()
     for name, password in (("ann", "wrong horse"), ("eve", PASSWORD), ("a\0b", PASSWORD), ("", "")):
         with pytest.raises(Exception) as raised:
-            await accounts.sign_in(name, password, "192.0.2.1", db_session)
+            await accounts.sign_in(name, password, db_session, actor=nobody())
         told.add((getattr(raised.value, "code", repr(raised.value)), str(raised.value)))
     assert told == {("unauthenticated", "The name or the password is wrong.")}
 
@@ -76,7 +81,7 @@ async def test_sign_ins_are_limited_by_name_and_by_address_and_again_after_the_w
 
     async def attempt(name: str, address: str) -> str:
         try:
-            return await accounts.sign_in(name, PASSWORD, address, db_session)
+            return (await accounts.sign_in(name, PASSWORD, db_session, actor=nobody(address))).cookie
         except Exception as error:
             return str(getattr(error, "code", error))
 
@@ -108,7 +113,7 @@ async def test_a_token_that_is_wrong_revoked_or_over_is_refused_even_beside_a_go
     accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused
 ) -> None:
     await accounts.create_account("ann", PASSWORD, db_session)
-    cookie = await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+    cookie = (await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())).cookie
     revoked = await accounts.create_token("ann", "one", ("chat",), db_session)
     await ApiToken.update({ApiToken.revoked_at: clock()}).where(ApiToken.name == "one")
     over = await accounts.create_token("ann", "two", ("chat",), db_session)
@@ -136,14 +141,14 @@ async def test_O4_a_disabled_account_is_refused_at_its_next_call(
     accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused
 ) -> None:
     account = await accounts.create_account("ann", PASSWORD, db_session)
-    cookie = await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+    cookie = (await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())).cookie
     token = await accounts.create_token("ann", "ci", ("chat",), db_session)
     await Account.update({Account.disabled_at: clock()}).where(Account.id == account.id)
     for credentials in (given(login=cookie), given(bearer=token)):
         async with refused("unauthenticated"):
             await accounts.authenticate(credentials, db_session)
     with pytest.raises(Exception, match="wrong"):
-        await accounts.sign_in("ann", PASSWORD, "192.0.2.1", db_session)
+        await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())
 
 
 async def test_O4_a_changed_role_holds_at_the_next_call(accounts: Accounts, db_session: DbSession) -> None:
@@ -216,11 +221,11 @@ async def test_the_set_up_link_makes_one_admin_once(
     async with refused("forbidden"):
         await accounts.check_setup_link(first, db_session)
     await accounts.check_setup_link(secret, db_session)
-    results = await at_once(3, lambda n, db: accounts.set_up(secret, f"ada{n}", PASSWORD, db))
-    (cookie,) = results.done
+    results = await at_once(3, lambda n, db: accounts.set_up(secret, f"ada{n}", PASSWORD, db, actor=nobody()))
+    (signed_in,) = results.done
     assert results.codes == ["forbidden"] * 2
-    assert (await accounts.authenticate(given(login=cookie), db_session)).is_admin is True
+    assert (await accounts.authenticate(given(login=signed_in.cookie), db_session)).is_admin is True
     assert len(await journal("account_created")) == 1
     assert await accounts.new_setup_link(db_session) is None
     async with refused("forbidden"):
-        await accounts.set_up(secret, "eve", PASSWORD, db_session)
+        await accounts.set_up(secret, "eve", PASSWORD, db_session, actor=nobody())

@@ -32,6 +32,28 @@ async def test_C1_the_server_makes_the_id(sessions: SessionService, db_session: 
     assert first < second
 
 
+async def test_C1_an_id_that_a_client_brings_is_never_adopted(
+    sessions: SessionService, db_session: DbSession, ann: Actor, everything: Everything, refused: Refused
+) -> None:
+    brought = uuid4()
+    for ask in (
+        lambda: sessions.ensure_session(brought, db_session, actor=ann),
+        lambda: sessions.begin_turn(brought, "Hello", db_session, actor=ann),
+        lambda: sessions.switch_model(brought, "smart", db_session, actor=ann),
+        lambda: sessions.fork_session(brought, db_session, actor=ann),
+        lambda: sessions.reopen_session(brought, db_session, actor=ann),
+    ):
+        async with refused("session_not_found"):
+            await ask()
+    # Not even where a session of that id was.
+    deleted = (await sessions.create_session(db_session, actor=ann, key="k1")).row.id
+    await sessions.delete_session(deleted, db_session, actor=ann)
+    async with refused("session_not_found"):
+        await sessions.begin_turn(deleted, "Hello", db_session, actor=ann)
+    await sessions.create_session(db_session, actor=ann, key=str(brought))
+    assert {row["id"] for row in (await everything())["session"]}.isdisjoint({brought, deleted})
+
+
 async def test_C2_a_session_has_owner_origin_times_and_no_model(
     sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock
 ) -> None:
@@ -140,7 +162,7 @@ async def test_C4_limited_and_again_after_exactly_the_wait(
     async with refused("rate_limited"):
         await sessions.create_session(db_session, actor=ann)
     clock.pass_(microseconds=1)
-    assert (await sessions.create_session(db_session, actor=ann)).allowance is not None
+    assert (await sessions.create_session(db_session, actor=ann)).state == "active"
 
 
 async def test_C4_a_script_and_a_page_of_one_account_share_the_rate(

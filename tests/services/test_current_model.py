@@ -64,6 +64,15 @@ async def test_M2_a_deprecated_model_still_serves_and_says_so(
     assert (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn.model == "smart"
 
 
+async def test_M2_a_deprecated_model_says_until_when(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, offer: Offer
+) -> None:
+    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
+    await offer(smart={"state": "deprecated", "state_reason": "Until the end of June."})
+    current = await sessions.current_model(session_id, db_session, actor=ann)
+    assert current.reason == "Chosen by ann. It is going away. Until the end of June."
+
+
 async def test_M3_a_model_that_cannot_be_used_falls_back_with_its_reason(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, offer: Offer
 ) -> None:
@@ -230,6 +239,21 @@ async def test_M7_a_refused_turn_stores_no_model(
     await sessions.begin_turn(other, "Elsewhere", db_session, actor=ann)
     async with refused("concurrency_limited"):
         await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+
+
+async def test_M7_a_retry_with_another_model_stores_nothing(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, chain: Chain
+) -> None:
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done")
+    before = await sessions.get_session(session_id, db_session, actor=ann)
+    begun = await sessions.retry_turn(turn.id, db_session, actor=ann, model="smart")
+    assert (begun.turn.model, begun.session.current, begun.session.row.version) == (
+        "smart",
+        before.current,
+        before.row.version,
+    )
+    assert await chain(session_id) == ["fast"]
 
 
 async def test_M8_page_list_and_turn_give_the_same_answer(

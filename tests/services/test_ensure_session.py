@@ -1,5 +1,6 @@
 """ensure_session: rules A1 to A6, also where begin_turn calls it."""
 
+import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
@@ -7,7 +8,9 @@ import msgspec
 
 from db.db_session import DbSession
 from services.actor import Actor
+from services.event_bus import MemoryEventBus
 from services.session_service import SessionService
+from services.turn_log import Position, TurnLog
 from tests.conftest import AtOnce, Clock, Configure, Everything, JournalRows, Orders, Refused, StorageFails
 
 
@@ -116,6 +119,22 @@ async def test_A4_reading_what_is_not_there_makes_nothing(
     for _ in range(5):
         async with refused("session_not_found"):
             await sessions.get_session(uuid4(), db_session, actor=guest)
+
+
+async def test_A4_attaching_again_and_again_makes_no_row(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, bus: MemoryEventBus,
+    everything: Everything,
+) -> None:  # fmt: skip
+    mine = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    before = await everything()
+    log = TurnLog(sessions, bus, lambda: DbSession(db_session.engine), asyncio.Event())
+    for number in range(50):
+        for actor, id in ((ann, mine.session_id), (ann, uuid4()), (bob, mine.session_id)):
+            events = log.follow_session(id, Position.parse(f"{uuid4()}:{number}"), actor)
+            async with asyncio.timeout(10):
+                await anext(events)
+            await events.aclose()
+    assert await everything() == before
 
 
 async def test_A5_the_turn_is_in_the_session_that_was_made(

@@ -240,3 +240,12 @@ async def test_D1_the_content_is_kept_as_a_fingerprint_only(
     (row,) = (await everything())["idempotency"]
     assert len(row["fingerprint"]) == 64
     assert "canary" not in msgspec.json.encode(row, enc_hook=str).decode()
+
+
+async def test_D1_a_key_is_forgotten_after_a_day_without_any_sweep(
+    sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock
+) -> None:
+    first = await sessions.create_session(db_session, actor=ann, title="One", key="k1")
+    clock.pass_(hours=24, microseconds=1)
+    second = await sessions.create_session(db_session, actor=ann, title="Two", key="k1")
+    assert first.row.id != second.row.id

@@ -1,7 +1,7 @@
 """The journal: rules J1, J3, J4, I3 and I5."""
 
 import logging
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from services.actor import Actor
 from services.clients import Usage
 from services.reads import Reads
 from services.session_service import SessionService
-from tests.conftest import Chain, Clock, Configure, Everything, JournalRows, Offer, Refused
+from tests.conftest import Chain, Clock, Configure, Everything, JournalRows, Offer, Refused, StorageFails
 
 
 async def test_J1_every_decision_is_told_in_order(
@@ -60,6 +60,49 @@ async def test_J1_every_decision_is_told_in_order(
     assert {row.request_id for row in rows if row.actor_name == "ann"} == {"r1"}
     assert [row.turn_id for row in rows if row.turn_id is not None] == [turn.id, turn.id]
     assert {row.at.tzinfo is not None for row in rows} == {True}
+
+
+async def test_J1_a_script_is_told_with_its_token_and_whom_it_acts_for(
+    sessions: SessionService, db_session: DbSession, ann: Actor, script: Actor, session_id: UUID, journal: JournalRows
+) -> None:
+    token_id = uuid4()
+    script = msgspec.structs.replace(script, token_id=token_id)
+    await sessions.switch_model(session_id, "smart", db_session, actor=script)
+    (row,) = await journal("model_switched")
+    assert (row.actor_kind, row.actor_id, row.on_behalf_of, row.actor_name) == ("token", token_id, ann.id, "ann")
+    await sessions.rename_session(session_id, "Rome", db_session, actor=ann)
+    (row,) = await journal("session_renamed")
+    assert (row.actor_kind, row.actor_id, row.on_behalf_of) == ("user", ann.id, None)
+
+
+async def test_J1_nothing_is_told_that_was_not_done(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, clock: Clock,
+    configure: Configure, journal: JournalRows, refused: Refused, storage_fails: StorageFails,
+) -> None:  # fmt: skip
+    """Each verb and its row are one transaction: where the commit fails there is neither (`refused` looks)."""
+    await configure("user", sessions_created="0", turns="0", switches="0", concurrent_turns=0)
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    idled = (await sessions.create_session(db_session, actor=ann)).row.id
+    clock.pass_(seconds=1)
+    before = len(await journal())
+    for call in (
+        lambda: sessions.create_session(db_session, actor=ann, model="smart"),
+        lambda: sessions.fork_session(session_id, db_session, actor=ann),
+        lambda: sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="costs", lock=True),
+        lambda: sessions.rename_session(session_id, "Rome", db_session, actor=ann),
+        lambda: sessions.extend_session(session_id, db_session, actor=ann),
+        lambda: sessions.stop_turn(turn.id, db_session, actor=ann),
+        lambda: sessions.finish_turn(turn.id, db_session, state="done"),
+        lambda: sessions.begin_turn(idled, "Hello", db_session, actor=ann),
+        lambda: sessions.close_session(session_id, db_session, actor=ann),
+        lambda: sessions.delete_session(session_id, db_session, actor=ann),
+    ):
+        async with refused("storage_unavailable"), storage_fails("commit"):
+            await call()
+    assert len(await journal()) == before
+    clock.pass_(days=30)
+    async with refused("storage_unavailable"), storage_fails("commit"):
+        await sessions.reopen_session(idled, db_session, actor=ann)
 
 
 @pytest.mark.parametrize("verb", ["switch", "close", "delete"])

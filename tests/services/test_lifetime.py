@@ -110,6 +110,7 @@ async def test_E3_what_does_not_slide_the_end(
     await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="audit", lock=True)
     await sessions.heartbeat([], db_session)
     await sessions.sweep(db_session)
+    await sessions.fork_session(session_id, db_session, actor=ann)
     await Reads(sessions).timeline(session_id, db_session, actor=ann)
     for code, prompt, actor in (
         ("prompt_too_long", "x" * 100_001, ann),
@@ -145,6 +146,13 @@ async def test_E4_an_expired_session_is_read_and_deleted_and_no_more(
         await sessions.extend_session(session_id, db_session, actor=ann)
     async with refused("session_expired"):
         await sessions.rename_session(session_id, "Rome", db_session, actor=ann)
+    async with refused("session_expired"):
+        await sessions.retry_turn(turn.id, db_session, actor=ann)
+    async with refused("session_expired"):
+        await sessions.edit_turn(turn.id, "More", db_session, actor=ann)
+    async with refused("session_expired"):
+        await sessions.begin_turn(session_id, "More", db_session, actor=ann, parent_id=turn.id)
+    assert (await sessions.stop_turn(turn.id, db_session, actor=ann)).reply == "Hi"
     await sessions.delete_session(session_id, db_session, actor=ann)
     assert (await sessions.list_sessions(db_session, actor=ann)).sessions == []
 
@@ -404,7 +412,7 @@ async def test_a_deleted_session_is_gone_with_its_turns(
     await sessions.delete_session(session_id, db_session, actor=ann)
     rows = await everything()
     assert (rows["session"], rows["turn"], rows["turn_piece"]) == ([], [], [])
-    assert [row["tokens"] for row in rows["usage"]] == [2 + 3]
+    assert [row["tokens"] for row in rows["usage"]] == [6 + 3]
     assert orders.stopped == [turn.id]
     async with refused("session_not_found"):
         await sessions.get_session(session_id, db_session, actor=ann)

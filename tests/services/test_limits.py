@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -10,18 +11,26 @@ from uuid import UUID
 import pytest
 
 from db.db_session import DbSession
+from db.engine import Engine, open_engine
 from db.tables import LimitRule, Usage
 from services.actor import Actor
+from services.client_pool import ClientPool
 from services.clients import Usage as Counted
+from services.configuration import GroupConfig, InstanceConfig
+from services.errors import LimitReached
+from services.event_bus import MemoryEventBus
 from services.policies import Allowance
 from services.session_service import SessionService
+from services.text import tokens_of
 from tests.conftest import (
     BEGINNING,
     AtOnce,
     Clock,
+    Configuration,
     Configure,
     Everything,
     Offer,
+    Orders,
     Refused,
     StorageFails,
 )
@@ -42,13 +51,12 @@ async def test_L1_the_rate_of_turns_and_again_after_exactly_the_wait(
 ) -> None:  # fmt: skip
     await configure("user", turns="6/min burst 2")
 
-    async def begin() -> Allowance | None:
+    async def begin() -> Allowance:
         begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
         await sessions.finish_turn(begun.turn.id, db_session, state="done")
-        return begun.allowance
+        return begun.allowance[0]
 
     first, second = await begin(), await begin()
-    assert first is not None and second is not None
     assert [(one.name, one.size, one.used, one.remaining, one.window_seconds) for one in (first, second)] == [
         ("turns", 2, 1, 1, 20),
         ("turns", 2, 2, 0, 20),
@@ -214,8 +222,8 @@ async def test_L3_without_them_what_was_produced_is_estimated_and_marked(
         await sessions.finish_turn(turn.id, db_session, state=end)  # type: ignore[arg-type]
     ended = await db_session.find_turn(turn.id)
     assert ended is not None
-    assert (ended.state, ended.prompt_tokens, ended.reply_tokens, ended.estimated) == (end, 10, 21, True)
-    assert await used(ann, everything) == {BEGINNING.date(): (31, 10 * 1000 + 21 * 2000)}
+    assert (ended.state, ended.prompt_tokens, ended.reply_tokens, ended.estimated) == (end, 18, 27, True)
+    assert await used(ann, everything) == {BEGINNING.date(): (45, 18 * 1000 + 27 * 2000)}
 
 
 async def test_I8_what_was_used_is_the_sum_of_the_turns(
@@ -242,27 +250,27 @@ async def test_L4_a_budget_holds_what_is_spent_reserved_and_asked_for(
     refused: Refused,
 ) -> None:  # fmt: skip
     await offer(fast={"max_reply_tokens": 100})
-    await configure("user", tokens_per_day=330, sessions_created="0", turns="0")
+    await configure("user", tokens_per_day=354, sessions_created="0", turns="0")
     first = (await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)).turn
-    assert first.reserved_tokens == 110
+    assert first.reserved_tokens == 14 + 4 + 100
     await sessions.begin_turn(None, "y" * 40, db_session, actor=ann)
     async with refused("budget_exhausted") as told:
-        await sessions.begin_turn(None, "z" * 41, db_session, actor=ann)
+        await sessions.begin_turn(None, "z" * 43, db_session, actor=ann)
     assert told.facts == {
         "limit": "tokens_per_day",
-        "size": 330,
-        "remaining": 110,
+        "size": 354,
+        "remaining": 118,
         "resets_at": MIDNIGHT,
         "retry_after_seconds": 12 * 3600,
     }
     third = (await sessions.begin_turn(None, "z" * 40, db_session, actor=ann)).turn
     await sessions.finish_turn(first.id, db_session, state="done", usage=Counted(10, 7))
     await sessions.finish_turn(third.id, db_session, state="done", usage=Counted(10, 6))
-    # Spent 33, reserved 110: 187 remain.
+    # Spent 33, reserved 118: 203 remain.
     async with refused("budget_exhausted") as told:
-        await sessions.begin_turn(None, "z" * 349, db_session, actor=ann)
-    assert told.facts["remaining"] == 187
-    await sessions.begin_turn(None, "z" * 348, db_session, actor=ann)
+        await sessions.begin_turn(None, "z" * 298, db_session, actor=ann)
+    assert told.facts["remaining"] == 203
+    await sessions.begin_turn(None, "z" * 297, db_session, actor=ann)
 
 
 async def test_L4_a_reservation_lapses_with_its_lease(
@@ -282,7 +290,7 @@ async def test_L4_twenty_at_once_never_overshoot(
     sessions: SessionService, ann: Actor, configure: Configure, offer: Offer, at_once: AtOnce
 ) -> None:
     await offer(fast={"max_reply_tokens": 100})
-    await configure("user", tokens_per_day=549, sessions_created="0", turns="0", concurrent_turns=0)
+    await configure("user", tokens_per_day=589, sessions_created="0", turns="0", concurrent_turns=0)
     results = await at_once(20, lambda _, db: sessions.begin_turn(None, "x" * 40, db, actor=ann))
     assert (len(results.done), results.codes) == (4, ["budget_exhausted"] * 16)
 
@@ -311,15 +319,15 @@ async def test_L4_a_budget_of_money_is_by_month_and_price(
     refused: Refused,
 ) -> None:  # fmt: skip
     await offer(fast={"max_reply_tokens": 100})
-    # A turn holds 10 × 1000 + 100 × 2000 = 210,000 nano-money.
-    await configure("user", money_per_month=0.000_419_999)
+    # A turn holds 18 × 1000 + 100 × 2000 = 218,000 nano-money.
+    await configure("user", money_per_month=0.000_435_999)
     turn = (await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)).turn
-    assert turn.reserved_nanos == 210_000
+    assert turn.reserved_nanos == 218_000
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)
     assert (told.facts["limit"], told.facts["resets_at"]) == ("money_per_month", NEXT_MONTH)
-    assert (told.facts["size"], told.facts["remaining"]) == (419_999, 209_999)
-    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(10, 100))
+    assert (told.facts["size"], told.facts["remaining"]) == (0.000_435, 0.000_217)
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(18, 100))
     assert (await sessions.begin_turn(None, "free", db_session, actor=ann, model="smart")).turn.reserved_nanos == 0
     clock.at = NEXT_MONTH - timedelta(microseconds=1)
     async with refused("budget_exhausted") as told:
@@ -327,6 +335,126 @@ async def test_L4_a_budget_of_money_is_by_month_and_price(
     assert told.wait == timedelta(seconds=1)
     clock.at = NEXT_MONTH
     await sessions.begin_turn(turn.session_id, "x" * 40, db_session, actor=ann)
+
+
+BUDGETS = {
+    # name: size, what a turn of "Hello" reserves of it, when it is new
+    "tokens_per_day": (211, 106, MIDNIGHT),
+    "tokens_per_month": (211, 106, NEXT_MONTH),
+    "money_per_day": (0.000_411, 0.000_206, MIDNIGHT),
+    "money_per_month": (0.000_411, 0.000_206, NEXT_MONTH),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+async def test_L4_each_budget_is_reserved_and_settled_in_its_window(
+    name: str, sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, offer: Offer,
+    clock: Clock, refused: Refused,
+) -> None:  # fmt: skip
+    size, reserved, until = BUDGETS[name]
+    await offer(fast={"max_reply_tokens": 100})
+    await configure("user", **{name: size})
+
+    async def left() -> float:
+        (told,) = [one for one in await sessions.allowances(db_session, actor=ann) if one.name == name]
+        assert told.resets_at == until
+        return told.figures.remaining
+
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    assert await left() == pytest.approx(size - reserved)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert (told.facts["limit"], told.facts["size"], told.facts["resets_at"]) == (name, size, until)
+    assert told.facts["remaining"] == await left()
+    assert told.wait == until - clock()
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 1))
+    assert await left() == pytest.approx(size - (7 if name.startswith("tokens") else 0.000_008))
+    turn = (await sessions.begin_turn(turn.session_id, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 100))
+    clock.at = until - timedelta(microseconds=1)
+    async with refused("budget_exhausted"):
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    clock.at = until
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+
+
+@pytest.mark.parametrize(
+    ("zone", "now", "until"),
+    [
+        ("Asia/Kolkata", datetime(2026, 5, 4, 18, 29, tzinfo=UTC), datetime(2026, 5, 4, 18, 30, tzinfo=UTC)),
+        ("America/New_York", datetime(2026, 5, 5, 3, 59, tzinfo=UTC), datetime(2026, 5, 5, 4, 0, tzinfo=UTC)),
+        # The days on which the clocks of New York jump and fall back.
+        ("America/New_York", datetime(2026, 3, 8, 5, 0, tzinfo=UTC), datetime(2026, 3, 9, 4, 0, tzinfo=UTC)),
+        ("America/New_York", datetime(2026, 11, 1, 4, 0, tzinfo=UTC), datetime(2026, 11, 2, 5, 0, tzinfo=UTC)),
+    ],
+)
+async def test_L4_days_begin_at_midnight_in_the_set_time_zone(
+    zone: str, now: datetime, until: datetime, sessions: SessionService, db_session: DbSession, ann: Actor,
+    configure: Configure, offer: Offer, clock: Clock, refused: Refused,
+) -> None:  # fmt: skip
+    await offer(fast={"max_reply_tokens": 100})
+    await configure("user", tokens_per_day=150)
+    await db_session.put_limit(LimitRule(group_name="*", name="time_zone", value=zone, set_by="ada"))
+    clock.at = now
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 100))
+    clock.at = until - timedelta(seconds=1)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert (told.facts["resets_at"], told.wait) == (until, timedelta(seconds=1))
+    clock.at = until
+    (told_now,) = [one for one in await sessions.allowances(db_session, actor=ann) if one.name == "tokens_per_day"]
+    assert told_now.used == 0
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+
+
+async def test_L4_where_a_budget_applies_the_reply_is_really_cut(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, configure: Configure, offer: Offer,
+    orders: Orders,
+) -> None:  # fmt: skip
+    async def cap(actor: Actor, model: str) -> tuple[int, int]:
+        """What the provider is told, and what is reserved for the reply."""
+        turn = (await sessions.begin_turn(None, "Hello", db_session, actor=actor, model=model)).turn
+        await sessions.finish_turn(turn.id, db_session, state="done")
+        return orders.started[-1].ask.max_reply_tokens, turn.reserved_tokens - turn.prompt_tokens
+
+    await offer(smart={"max_reply_tokens": 300}, aging={"context_tokens": 1000})
+    assert [await cap(ann, model) for model in ("fast", "smart")] == [(0, 4096), (300, 300)]
+    await configure("user", money_per_month=1000)
+    told = [await cap(ann, model) for model in ("fast", "smart", "aging")]
+    assert told == [(4096, 4096), (300, 300), (500, 500)]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0),
+        ("a", 1),
+        ("abc", 1),
+        ("abcd", 2),
+        ("x" * 3000, 1000),
+        ("γειά", 4),
+        ("Привет", 6),
+        ("你好", 4),
+        ("नमस्ते", 12),
+        ("👍", 3),
+        ("ok 👍", 4),
+        ("\ud83d", 2),
+    ],
+)
+def test_L4_the_estimate_is_careful(text: str, tokens: int) -> None:
+    assert tokens_of(text) == tokens
+
+
+async def test_L4_what_the_template_adds_is_counted_for_each_message(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    reserved = []
+    for _ in range(3):
+        turn = (await sessions.begin_turn(session_id, "abc", db_session, actor=ann)).turn
+        reserved.append(turn.reserved_tokens - 4096)
+        await sessions.finish_turn(turn.id, db_session, state="done", tail="xyz")
+    assert reserved == [5, 15, 25]
 
 
 async def test_L4_others_budgets_are_their_own(
@@ -357,6 +485,68 @@ async def test_L5_the_strictest_limit_wins_and_is_named(
     assert told.facts["limit"] == "concurrent_turns"
 
 
+async def test_L5_a_success_tells_every_limit_that_applied_and_the_tightest_first(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure, offer: Offer
+) -> None:
+    await offer(smart={"max_reply_tokens": 100, "concurrent_turns": 9})
+    await configure("*", concurrent_turns=50)
+    await configure(
+        "user", turns="10/h", switches="4/h", concurrent_turns=5, tokens_per_day=1000, tokens_per_month=106_000,
+        money_per_day=5, sessions_created="5/h", open_sessions=100,
+    )  # fmt: skip
+    begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="smart")
+    assert [(one.name, one.remaining, one.size) for one in begun.allowance] == [
+        ("switches", 3, 4),
+        ("concurrent_turns", 4, 5),
+        ("concurrent_turns_of_model", 8, 9),
+        ("tokens_per_day", 894, 1000),
+        ("turns", 9, 10),
+        ("concurrent_turns_of_instance", 49, 50),
+        ("tokens_per_month", 105_894, 106_000),
+        ("money_per_day", 5 * 10**9, 5 * 10**9),
+    ]
+    # What is told is what is there.
+    there = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}
+    assert all(there[one.name] == one for one in begun.allowance)
+    made = await sessions.create_session(db_session, actor=ann, title="one")
+    assert [(one.name, one.remaining) for one in made.allowance] == [("sessions_created", 3), ("open_sessions", 98)]
+    switch = await sessions.switch_model(session_id, "fast", db_session, actor=ann)
+    assert [(one.name, one.remaining) for one in switch.allowance] == [("switches", 2)]
+
+
+async def test_L5_a_refusal_tells_the_limit_that_lasts_longest_and_then_the_others_untouched(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure, clock: Clock,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await configure("user", turns="6/min burst 4", switches="10/h", concurrent_turns=1, tokens_per_month=10**6)
+    await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="fast")
+    other = (await sessions.create_session(db_session, actor=ann, title="other")).row.id
+    clock.pass_(seconds=5)
+    there = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}
+    async with refused("concurrency_limited") as told:
+        await sessions.begin_turn(other, "Hello", db_session, actor=ann, model="smart")
+    assert isinstance(told.refusal, LimitReached)
+    first, *others = told.refusal.allowance
+    assert (first.name, first.remaining) == ("concurrent_turns", 0)
+    assert [one.name for one in others] == ["turns", "switches", "tokens_per_month"]
+    assert all(there[one.name] == one for one in (first, *others))
+
+
+async def test_L5_a_refusal_says_what_is_short_in_words(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, offer: Offer, refused: Refused
+) -> None:
+    await offer(fast={"concurrent_turns": 1})
+    await configure("user", tokens_per_day=5000)
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert str(told.refusal) == "898 of 5,000 tokens today are left, and this message may need more."
+    await configure("user", tokens_per_day=0)
+    async with refused("concurrency_limited") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert str(told.refusal) == "1 of 1 replies at once of fast are being written. Wait for one to end."
+
+
 async def test_L6_an_admins_change_holds_from_the_next_call(
     sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor, refused: Refused
 ) -> None:
@@ -367,6 +557,58 @@ async def test_L6_an_admins_change_holds_from_the_next_call(
             await service.create_session(db_session, actor=ann)
     await db_session.put_limit(LimitRule(group_name="user", name="open_sessions", value="2", set_by="ada"))
     await other_worker.create_session(db_session, actor=ann)
+
+
+async def test_L6_a_change_holds_at_the_next_call_of_another_process(
+    sessions: SessionService, database_url: str, pool: ClientPool, clock: Clock, db_session: DbSession, ann: Actor,
+    configure: Configure,
+) -> None:  # fmt: skip
+    elsewhere = open_engine(database_url)
+    await elsewhere.start()
+    there, far = SessionService(pool, MemoryEventBus(), now=clock), DbSession(elsewhere)
+    try:
+        running = (await there.begin_turn(None, "Hello", far, actor=ann)).turn
+        for group, name, value, code in (
+            ("user", "concurrent_turns", "1", "concurrency_limited"),
+            ("user", "concurrent_turns", "0", ""),
+            ("*", "concurrent_turns", "2", "concurrency_limited"),
+            ("*", "concurrent_turns", "0", ""),
+            ("user", "tokens_per_month", "100", "budget_exhausted"),
+            ("user", "tokens_per_month", "0", ""),
+            ("user", "money_per_day", "0.000001", "budget_exhausted"),
+            ("user", "money_per_day", "0", ""),
+            ("user", "turns", "1/h", "rate_limited"),
+        ):
+            await db_session.put_limit(LimitRule(group_name=group, name=name, value=value, set_by="ada"))
+            try:
+                begun = await there.begin_turn(None, "Hello", far, actor=ann)
+            except LimitReached as refusal:
+                assert refusal.code == code, (name, value)
+            else:
+                assert code == "", (name, value)
+                if name != "concurrent_turns" or group == "*":
+                    await there.stop_turn(begun.turn.id, far, actor=ann)
+        ended = await there.finish_turn(running.id, far, state="done", tail="Hi")
+        assert (ended.state, ended.reply) == ("done", "Hi")
+    finally:
+        await elsewhere.stop()
+
+
+async def test_L6_the_time_zone_is_a_rule_like_the_others(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configuration: Configuration
+) -> None:
+    configuration.groups["user"] = GroupConfig(tokens_per_day=1000)
+
+    async def midnight() -> datetime | None:
+        return {one.name: one for one in await sessions.allowances(db_session, actor=ann)}["tokens_per_day"].resets_at
+
+    configuration.groups["*"] = InstanceConfig(time_zone="Asia/Kolkata")
+    await configuration.apply()
+    assert await midnight() == datetime(2026, 5, 4, 18, 30, tzinfo=UTC)
+    await db_session.put_limit(LimitRule(group_name="*", name="time_zone", value="America/New_York", set_by="ada"))
+    assert await midnight() == datetime(2026, 5, 5, 4, 0, tzinfo=UTC)
+    await configuration.apply()
+    assert await midnight() == datetime(2026, 5, 5, 4, 0, tzinfo=UTC)
 
 
 async def test_L6_a_restart_keeps_what_an_admin_changed(
@@ -413,9 +655,9 @@ async def test_L7_every_limit_is_told_before_sending(
         "sessions_created": Allowance("sessions_created", 3, 1, 2, BEGINNING + timedelta(seconds=6), 3600),
         "concurrent_turns": Allowance("concurrent_turns", 3, 1, 2),
         "open_sessions": Allowance("open_sessions", 9, 1, 8),
-        "tokens_per_day": Allowance("tokens_per_day", 1000, 110, 890, MIDNIGHT, 86400),
+        "tokens_per_day": Allowance("tokens_per_day", 1000, 118, 882, MIDNIGHT, 86400),
         "money_per_month": Allowance(
-            "money_per_month", 10**9, 210_000, 10**9 - 210_000, NEXT_MONTH, 31 * 86400
+            "money_per_month", 10**9, 218_000, 10**9 - 218_000, NEXT_MONTH, 31 * 86400
         ),
     }  # fmt: skip
     assert await everything() == before
@@ -429,6 +671,44 @@ async def test_L7_a_limit_that_is_off_is_not_told(
     }  # fmt: skip
     await configure("user", turns="0", switches="0", sessions_created="0", concurrent_turns=0, open_sessions=0)
     assert await sessions.allowances(db_session, actor=ann) == []
+
+
+async def test_L7_slots_of_models_and_of_the_server_are_told_too(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, configure: Configure, offer: Offer
+) -> None:
+    limited = {"concurrent_turns": 4}
+    await offer(fast=limited, smart={"concurrent_turns": 2}, hidden=limited, off=limited, old=limited)
+    await configure("*", concurrent_turns=9)
+    await sessions.begin_turn(None, "Hello", db_session, actor=bob)
+    await sessions.begin_turn(None, "Hello", db_session, actor=bob, model="aging")
+    told = [one for one in await sessions.allowances(db_session, actor=ann) if one.name.startswith("concurrent")]
+    assert told == [
+        Allowance("concurrent_turns", 3, 0, 3),
+        Allowance("concurrent_turns_of_model", 4, 1, 3, model="fast"),
+        Allowance("concurrent_turns_of_model", 2, 0, 2, model="smart"),
+        Allowance("concurrent_turns_of_instance", 9, 2, 7),
+    ]
+
+
+async def test_L7_what_has_no_limit_is_not_even_counted(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    await configure("user", turns="0", switches="0", sessions_created="0", concurrent_turns=0, open_sessions=0)
+    said, run = [], engine.run
+
+    async def listened(sql: str, args: Sequence[object] = ()) -> list[dict[str, object]]:
+        said.append(sql)
+        return await run(sql, args)
+
+    monkeypatch.setattr(engine, "run", listened)
+    assert await sessions.allowances(db_session, actor=ann) == []
+    asked = {table for table in ("session", "turn", "usage", "rate_bucket") if any(f'"{table}"' in one for one in said)}
+    assert (asked, len(said)) == (set(), 3)
+    said.clear()
+    await sessions.create_session(db_session, actor=ann)
+    assert not any("COUNT(" in one for one in said), said
+    assert any("INSERT" in one for one in said)
 
 
 async def test_L7_what_is_told_is_what_a_refusal_says(

@@ -135,6 +135,34 @@ async def test_I11_a_hidden_model_cannot_be_told_from_one_that_does_not_exist(
             assert len(told) == 1
 
 
+async def test_I11_a_hidden_model_is_named_as_nobodys_replacement(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, offer: Offer
+) -> None:
+    other = (await sessions.create_session(db_session, actor=ada)).row.id
+    for name in ("hidden", "hidden-too"):
+        named = {"replacement": name}
+        await offer(
+            hidden={"aliases": ["hidden-too"]},
+            old=named,
+            off=named,
+            aging=named,
+            stray={"provider": "nowhere", **named},
+        )
+
+        async def told(actor: Actor, id: UUID) -> str:
+            seen = repr([entry.replacement for entry in await sessions.models(db_session, actor=actor)])
+            for model in ("old", "off", "stray"):
+                with pytest.raises(Refusal) as raised:
+                    await sessions.switch_model(id, model, db_session, actor=actor)
+                seen += f"{raised.value} {raised.value.facts}"
+            return seen
+
+        assert "hidden" not in await told(ann, session_id)
+        assert (await told(ada, other)).count("hidden") == 4 + 3
+    seen = repr(await sessions.allowances(db_session, actor=ann))
+    assert "hidden" not in seen
+
+
 async def test_O1_lists_hold_what_is_mine(
     sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, ada: Actor, guest: Actor, script: Actor
 ) -> None:

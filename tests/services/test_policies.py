@@ -1,14 +1,18 @@
 """Frozen values that judge facts: Rate, Lifetime, Slots, Budget, Policies; nothing here needs a database."""
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.policies import (
+    BUDGETS,
     DEFAULT_LIMITS,
+    KINDS,
     Allowance,
     Budget,
     Lifetime,
@@ -16,11 +20,14 @@ from services.policies import (
     Rate,
     Slots,
     check_rule,
+    freed,
     instant,
     microseconds,
     nanos,
     parse_count,
     parse_span,
+    parse_zone,
+    tightest_first,
 )
 
 NOON = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -198,7 +205,8 @@ def test_E7_only_what_idled_out_comes_back() -> None:
 def test_slots_are_counted() -> None:
     assert Slots(3).allowance("concurrent_turns", 1) == Allowance("concurrent_turns", 3, 1, 2)
     assert Slots(3).allowance("concurrent_turns", 5) == Allowance("concurrent_turns", 3, 5, 0)
-    assert Slots(0).allowance("concurrent_turns", 5) is None
+    told = Slots(3).allowance("concurrent_turns_of_model", 1, "fast")
+    assert (told.model, told.noun) == ("fast", "replies at once of fast")
 
 
 @pytest.mark.parametrize(
@@ -226,10 +234,56 @@ def test_a_budget_tells_what_remains_and_when_it_is_new() -> None:
         "tokens_per_day", 100, 30, 70, midnight, 86400
     )
     told = Budget(100, "day").allowance("tokens_per_day", 130, NOON)
-    assert told is not None and (told.used, told.remaining) == (130, 0)
-    month = Budget(100, "month").allowance("money_per_month", 0, NOON)
-    assert month is not None and month.window_seconds == 31 * 86400
-    assert Budget(0, "day").allowance("tokens_per_day", 30, NOON) is None
+    assert (told.used, told.remaining) == (130, 0)
+    assert Budget(100, "month").allowance("money_per_month", 0, NOON).window_seconds == 31 * 86400
+
+
+NEW_YORK, KOLKATA = ZoneInfo("America/New_York"), ZoneInfo("Asia/Kolkata")
+
+
+def utc(*parts: int) -> datetime:
+    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
+
+
+@pytest.mark.parametrize(
+    ("zone", "window", "now", "since", "until", "hours"),
+    [
+        (KOLKATA, "day", utc(2026, 5, 4, 18, 29), utc(2026, 5, 3, 18, 30), utc(2026, 5, 4, 18, 30), 24),
+        (KOLKATA, "day", utc(2026, 5, 4, 18, 30), utc(2026, 5, 4, 18, 30), utc(2026, 5, 5, 18, 30), 24),
+        (NEW_YORK, "day", utc(2026, 5, 4, 3, 59), utc(2026, 5, 3, 4), utc(2026, 5, 4, 4), 24),
+        # The clocks of New York jump on 8 March and fall back on 1 November.
+        (NEW_YORK, "day", utc(2026, 3, 8, 12), utc(2026, 3, 8, 5), utc(2026, 3, 9, 4), 23),
+        (NEW_YORK, "day", utc(2026, 11, 1, 12), utc(2026, 11, 1, 4), utc(2026, 11, 2, 5), 25),
+        (NEW_YORK, "month", utc(2026, 3, 31, 23), utc(2026, 3, 1, 5), utc(2026, 4, 1, 4), 31 * 24 - 1),
+        (NEW_YORK, "month", utc(2026, 12, 1, 2), utc(2026, 11, 1, 4), utc(2026, 12, 1, 5), 30 * 24 + 1),
+        (NEW_YORK, "month", utc(2026, 12, 31, 12), utc(2026, 12, 1, 5), utc(2027, 1, 1, 5), 31 * 24),
+        # Clocks that jump over midnight, that come back to it, and that leave out a whole day.
+        (ZoneInfo("Africa/Cairo"), "day", utc(2024, 4, 26, 12), utc(2024, 4, 25, 22), utc(2024, 4, 26, 21), 23),
+        (ZoneInfo("America/Havana"), "day", utc(2024, 11, 3, 5, 30), utc(2024, 11, 3, 4), utc(2024, 11, 4, 5), 25),
+        (ZoneInfo("Pacific/Apia"), "day", utc(2011, 12, 30, 9), utc(2011, 12, 29, 10), utc(2011, 12, 30, 10), 24),
+        (ZoneInfo("Pacific/Apia"), "day", utc(2011, 12, 30, 10), utc(2011, 12, 30, 10), utc(2011, 12, 31, 10), 24),
+    ],
+)  # fmt: skip
+def test_L4_a_budget_has_the_days_and_months_of_its_zone(
+    zone: ZoneInfo, window: str, now: datetime, since: datetime, until: datetime, hours: int
+) -> None:
+    budget = Budget(100, window, zone)
+    assert (budget.since(now), budget.until(now)) == (since, until)
+    assert budget.since(now) <= now < budget.until(now)
+    assert budget.allowance("tokens_per_day", 0, now).window_seconds == hours * 3600
+
+
+@pytest.mark.parametrize("name", ["America/New_York", "Africa/Cairo", "America/Havana", "Pacific/Apia", "Asia/Kolkata"])
+@pytest.mark.parametrize("window", ["day", "month"])
+def test_L4_windows_follow_each_other_without_a_gap(name: str, window: str) -> None:
+    budget, now, days = Budget(1, window, ZoneInfo(name)), utc(2011, 1, 15, 12), []
+    while now < utc(2013, 1, 1):
+        until = budget.until(now)
+        assert budget.since(until) == until
+        assert budget.first_day(until - timedelta(microseconds=1)) == budget.first_day(now) < budget.first_day(until)
+        days.append(budget.first_day(now))
+        now = until
+    assert len(days) > 20
 
 
 # ---------------------------------------------------------------- what a group is given
@@ -274,13 +328,13 @@ def test_E8_the_defaults_of_each_group() -> None:
     assert (user.switches.count, admin.switches.count) == (30, 0)
     assert [one.concurrent_turns.size for one in (user, guest, admin)] == [3, 2, 10]
     assert [one.open_sessions.size for one in (user, guest, admin)] == [500, 50, 500]
-    assert (user.tokens_per_day.size, user.money_per_month.size) == (0, 0)
+    assert user.budgets == guest.budgets == admin.budgets == {}
 
 
 def test_a_group_sets_some_limits_and_has_the_rest_of_a_user() -> None:
     team = Policies.parse({"turns": "1/h", "money_per_month": "2.5"})
     assert team.turns == Rate(1, timedelta(hours=1), 1)
-    assert team.money_per_month == Budget(2_500_000_000, "month")
+    assert team.budgets == {"money_per_month": Budget(2_500_000_000, "month")}
     assert team.lifetime.idle == timedelta(days=30)
 
 
@@ -291,6 +345,60 @@ def test_a_rule_is_checked_before_it_is_stored() -> None:
             check_rule(name, value)
     with pytest.raises(ValueError, match="there is no limit"):
         check_rule("speed", "1")
+
+
+def test_the_instance_has_rules_of_its_own() -> None:
+    check_rule("concurrent_turns", "3", "*")
+    check_rule("time_zone", "Asia/Kolkata", "*")
+    for name, value in (("turns", "1/h"), ("time_zone", "Europe/Berlim"), ("concurrent_turns", "-1")):
+        with pytest.raises(ValueError):
+            check_rule(name, value, "*")
+    with pytest.raises(ValueError, match="there is no limit"):
+        check_rule("time_zone", "UTC", "user")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Berlin", "europe/", "America", "../UTC", "/etc/localtime", "a\0b", "UTC ", "x" * 999]
+)
+def test_what_is_no_time_zone_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        parse_zone(name)
+
+
+def test_UTC_needs_no_database_of_zones() -> None:
+    assert parse_zone("UTC") is UTC
+
+
+# ---------------------------------------------------------------- how limits are told
+
+
+def test_L5_money_is_told_in_money_and_never_more_than_there_is() -> None:
+    told = Allowance("money_per_month", 435_999, 218_000, 217_999)
+    assert told.units == (435, 218, 217)
+    assert told.figures == (0.000_435, 0.000_218, 0.000_217)
+    spent = Allowance("money_per_day", 2_000_000_000, 2_500_000_400, 0)
+    assert (spent.figures, spent.words) == ((2.0, 2.5, 0.0), ("2.00", "2.50", "0.00"))
+    assert Allowance("money_per_day", 1_500_000_000_000, 1, 1_499_999_999_999).words == (
+        "1,500.00",
+        "0.000001",
+        "1,499.99",
+    )
+    assert Allowance("money_per_day", 10**9 * 10**9 - 1, 0, 0).units.size < 10**15
+    assert Allowance("tokens_per_day", 20_000, 1_500, 18_500).words == ("20,000", "1,500", "18,500")
+
+
+def test_L5_the_tightest_is_told_first() -> None:
+    half, third = Allowance("turns", 4, 2, 2, NOON), Allowance("concurrent_turns", 3, 2, 1)
+    longer = Allowance("tokens_per_day", 1000, 500, 500, NOON + timedelta(hours=12))
+    assert tightest_first([half, longer, third]) == (third, longer, half)
+    assert freed([third, half]) == (half, Allowance("concurrent_turns", 3, 1, 2))
+
+
+def test_every_limit_has_a_name_for_people_and_a_unit() -> None:
+    rates, counts = ("turns", "switches", "sessions_created"), ("concurrent_turns", "open_sessions")
+    assert {*rates, *counts, *BUDGETS} == DEFAULT_LIMITS["user"].keys() - {"idle", "absolute"}
+    assert set(KINDS) >= {*rates, *counts, *BUDGETS}
+    assert all(re.fullmatch(r"[a-z-]+", kind.unit) for kind in KINDS.values())
 
 
 def test_instants_are_exact_to_the_microsecond() -> None:

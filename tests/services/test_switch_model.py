@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 from db.db_session import DbSession
@@ -25,7 +26,7 @@ from tests.conftest import (
 )
 
 
-async def test_S0_it_works_and_says_what_became_of_it(
+async def test_a_switch_works_and_says_what_became_of_it(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock, chain: Chain,
     journal: JournalRows, published: list[Hint],
 ) -> None:  # fmt: skip
@@ -122,26 +123,60 @@ async def test_S3_foreign_and_absent_are_the_same(
 
 
 async def test_S3_the_first_fault_of_two_wins(
-    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, session_id: UUID, clock: Clock,
-    configure: Configure, refused: Refused,
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, ada: Actor, session_id: UUID,
+    clock: Clock, configure: Configure, offer: Offer, refused: Refused, storage_fails: StorageFails,
 ) -> None:  # fmt: skip
-    await configure("user", switches="1/h")
+    """Every two neighbours of the order of checks, at once."""
+    await configure("user", switches="2/d")
+    closed = (await sessions.create_session(db_session, actor=ann)).row.id
+    await sessions.close_session(closed, db_session, actor=ann)
+    await sessions.switch_model(session_id, "aging", db_session, actor=ann, key="k1")
     await sessions.switch_model(session_id, "smart", db_session, actor=ann)
     begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
-    for change, code in (
-        ({"actor": bob, "new_model": "no-such-model"}, "session_not_found"),
-        ({"new_model": "no-such-model", "lock": True}, "forbidden"),
-        ({"new_model": "no-such-model", "expected_version": 99}, "model_unknown"),
-        ({"new_model": "fast", "expected_version": 99, "when": "idle"}, "version_conflict"),
-        ({"new_model": "fast", "when": "idle"}, "session_busy"),
-        ({"new_model": "fast"}, "rate_limited"),
-    ):
+    sleeping = (await sessions.create_session(db_session, actor=ann)).row.id
+
+    async def check(code: str, **change: Any) -> None:
+        asked = {"session_id": session_id, "new_model": "fast", "actor": ann, **change}
         async with refused(code):
-            await sessions.switch_model(session_id, db_session=db_session, **{"actor": ann, **change})  # type: ignore[arg-type]
+            await sessions.switch_model(db_session=db_session, **asked)
+
+    # form, key
+    await check("invalid_request", reason="x" * 1000, key="k1")
+    # key, owner
+    await check("idempotency_key_reused", key="k1", session_id=uuid4())
+    # owner, state
+    await check("session_not_found", actor=bob, session_id=closed)
+    # state, permission
+    await check("session_closed", session_id=closed, lock=True)
+    await check("session_closed", session_id=closed, actor=ada)  # without a reason
+    # permission, model
+    await check("forbidden", new_model="no-such-model", lock=True)
+    await check("invalid_request", new_model="no-such-model", actor=ada)
+    # model, nothing to do: what is asked for is in use, and gone
+    await offer(smart={"state": "disabled"})
+    await check("model_disabled", new_model="smart")
+    await offer(smart={"state": "active"})
+    # model, version
+    await check("model_unknown", new_model="no-such-model", expected_version=99)
+    # nothing to do, version
+    assert not (
+        await sessions.switch_model(session_id, "smart", db_session, actor=ann, expected_version=99, when="idle")
+    ).changed
+    # version, busy
+    await check("version_conflict", expected_version=99, when="idle")
+    # busy, limits
+    await check("session_busy", when="idle")
+    # limits, the write itself
+    async with storage_fails("journal"):
+        await check("rate_limited")
     await sessions.finish_turn(begun.turn.id, db_session, state="done")
     clock.pass_(days=31)
-    async with refused("session_expired"):
-        await sessions.switch_model(session_id, "no-such-model", db_session, actor=ann, lock=True)
+    for id in (session_id, sleeping):
+        await check("session_expired", session_id=id, new_model="no-such-model", lock=True)
+    await sessions.reopen_session(sleeping, db_session, actor=ann)
+    await sessions.switch_model(sleeping, "smart", db_session, actor=ada, reason="audit", lock=True)
+    # the lock, model
+    await check("model_locked", session_id=sleeping, new_model="no-such-model")
 
 
 async def test_S4_an_alias_is_resolved_before_it_is_compared_and_stored(
@@ -166,7 +201,7 @@ async def test_S5_same_model_changes_nothing(
     for _ in range(3):
         again = await sessions.switch_model(session_id, "smart", db_session, actor=ann, reason="again")
         assert (again.changed, again.from_model, again.to_model) == (False, "smart", "smart")
-        assert (again.session.row.version, again.allowance) == (1, None)
+        assert (again.session.row.version, again.allowance) == (1, ())
     assert await everything() == before
     assert published == hints
     assert (await sessions.switch_model(session_id, "fast", db_session, actor=ann)).changed is True

@@ -392,7 +392,7 @@ async def test_G10_a_provider_that_fails_leaves_the_text_and_the_reason(
         failed = await ended(turn)
         assert (failed.state, failed.reply, failed.error_code) == ("failed", numbered(5), code)
         assert failed.error_detail and failed.error_detail.endswith(".")
-        assert (failed.estimated, failed.reply_tokens) == (True, -(-len(numbered(5)) // 4))
+        assert (failed.estimated, failed.reply_tokens) == (True, -(-len(numbered(5)) // 3))
         assert shown(published, turn) == numbered(5)
         assert echo.open == 0
 

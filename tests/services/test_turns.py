@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,7 +13,7 @@ from db.tables import Turn
 from services.actor import Actor
 from services.clients import Ask, Message, Usage
 from services.event_bus import Hint
-from services.outcomes import TurnOrder
+from services.outcomes import BegunTurn, TurnOrder
 from services.reads import Reads
 from services.session_service import SessionService
 from tests.conftest import (
@@ -50,8 +51,8 @@ async def test_G1_a_turn_is_begun_in_one_transaction_and_ordered_after_it(
     assert (turn.session_id, turn.owner_id, turn.parent_id) == (session_id, ann.id, None)
     assert (turn.prompt, turn.reply, turn.model, turn.state) == ("Where is Rome?", None, "fast", "running")
     assert (turn.lease_owner, turn.lease_until, turn.created_at) == (sessions.worker, clock() + LEASE, clock())
-    assert (turn.prompt_tokens, turn.reserved_tokens) == (4, 4 + 4096)
-    assert (turn.reserved_nanos, turn.estimated) == (4 * 1000 + 4096 * 2000, True)
+    assert (turn.prompt_tokens, turn.reserved_tokens) == (9, 9 + 4096)
+    assert (turn.reserved_nanos, turn.estimated) == (9 * 1000 + 4096 * 2000, True)
     assert (turn.first_text_at, turn.ended_at, turn.error_code) == (None, None, None)
     row = await db_session.find_session(session_id, ann.id)
     assert row is not None
@@ -63,7 +64,7 @@ async def test_G1_a_turn_is_begun_in_one_transaction_and_ordered_after_it(
     assert (row.turn_id, row.session_id, row.owner_id, row.actor_name) == (turn.id, session_id, ann.id, "ann")
     assert (row.to_value, row.outcome, row.version) == ("fast", "done", 1)
     assert (begun.session.running_turn, begun.session.title) == (turn.id, "Where is Rome?")
-    assert begun.allowance is not None and (begun.allowance.name, begun.allowance.remaining) == ("turns", 9)
+    assert {one.name: one.remaining for one in begun.allowance} == {"turns": 9, "concurrent_turns": 2}
 
 
 async def test_G1_a_failing_database_leaves_nothing(
@@ -276,7 +277,7 @@ async def test_G5_a_lapsed_turn_is_interrupted_with_all_its_text(
     ended = await db_session.find_turn(turn.id)
     assert ended is not None
     assert (ended.state, ended.reply, ended.error_code) == ("interrupted", "Once upon", "interrupted")
-    assert (ended.prompt_tokens, ended.reply_tokens, ended.estimated) == (2, 3, True)
+    assert (ended.prompt_tokens, ended.reply_tokens, ended.estimated) == (6, 3, True)
     (row,) = await journal("turn_ended")
     assert (row.outcome, row.reason, row.actor_kind, row.turn_id) == ("interrupted", "interrupted", "system", turn.id)
     assert Hint(session_id, "turn_ended", turn.id) in published
@@ -467,32 +468,53 @@ async def test_G8_a_stale_version_stores_nothing(
 
 
 async def test_G8_the_first_fault_of_two_wins(
-    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, configure: Configure,
-    clock: Clock, refused: Refused,
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, ada: Actor, session_id: UUID,
+    configure: Configure, clock: Clock, refused: Refused, storage_fails: StorageFails,
 ) -> None:  # fmt: skip
-    await configure("user", turns="1/h")
-    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    for change, code in (
-        ({"prompt": "", "session_id": uuid4()}, "invalid_request"),
-        ({"actor": ada, "model": "no-such-model"}, "forbidden"),
-        ({"model": "no-such-model", "expected_version": 99}, "model_unknown"),
-        ({"model": "far", "expected_version": 99}, "model_unavailable"),
-        ({"expected_version": 99}, "version_conflict"),
-        ({}, "session_busy"),
-    ):
+    """Every two neighbours of the order of checks, at once."""
+    await configure("user", turns="1/d")
+    closed = (await sessions.create_session(db_session, actor=ann)).row.id
+    await sessions.close_session(closed, db_session, actor=ann)
+    locked = (await sessions.create_session(db_session, actor=ann)).row.id
+    await sessions.switch_model(locked, "smart", db_session, actor=ada, reason="audit", lock=True)
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, key="k1")).turn
+
+    async def check(code: str, **change: Any) -> None:
+        asked = {"session_id": session_id, "prompt": "Two", "actor": ann, **change}
         async with refused(code):
-            await sessions.begin_turn(
-                **{"session_id": session_id, "prompt": "Two", "db_session": db_session, "actor": ann, **change}  # type: ignore[arg-type]
-            )
+            await sessions.begin_turn(db_session=db_session, **asked)
+
+    # form, key
+    await check("invalid_request", prompt="", key="k1")
+    await check("prompt_too_long", prompt="x" * 100_001, key="k1")
+    # key, owner
+    await check("idempotency_key_reused", key="k1", session_id=uuid4())
+    # owner, state
+    await check("session_not_found", session_id=closed, actor=bob)
+    # state, permission
+    await check("session_closed", session_id=closed, actor=ada)
+    # permission, model
+    await check("forbidden", actor=ada, model="no-such-model")
+    await check("model_locked", session_id=locked, model="no-such-model")
+    # model, version
+    await check("model_unknown", model="no-such-model", expected_version=99)
+    await check("model_unavailable", model="far", expected_version=99)
+    # version, busy
+    await check("version_conflict", expected_version=99)
+    # busy, limits
+    await check("session_busy")
     await sessions.finish_turn(turn.id, db_session, state="done")
-    async with refused("rate_limited"):
-        await sessions.begin_turn(session_id, "Two", db_session, actor=ann)
+    # a prompt that cannot fit, limits
+    await check("context_overflow", model="small", prompt="x" * 1000)
+    # limits, the write itself
+    async with storage_fails("turn"):
+        await check("rate_limited")
     clock.pass_(days=31)
-    async with refused("session_expired"):
-        await sessions.begin_turn(session_id, "Two", db_session, actor=ann, model="no-such-model")
+    # state, model
+    await check("session_expired", model="no-such-model")
 
 
-async def test_S0_a_turn_with_a_model_switches_the_session_first(
+async def test_a_turn_with_a_model_switches_the_session_first(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, chain: Chain, configure: Configure,
     refused: Refused, journal: JournalRows,
 ) -> None:  # fmt: skip
@@ -565,7 +587,7 @@ async def test_G11_what_does_not_fit_is_left_out_and_recorded(
         turn = (await sessions.begin_turn(session_id, prompt, db_session, actor=ann)).turn
         left_out.append(turn.context_left_out)
         await sessions.finish_turn(turn.id, db_session, state="done", tail=f"{number}" + "y" * 39)
-    # The window of 40 tokens holds a reply of 8, the prompt of 4, and two of the turns of 4 + 10 before it.
+    # The window of 80 tokens holds a reply of 8, the prompt of 10, and two of the turns of 10 + 18 before it.
     assert left_out == [0, 0, 0, 1, 2]
     assert [message.text[0] for message in orders.started[-1].ask.messages] == list("22334")
     stored = await db_session.find_turn(turn.id)
@@ -578,8 +600,8 @@ async def test_G11_a_prompt_that_cannot_fit_is_refused(
 ) -> None:
     await sessions.switch_model(session_id, "small", db_session, actor=ann)
     async with refused("context_overflow"):
-        await sessions.begin_turn(session_id, "x" * 129, db_session, actor=ann)
-    turn = (await sessions.begin_turn(session_id, "x" * 128, db_session, actor=ann)).turn
+        await sessions.begin_turn(session_id, "x" * 205, db_session, actor=ann)
+    turn = (await sessions.begin_turn(session_id, "x" * 204, db_session, actor=ann)).turn
     assert turn.context_left_out == 0
 
 
@@ -670,3 +692,73 @@ async def test_L1_turns_with_a_model_in_old_and_new_sessions_do_not_block_each_o
         results = await at_once(24, begin)
     assert results.codes == []
     assert len({begun.turn.id for begun in results.done}) == 24
+
+
+async def test_I4_the_model_of_a_turn_is_the_one_that_was_called(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure, offer: Offer,
+    orders: Orders, journal: JournalRows,
+) -> None:  # fmt: skip
+    """By default, by an alias, after a switch, by a replacement, as a fallback, and for one turn alone."""
+    await configure("user", turns="0", switches="0")
+    await offer(**{name: {"upstream": f"upstream-of-{name}"} for name in ("fast", "smart", "aging", "small")})
+    called = []
+
+    async def check(begun: BegunTurn) -> None:
+        order = orders.started[-1]
+        stored = await db_session.find_turn(begun.turn.id)
+        assert stored is not None
+        assert (order.turn_id, order.provider) == (stored.id, "builtin")
+        assert order.ask.model == f"upstream-of-{stored.model}"
+        assert (await journal("turn_begun"))[-1].to_value == stored.model
+        # While the reply is written the session is switched, and the catalogue changes under it.
+        if stored.model != "aging":
+            await sessions.switch_model(session_id, "aging", db_session, actor=ann)
+            await sessions.switch_model(session_id, stored.model, db_session, actor=ann)
+        await offer(**{stored.model: {"state": "disabled"}})
+        ended = await sessions.finish_turn(stored.id, db_session, state="done", tail="Hi")
+        await offer(**{stored.model: {"state": "active"}})
+        assert ended.model == stored.model
+        called.append(ended.model)
+
+    async def begin(model: str | None = None) -> BegunTurn:
+        return await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model=model)
+
+    await check(await begin())
+    await check(await begin("quick"))
+    await check(await begin("smart"))
+    await offer(smart={"state": "retired", "replacement": "aging"})
+    await check(await begin())
+    await offer(aging=None)
+    begun = await begin()
+    await sessions.finish_turn(begun.turn.id, db_session, state="done")
+    called.append(begun.turn.model)
+    assert called == ["fast", "fast", "smart", "aging", "fast"]
+    once = await sessions.retry_turn(begun.turn.id, db_session, actor=ann, model="small")
+    assert (once.turn.model, orders.started[-1].ask.model) == ("small", "upstream-of-small")
+
+
+async def test_G3_the_servers_turns_at_once_are_everybodys(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, configure: Configure, refused: Refused
+) -> None:
+    await configure("*", concurrent_turns=2)
+    first = (await sessions.begin_turn(None, "One", db_session, actor=ann)).turn
+    await sessions.begin_turn(None, "Two", db_session, actor=bob)
+    async with refused("concurrency_limited") as told:
+        await sessions.begin_turn(None, "Three", db_session, actor=bob)
+    assert (told.facts["limit"], told.facts["size"]) == ("concurrent_turns_of_instance", 2)
+    await sessions.stop_turn(first.id, db_session, actor=ann)
+    await sessions.begin_turn(None, "Three", db_session, actor=bob)
+
+
+async def test_G11_what_is_left_out_is_counted_over_the_whole_path(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure
+) -> None:
+    """Of a branch, only the turns before it count; a sibling is no part of it."""
+    await configure("user", turns="0")
+    await sessions.switch_model(session_id, "small", db_session, actor=ann)
+    turns = []
+    for number in range(5):
+        turn = (await sessions.begin_turn(session_id, f"{number}" + "x" * 15, db_session, actor=ann)).turn
+        turns.append(await sessions.finish_turn(turn.id, db_session, state="done", tail="y" * 40))
+    beside = (await sessions.retry_turn(turns[3].id, db_session, actor=ann)).turn
+    assert (beside.depth, beside.context_left_out) == (4, turns[3].context_left_out) == (4, 1)

@@ -733,3 +733,60 @@ def test_a_silent_stream_sends_a_comment_in_time_with_the_version(
     seconds, version, comment = silence.result(20)
     assert seconds < 16
     assert str(version) in comment
+
+
+# ---------------------------------------------------------------- asking again
+
+
+def shown(client: httpx.Client, session_id: str, **query: str) -> list[tuple[str, str]]:
+    """Prompts and models of a session's branch."""
+    turns = client.get(f"/session/{session_id}/turns", params=query).json()["turns"]
+    return [(turn["prompt"], turn["model"]) for turn in turns]
+
+
+def test_retry_and_edit_stand_beside_the_first_and_are_the_branch_that_is_shown(guest: httpx.Client) -> None:
+    one = chat(guest, "one")
+    id = one["session_id"]
+    two = chat(guest, "two", session_id=id)
+    retried = assert_turn(guest.post(f"/chat/{two['id']}/retry", json={}).json())
+    assert (retried["prompt"], retried["parent_id"], retried["state"]) == ("two", one["id"], "done")
+    edited = guest.post(f"/chat/{two['id']}/edit", json={"prompt": "deux", "model": "smart"}).json()
+    assert (edited["prompt"], edited["reply"], edited["parent_id"]) == ("deux", "deux", one["id"])
+    assert shown(guest, id) == [("one", "fast"), ("deux", "smart")]
+    assert shown(guest, id, all="true") == [("one", "fast"), ("two", "fast"), ("two", "fast"), ("deux", "smart")]
+    assert turn_of(guest, two["id"]) == two
+    session = session_of(guest, id)
+    assert (session["last_model"], session["turn_count"]) == ("fast", 4)
+    assert chat(guest, "three", session_id=id)["parent_id"] == edited["id"]
+    branch = chat(guest, "zwei", session_id=id, parent_id=one["id"])
+    assert shown(guest, id) == [("one", "fast"), ("zwei", "fast")]
+    assert branch["parent_id"] == one["id"]
+
+
+def test_a_retry_is_a_stream_a_form_and_a_page_too(guest: httpx.Client) -> None:
+    turn = chat(guest, "one two")
+    url = f"/chat/{turn['id']}/retry"
+    with streaming(guest, url, method="POST", json={}) as stream:
+        events = stream.rest()
+    assert (events[0].name, events[-1].name, text_of(events)) == ("turn", "end", "one two")
+    for headers in (FORM, HTMX):
+        answer = guest.post(f"/chat/{turn['id']}/edit", data={"prompt": "three"}, headers=headers)
+        assert answer.status_code in (200, 303)
+        leads_to = answer.headers.get("location") or answer.headers.get("hx-redirect")
+        assert leads_to == f"/session/{turn['session_id']}"
+        ended(guest, session_of(guest, turn["session_id"])["running_turn"] or turn["id"])
+    assert shown(guest, turn["session_id"]) == [("three", "fast")]
+
+
+def test_what_is_asked_again_is_checked_as_any_message(guest: httpx.Client, stranger: httpx.Client) -> None:
+    turn = chat(guest, "one")
+    for url, body in ((f"/chat/{turn['id']}/retry", {}), (f"/chat/{turn['id']}/edit", {"prompt": "x"})):
+        problem(guest.post(url, json=body | {"model": "none"}), 422, "model_unknown")
+        problem(guest.post(url, json=body | {"surprise": 1}), 400, "invalid_request")
+        problem(stranger.post(url, json=body), 404, "session_not_found")
+        problem(guest.post(url.replace(turn["id"], ABSENT), json=body), 404, "session_not_found")
+    problem(guest.post(f"/chat/{turn['id']}/edit", json={"prompt": " "}), 400, "invalid_request")
+    running = begin(guest, "/tokens 300 /delay 20ms", session_id=turn["session_id"])
+    problem(guest.post(f"/chat/{turn['id']}/retry", json={}), 409, "session_busy")
+    guest.post(f"/chat/{running['id']}/stop", json={}).raise_for_status()
+    assert turn_of(guest, turn["id"]) == turn

@@ -189,6 +189,38 @@ def test_close_in_three_forms(guest: httpx.Client) -> None:
     assert f'hx-target="#session-{session["id"]}-composer"' in answer.text
 
 
+def test_fork_in_three_forms(guest: httpx.Client) -> None:
+    first = chat(guest, "one")
+    id = first["session_id"]
+    chat(guest, "two", session_id=id)
+    url = f"/session/{id}/fork"
+
+    def said(session_id: str) -> list[str]:
+        return [turn["reply"] for turn in guest.get(f"/session/{session_id}/turns").json()["turns"]]
+
+    answer = guest.post(url, json={"turn_id": first["id"]})
+    assert answer.status_code == 201
+    fork = assert_session(answer.json())
+    assert (said(fork["id"]), said(id), fork["turn_count"]) == (["one"], ["one", "two"], 1)
+    assert {"ratelimit", "ratelimit-policy"} <= set(answer.headers)
+    answer = guest.post(url, data={}, headers=FORM)
+    assert answer.status_code == 303
+    assert said(answer.headers["location"].rpartition("/")[2]) == ["one", "two"]
+    answer = guest.post(url, data={}, headers=HTMX)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert said(answer.headers["hx-redirect"].rpartition("/")[2]) == ["one", "two"]
+    problem(guest.post(url, json={"turn_id": fork["id"]}), 404, "session_not_found")
+
+
+def test_a_closed_session_names_the_fork_and_can_be_forked(guest: httpx.Client) -> None:
+    id = chat(guest, "one")["session_id"]
+    guest.post(f"/session/{id}/close", json={}).raise_for_status()
+    told = problem(guest.post("/chat", json={"session_id": id, "prompt": "two"}), 410, "session_closed")
+    assert told["can_fork"] is True
+    fork = guest.post(f"/session/{id}/fork", json={}).json()
+    assert chat(guest, "two", session_id=fork["id"])["state"] == "done"
+
+
 def test_delete_in_three_forms(guest: httpx.Client) -> None:
     session = create(guest)
     answer = guest.post(f"/session/{session['id']}/delete", json={})

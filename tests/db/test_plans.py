@@ -1,0 +1,141 @@
+"""No query of an admission reads a table from end to end, however many rows there are.
+
+What is explained is what the verbs really send: the test listens at the engine.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from db.db_session import DbSession
+from db.engine import Engine
+from db.tables import TABLES
+from services.actor import Actor
+from services.clients import Usage
+from services.errors import Refusal
+from services.session_service import SessionService
+from tests.conftest import Clock, Configure, Offer
+from tests.db.crowd import crowd
+
+ROWS, OWNERS = 20_000, 2_000
+#: tables with as many rows as somebody has configured
+SMALL = {"model", "account_group", "limit_rule"}
+#: indexes that hold nothing but what runs at this moment
+RUNNING = re.compile(r"turn_running")
+
+
+class Heard:
+    """Every statement sent to an engine, with the arguments it had first."""
+
+    def __init__(self) -> None:
+        self.statements: dict[str, list[Any]] = {}
+
+
+@pytest.fixture
+def heard(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Heard:
+    heard, run = Heard(), engine.run
+
+    async def listened(sql: str, args: Sequence[Any] = ()) -> list[Any]:
+        heard.statements.setdefault(sql, list(args))
+        return await run(sql, args)
+
+    monkeypatch.setattr(engine, "run", listened)
+    return heard
+
+
+async def plan_of(sql: str, args: Sequence[Any], engine: Engine) -> list[str]:
+    """What a statement reads from end to end: a table, or the whole of an index; and at least one line for it."""
+    if engine.engine_type == "sqlite":
+        rows = await engine.run(f"EXPLAIN QUERY PLAN {sql}", args)
+        return [row["detail"] for row in rows]
+    (row,) = await engine.run(f"EXPLAIN (FORMAT JSON) {sql}", args)
+    plan = json.loads(row["QUERY PLAN"])[0]["Plan"]
+    return [told_as_sqlite(node) for node in nodes_of(plan) if "Relation Name" in node or "Index Name" in node]
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes_of(part)
+
+
+def told_as_sqlite(node: dict[str, Any]) -> str:
+    """One node of PostgreSQL's plan in SQLite's words."""
+    table = node.get("Relation Name", node.get("Index Name"))
+    if node["Node Type"] in ("ModifyTable", "Bitmap Heap Scan"):
+        return f"{node['Node Type']} {table}"
+    verb = "SEARCH" if "Index Cond" in node else "SCAN"
+    return f"{verb} {table} USING INDEX {node['Index Name']}" if "Index Name" in node else f"{verb} {table}"
+
+
+def whole(plan: Sequence[str]) -> list[str]:
+    """The lines that read a table, or an index of more than what runs, from end to end."""
+    found = []
+    tables = {table._meta.tablename for table in TABLES} - SMALL
+    for line in plan:
+        match = re.match(r"SCAN (\w+)(?: USING (?:COVERING )?INDEX (\w+))?", line)
+        if match and match[1] in tables and not RUNNING.match(match[2] or ""):
+            found.append(line)
+    return found
+
+
+async def test_no_admission_scans_sessions_turns_journal_or_keys(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, ada: Actor, session_id: UUID,
+    configure: Configure, offer: Offer, clock: Clock, heard: Heard,
+) -> None:  # fmt: skip
+    await configure(
+        "user", sessions_created="100/min", turns="100/min", switches="100/min", concurrent_turns=9,
+        open_sessions=900, tokens_per_day=10**9, money_per_month=10**6, idle="30d", absolute="300d",
+    )  # fmt: skip
+    await configure("*", concurrent_turns=50)
+    await offer(fast={"concurrent_turns": 20}, smart={"concurrent_turns": 20})
+    await crowd(ROWS, session_id, sessions, ann, engine, owners=OWNERS)
+    if engine.engine_type == "postgres":  # which keeps its figures by itself; SQLite goes without
+        await engine.run("ANALYZE")
+    heard.statements.clear()
+
+    made = await sessions.create_session(db_session, actor=ann, model="smart", key="create")
+    await sessions.create_session(db_session, actor=ann, model="smart", key="create")
+    await sessions.ensure_session(None, db_session, actor=ann)
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="smart", key="begin")).turn
+    await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="smart", key="begin")
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann, key="switch")
+    await sessions.append([(session_id, turn.id, 0, "Hello")], db_session)
+    await sessions.heartbeat([turn.id], db_session)
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Usage(3, 4))
+    await sessions.begin_turn(session_id, "And?", db_session, actor=ann)
+    await sessions.switch_model(session_id, "smart", db_session, actor=ada, when="stop", reason="costs")
+    retried = await sessions.retry_turn(turn.id, db_session, actor=ann, model="fast")
+    await sessions.stop_turn(retried.turn.id, db_session, actor=ann)
+    edited = await sessions.edit_turn(turn.id, "Hello!", db_session, actor=ann)
+    for refused in (
+        lambda: sessions.begin_turn(session_id, "Hello", db_session, actor=ann),
+        lambda: sessions.switch_model(session_id, "fast", db_session, actor=ann, when="idle"),
+        lambda: sessions.switch_model(session_id, "fast", db_session, actor=ann, expected_version=0),
+        lambda: sessions.create_session(db_session, actor=ann, model="off"),
+        lambda: sessions.get_session(UUID(int=1), db_session, actor=ann),
+    ):
+        with pytest.raises(Refusal):
+            await refused()
+    clock.pass_(minutes=1)  # the lease lapses
+    await sessions.begin_turn(session_id, "Again", db_session, actor=ann)
+    await sessions.allowances(db_session, actor=ann)
+    clock.pass_(days=31)
+    await sessions.reopen_session(made.row.id, db_session, actor=ann, key="reopen")
+    await sessions.sweep(db_session, thorough=False)
+    assert edited.turn.id != turn.id
+
+    statements = {sql: args for sql, args in heard.statements.items() if "INSERT INTO" not in sql or "SELECT" in sql}
+    text = " ".join(statements)
+    for table in ("session", "turn", "journal", "idempotency", "rate_bucket", "usage", "refusal", "turn_piece"):
+        assert re.search(rf'\b(FROM|UPDATE|INTO) "?{table}\b', " ".join(heard.statements)), table
+    assert len(statements) > 20 and "WITH RECURSIVE" in text
+    plans = {sql: await plan_of(sql, args, engine) for sql, args in statements.items()}
+    assert {sql: whole(plan) for sql, plan in plans.items() if whole(plan)} == {}
+    assert any(line.startswith("SEARCH") for plan in plans.values() for line in plan)
+    # The test would see one.
+    assert whole(await plan_of("SELECT * FROM turn WHERE prompt = 'x'", (), engine))
