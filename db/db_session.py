@@ -12,6 +12,7 @@ from uuid import UUID
 
 import uuid_utils
 from piccolo.columns import Column
+from piccolo.columns.combination import WhereRaw
 from piccolo.table import Table
 
 from db.engine import Conflict, DatabaseUnavailable, Engine
@@ -37,6 +38,9 @@ from db.tables import (
 __all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "changes_between", "new_id", "snapshot"]
 
 Row = TypeVar("Row", bound=Table)
+#: said in the SQL itself: PostgreSQL finds no partial index behind a bound value
+RUNNING = WhereRaw("turn.state = 'running'")
+OPEN = WhereRaw("session.state <> 'closed'")
 #: turns that one statement copies
 COPY_ROWS = 100
 
@@ -288,7 +292,7 @@ class DbSession:
         """Sessions of one owner that are neither closed nor past their end."""
         query = Session.count().where(
             Session.owner_id == owner_id,
-            Session.state != "closed",
+            OPEN,
             (Session.expires_at.is_null()) | (Session.expires_at > now),
         )
         if active_after is not None:
@@ -303,7 +307,7 @@ class DbSession:
             Session.objects()
             .where(
                 Session.owner_id == owner_id,
-                Session.state != "closed",
+                OPEN,
                 Session.turn_count == 0,
                 Session.version == 0,
                 Session.title == "",
@@ -399,29 +403,29 @@ class DbSession:
 
     async def find_running_turn(self, session_id: UUID) -> Turn | None:
         """The turn marked running, its lease alive or not; until commit nobody else writes to it."""
-        return await self._object(Turn, Turn.session_id == session_id, Turn.state == "running", lock=True)
+        return await self._object(Turn, Turn.session_id == session_id, RUNNING, lock=True)
 
     async def list_running_turns(self, session_ids: Sequence[UUID], now: datetime) -> dict[UUID, tuple[UUID, str]]:
         """{session id: (running turn id, its model)} of those that have one with a living lease."""
         if not session_ids:
             return {}
         rows = await Turn.select(Turn.id, Turn.session_id, Turn.model).where(
-            Turn.session_id.is_in(list(session_ids)), Turn.state == "running", Turn.lease_until > now
+            Turn.session_id.is_in(list(session_ids)), RUNNING, Turn.lease_until > now
         )
         return {row["session_id"]: (row["id"], row["model"]) for row in rows}
 
     async def list_lapsed_turns(self, now: datetime, limit: int) -> list[UUID]:
-        rows = await Turn.select(Turn.id).where(Turn.state == "running", Turn.lease_until <= now).limit(limit)
+        rows = await Turn.select(Turn.id).where(RUNNING, Turn.lease_until <= now).limit(limit)
         return [row["id"] for row in rows]
 
     async def list_turns_not_leased_to(self, worker: UUID) -> list[UUID]:
         """What other processes run, or ran when they died; as many as there are slots."""
-        rows = await Turn.select(Turn.id).where(Turn.state == "running", Turn.lease_owner != worker)
+        rows = await Turn.select(Turn.id).where(RUNNING, Turn.lease_owner != worker)
         return [row["id"] for row in rows]
 
     async def count_running_turns(self, now: datetime, *, owner_id: UUID | None = None, model: str = "") -> int:
         """Held slots: rows that run and whose lease lives."""
-        query = Turn.count().where(Turn.state == "running", Turn.lease_until > now)
+        query = Turn.count().where(RUNNING, Turn.lease_until > now)
         if owner_id is not None:
             query = query.where(Turn.owner_id == owner_id)
         if model:
@@ -641,11 +645,10 @@ class DbSession:
             return {}
         rows = await self._rows(
             Journal,
-            "SELECT journal.* FROM journal JOIN ("  # noqa: S608
-            "SELECT session_id, MAX(version) AS version FROM journal "
-            f"WHERE session_id IN ({_marks(session_ids)}) AND what = 'model_switched' GROUP BY session_id"
-            ") AS last ON journal.session_id = last.session_id AND journal.version = last.version "
-            "WHERE journal.what = 'model_switched'",
+            # One look at the index for each session, however often its model was switched.
+            "SELECT * FROM journal WHERE id IN (SELECT (SELECT one.id FROM journal AS one "  # noqa: S608
+            "WHERE one.session_id = session.id AND one.what = 'model_switched' ORDER BY one.version DESC LIMIT 1) "
+            f"FROM session WHERE session.id IN ({_marks(session_ids)}))",
             *session_ids,
         )
         return {row.session_id: row for row in rows}

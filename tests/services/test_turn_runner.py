@@ -444,7 +444,7 @@ async def test_G10_absurd_figures_of_a_provider_do_not_lose_the_reply(
     turn = (await sessions.begin_turn(None, "/absurd", db_session, actor=ann)).turn
     done = await ended(turn)
     assert (done.state, done.reply, done.estimated) == ("done", "all of it", True)
-    assert (done.prompt_tokens, done.reply_tokens) == (2, 3)
+    assert (done.prompt_tokens, done.reply_tokens) == (7, 3)
 
 
 async def test_I13_nothing_is_shown_that_could_not_be_committed(
