@@ -17,7 +17,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint types architecture format bench wheel lock clean browser
+.PHONY: help run test rules check lint types architecture format bench wheel lock clean browser
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ run: .venv/.runtime ## serve on http://127.0.0.1:8000 (HOST= and PORT= override)
 
 test: .venv/.dev browser ## run every test: SQLite, PostgreSQL, Redis and a browser (ARGS= goes to pytest)
 	@$(LIMIT) $(PY) -m pytest $(ARGS)
+
+rules: .venv/.dev browser ## run the tests of docs/rules.md and print what they show of each rule (ARGS= goes to pytest)
+	@$(LIMIT) $(PY) -m tests.rules $(ARGS)
 
 check: lint types architecture test ## all that CI runs; do this before a commit
 

@@ -213,7 +213,7 @@ def test_what_is_sent_to_a_url_is_documented(url: str) -> None:
     if form is not None:
         told = re.search(r"`{(.*)}`", documented)
         assert (told[1].split(", ") if told else []) == [
-            field.name + ("" if field.required else "?") for field in msgspec.structs.fields(form)
+            field.encode_name + ("" if field.required else "?") for field in msgspec.structs.fields(form)
         ]
     else:
         assert "{" not in documented
@@ -242,6 +242,15 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
         "Decision": views.DecisionView,
         "Journal": views.TimelineView,
         "Health": views.HealthView,
+        "AdminModel": views.AdminModelView,
+        "AdminModels": views.AdminModelsView,
+        "AdminLimit": views.GovernedLimit,
+        "AdminGroup": views.AdminGroupView,
+        "AdminGroups": views.AdminGroupsView,
+        "Move": views.MoveView,
+        "Moves": views.MovesView,
+        "Sample": views.SampleView,
+        "Preview": views.PreviewView,
     }
     assert documented == {name: list(fields_of(struct)) for name, struct in structs.items()}
     inner = dict(re.findall(r"(current_model|owner|error): {([^}]*)}", told))

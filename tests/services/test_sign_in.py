@@ -82,7 +82,7 @@ async def test_D1_a_repeated_sign_in_is_answered_with_the_first_ones_login(
     assert len(first.cookie) == 43
 
 
-async def test_D1_twenty_sign_ins_with_one_key_make_one_login(
+async def test_D1_ten_sign_ins_at_once_with_one_key_make_one_login(
     account: Account, clock: Clock, at_once: AtOnce, everything: Everything, journal: JournalRows
 ) -> None:
     def sign_in(number: int, db_session: DbSession) -> Awaitable[SignedIn]:

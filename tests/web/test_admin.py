@@ -1,6 +1,7 @@
 """/admin and /setup: the one who steers; what an admin may do to a session of somebody else, and what not."""
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -326,3 +327,187 @@ def test_the_page_of_a_foreign_session_is_for_steering(guest: httpx.Client, ada:
     assert 'name="reason"' in page
     assert 'action="/chat"' not in page
     assert re.search(r"hx-sse:connect", page) is None
+
+
+# ---------------------------------------------------------------- the rules
+
+
+def models_of(client: httpx.Client) -> dict[str, dict[str, object]]:
+    return {model["id"]: model for model in client.get("/admin/models").json()["models"]}
+
+
+def limits_of(client: httpx.Client, group: str) -> dict[str, dict[str, object]]:
+    groups = {one["name"]: one for one in client.get("/admin/groups").json()["groups"]}
+    return {limit["name"]: limit for limit in groups[group]["limits"]}
+
+
+RULES = ("/admin/models", "/admin/groups", "/admin/moves", "/admin/moves/preview?from=fast&to=smart")
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose rules may be changed; the others share theirs."""
+    with a_server(tmp_path_factory.mktemp("ruled")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def admins(ruled: Server) -> Iterator[list[httpx.Client]]:
+    tokens = ruled.people("ada:admin", "eve:admin")
+    clients = [ruled.script(token) for token in tokens.values()]
+    yield clients
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("path", RULES)
+def test_the_rules_are_for_admins_as_pages_and_as_json(
+    guest: httpx.Client, ann: httpx.Client, ada: httpx.Client, path: str
+) -> None:
+    for client in (guest, ann):
+        problem(client.get(path), 403, "forbidden")
+    assert ada.get(path).status_code == 200
+    page = ada.get(path, headers=FORM)
+    assert is_page(page)
+    assert 'aria-label="Admin"' in page.text
+
+
+def test_nobody_else_changes_a_rule(guest: httpx.Client, ann: httpx.Client, ada: httpx.Client) -> None:
+    before = [ada.get(path).json() for path in RULES[:3]]
+    for client in (guest, ann):
+        for url, fields in (
+            ("/admin/models/change", {"model": "smart", "state": "disabled"}),
+            ("/admin/models/restore", {"model": "smart"}),
+            ("/admin/groups/change", {"group": "user", "default_model": "smart"}),
+            ("/admin/groups/restore", {"group": "user"}),
+            ("/admin/groups/limit", {"group": "user", "limit": "turns", "value": "1/h"}),
+            ("/admin/moves", {"from": "fast", "to": "smart", "reason": "x"}),
+            ("/admin/moves/stop", {"move_id": "01890000-0000-7000-8000-000000000000"}),
+        ):
+            problem(client.post(url, json=fields), 403, "forbidden")
+    assert [ada.get(path).json() for path in RULES[:3]] == before
+
+
+def test_a_model_that_is_switched_off_is_refused_at_the_next_call_and_says_why(
+    ruled: Server, admins: list[httpx.Client]
+) -> None:
+    with ruled.guest(Accept=JSON) as visitor:
+        session = create(visitor, model="smart")
+        fields = {
+            "model": "smart",
+            "state": "retired",
+            "replacement": "fast",
+            "state_reason": "too dear",
+            "reason": "r",
+        }
+        answer = admins[0].post("/admin/models/change", data=fields, headers=FORM)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/admin/models")
+        smart = models_of(admins[0])["smart"]
+        assert (smart["state"], smart["replacement"], smart["set_by"]) == ("retired", "fast", "ada")
+        assert smart["since"] is not None
+        assert session_of(visitor, session["id"])["current_model"]["id"] == "fast"
+        page = visitor.get("/models", headers=FORM).text
+        assert "too dear" in page and "since" in page and "use fast" in page
+        change = admins[0].get("/admin/models").json()["changes"][0]
+        assert (change["actor"], change["what"], change["reason"]) == ("ada", "model_changed", "r")
+        assert (change["from"].split(",")[0], change["to"].split(",")[0]) == (
+            "smart: state active",
+            "smart: state retired",
+        )
+        assert admins[0].post("/admin/models/restore", json={"model": "smart"}).status_code == 200
+        assert models_of(admins[0])["smart"] | {"since": None} == {
+            **smart, "state": "active", "replacement": None, "state_reason": "", "set_by": None, "since": None,
+        }  # fmt: skip
+
+
+def test_an_empty_field_of_a_form_takes_away_and_a_missing_one_stays(admins: list[httpx.Client]) -> None:
+    url, headers = "/admin/models/change", {"Accept": JSON}
+    admins[0].post(url, json={"model": "guide", "groups": ["user", "admin"], "replacement": "fast"}).raise_for_status()
+    admins[0].post(url, data={"model": "guide", "concurrent_turns": "7"}, headers=headers).raise_for_status()
+    guide = models_of(admins[0])["guide"]
+    assert (guide["groups"], guide["replacement"], guide["concurrent_turns"]) == (["user", "admin"], "fast", 7)
+    admins[0].post(url, data={"model": "guide", "groups": "", "replacement": ""}, headers=headers).raise_for_status()
+    guide = models_of(admins[0])["guide"]
+    assert (guide["groups"], guide["replacement"], guide["concurrent_turns"]) == ([], None, 7)
+
+
+def test_a_wrong_rule_is_refused_and_names_the_field(admins: list[httpx.Client]) -> None:
+    for url, fields, field in (
+        ("/admin/models/change", {"model": "none", "state": "active"}, "model"),
+        ("/admin/models/change", {"model": "fast", "replacement": "fast"}, "replacement"),
+        ("/admin/models/change", {"model": "fast", "groups": "nobody"}, "groups"),
+        ("/admin/models/change", {"model": "fast", "concurrent_turns": -1}, "concurrent_turns"),
+        ("/admin/groups/change", {"group": "two words"}, "group"),
+        ("/admin/groups/change", {"group": "user", "default_model": "none"}, "default_model"),
+        ("/admin/groups/limit", {"group": "user", "limit": "turns", "value": "often"}, "value"),
+        ("/admin/groups/limit", {"group": "user", "limit": "naps", "value": "1"}, "limit"),
+        ("/admin/groups/limit", {"group": "nobody", "limit": "turns", "value": "1/h"}, "group"),
+    ):
+        assert problem(admins[0].post(url, json=fields), 400, "invalid_request")["field"] == field
+
+
+def test_L6_a_limit_holds_from_the_next_call_over_a_restart_and_until_it_is_given_back(
+    ruled: Server, admins: list[httpx.Client]
+) -> None:
+    url = "/admin/groups/limit"
+    before = limits_of(admins[0], "guest")["open_sessions"]
+    set_ = admins[0].post(url, data={"group": "guest", "limit": "open_sessions", "value": "1"}, headers=HTMX)
+    assert set_.headers["hx-redirect"] == "/admin/groups"
+    with ruled.guest(Accept=JSON) as visitor:
+        create(visitor)
+        problem(visitor.post("/session/create", json={}), 409, "session_quota")
+    ruled.stop()
+    ruled.start()
+    now = limits_of(admins[0], "guest")["open_sessions"]
+    assert (now["value"], now["set_by"], now["configured"]) == ("1", "ada", before["value"])
+    admins[0].post(url, data={"group": "guest", "limit": "open_sessions", "value": ""}, headers=FORM)
+    assert limits_of(admins[0], "guest")["open_sessions"] == before
+
+
+def test_one_key_is_one_change_and_two_admins_at_once_are_one_after_the_other(admins: list[httpx.Client]) -> None:
+    key = {"Idempotency-Key": "one-limit"}
+    body = {"group": "user", "limit": "tokens_per_day", "value": "900"}
+    for _ in range(2):
+        admins[0].post("/admin/groups/limit", json=body, headers=key).raise_for_status()
+    problem(
+        admins[0].post("/admin/groups/limit", json=body | {"value": "901"}, headers=key), 422, "idempotency_key_reused"
+    )
+
+    def change(number: int) -> httpx.Response:
+        fields = {"group": "user", "limit": "tokens_per_day", "value": str(1000 + number)}
+        return admins[number % 2].post("/admin/groups/limit", json=fields)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert {answer.status_code for answer in pool.map(change, range(12))} == {200}
+    changes = admins[0].get("/admin/groups").json()["changes"]
+    ours = [row for row in changes if "tokens per day" in (row["to"] or "")]
+    assert len(ours) == 13
+    assert all(later["from"] == earlier["to"] for later, earlier in zip(ours, ours[1:], strict=False))
+
+
+def test_S14_a_move_is_counted_ordered_survives_a_kill_and_comes_to_its_end(
+    ruled: Server, admins: list[httpx.Client]
+) -> None:
+    with ruled.guest(Accept=JSON) as visitor:
+        made = [create(visitor, model="guide")["id"] for _ in range(120)]
+        found = admins[0].get("/admin/moves/preview", params={"from": "guide", "to": "smart"}).json()
+        assert (found["from"], found["to"], found["total"]) == ("guide", "smart", 120)
+        assert all(set(one) == {"id", "owner", "locked", "last_activity_at"} for one in found["sample"])
+        key = {"Idempotency-Key": "one-move"}
+        body = {"from": "guide", "to": "smart", "reason": "the guide rests"}
+        first = admins[0].post("/admin/moves", json=body, headers=key)
+        ruled.stop(signal.SIGKILL)
+        ruled.start()
+        assert first.status_code == 201
+        assert admins[0].post("/admin/moves", json=body, headers=key).json()["id"] == first.json()["id"]
+        deadline = time.monotonic() + 15
+        while (move := admins[0].get("/admin/moves").json()["moves"][0])["state"] == "running":
+            assert time.monotonic() < deadline, move
+            time.sleep(0.05)
+        assert (move["state"], move["total"], move["moved"], move["skipped"]) == ("done", 120, 120, 0)
+        for id in (made[0], made[60], made[-1]):
+            rows = visitor.get(f"/session/{id}/journal").json()["journal"]
+            switches = [(row["from"], row["to"], row["reason"]) for row in rows if row["what"] == "model_switched"]
+            assert switches == [("guide", "smart", "the guide rests"), (None, "guide", "")]
+        page = admins[0].get("/admin/moves", headers=FORM).text
+        assert "120 of 120 moved" in page and "every 2s" not in page

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -31,26 +32,37 @@ FORM = {"Accept": BROWSER}
 Newcomer = Callable[..., httpx.Client]
 
 
-def fields(header: str) -> tuple[str, dict[str, int]]:
-    """The name and the parameters of a RateLimit header (draft-ietf-httpapi-ratelimit-headers)."""
-    found = re.fullmatch(r'"(\w+)"((?:;\w+=\d+)+)', header)
-    assert found, header
-    return found[1], {name: int(value) for name, value in re.findall(r";(\w+)=(\d+)", found[2])}
+def fields(header: str) -> dict[str, dict[str, int | str]]:
+    """{name: parameters} of a RateLimit header, in its order (draft-ietf-httpapi-ratelimit-headers-10)."""
+    found = {}
+    for item in header.split(", "):
+        parts = re.fullmatch(r'"(\w+)"((?:;\w+=(?:\d+|"[a-z-]+"))+)', item)
+        assert parts, header
+        assert parts[1] not in found, header
+        pairs = re.findall(r';(\w+)=(?:(\d+)|"([a-z-]+)")', parts[2])
+        found[parts[1]] = {name: int(number) if number else text for name, number, text in pairs}
+    return found
 
 
-def assert_agree(answer: httpx.Response, told: dict[str, object]) -> None:
+def told_by(answer: httpx.Response) -> dict[str, dict[str, int | str]]:
+    """{name of a limit: q, r, t, w and qu}, the tightest first."""
+    policies, states = fields(answer.headers["ratelimit-policy"]), fields(answer.headers["ratelimit"])
+    assert list(policies) == list(states)
+    return {name: policies[name] | states[name] for name in states}
+
+
+def assert_agree(answer: httpx.Response, told: dict[str, Any]) -> None:
     """The headers of a 429 say what its body says."""
-    assert int(answer.headers["retry-after"]) == told["retry_after_seconds"] > 0  # type: ignore[operator]
-    name, state = fields(answer.headers["ratelimit"])
-    policy_name, policy = fields(answer.headers["ratelimit-policy"])
-    assert name == policy_name == told["limit"]
-    assert state["r"] == told["remaining"]
-    assert policy["q"] == told["size"]
+    assert int(answer.headers["retry-after"]) == told["retry_after_seconds"] > 0
+    name, limit = next(iter(told_by(answer).items()))
+    assert name == told["limit"]
+    scale = 1_000_000 if limit.get("qu") == "micro-money" else 1
+    assert (limit["q"], limit["r"]) == (round(told["size"] * scale), round(told["remaining"] * scale))
     if told.get("resets_at"):
         assert INSTANT.fullmatch(str(told["resets_at"]))
         left = (datetime.fromisoformat(str(told["resets_at"])) - datetime.now(UTC)).total_seconds()
-        assert abs(state["t"] - left) < 2
-        assert state["t"] == told["retry_after_seconds"]
+        assert limit["t"] == told["retry_after_seconds"]
+        assert abs(told["retry_after_seconds"] - left) < 2
 
 
 # ---------------------------------------------------------------- before trying
@@ -109,11 +121,13 @@ def test_turns_are_limited_and_the_wait_suffices(newcomer: Newcomer) -> None:
     client = newcomer()
     id = create(client)["id"]
     first = client.post("/chat", json={"session_id": id, "prompt": "one"})
-    assert fields(first.headers["ratelimit"])[0] == "turns"
-    assert fields(first.headers["ratelimit"])[1]["r"] == 1
-    assert fields(first.headers["ratelimit-policy"])[1]["q"] == 2
+    limits = told_by(first)
+    assert list(limits) == ["turns", "concurrent_turns"]
+    assert (limits["turns"]["r"], limits["turns"]["q"], limits["turns"].get("qu")) == (1, 2, None)
+    # The reply has ended, and its slot is free again.
+    assert limits["concurrent_turns"] == {"q": 1, "qu": "concurrent-requests", "r": 1}
     second = client.post("/chat", json={"session_id": id, "prompt": "two"})
-    assert fields(second.headers["ratelimit"])[1]["r"] == 0
+    assert told_by(second)["turns"]["r"] == 0
     third = client.post("/chat", json={"session_id": id, "prompt": "three"})
     told = problem(third, 429, "rate_limited")
     assert (told["limit"], told["size"], told["remaining"]) == ("turns", 2, 0)
@@ -154,8 +168,9 @@ def test_new_sessions_are_limited(newcomer: Newcomer) -> None:
     client = newcomer()
     for left in (2, 1, 0):
         made = client.post("/session/create", json={})
-        name, state = fields(made.headers["ratelimit"])
-        assert (name, state["r"]) == ("sessions_created", left)
+        limits = told_by(made)
+        assert (list(limits), limits["sessions_created"]["r"]) == (["sessions_created", "open_sessions"], left)
+        assert limits["open_sessions"] == {"q": 3, "qu": "sessions", "r": 2}
         client.post(f"/session/{made.json()['id']}/delete", json={}).raise_for_status()
     refused = client.post("/session/create", json={})
     told = problem(refused, 429, "rate_limited")
@@ -266,6 +281,88 @@ def test_a_budget_is_held_while_a_reply_runs_and_refuses_what_does_not_fit(
         assert chat(pia, "second", session_id=other["id"])["state"] == "done"
         limits = {one["name"]: one for one in pia.get("/limits").json()["limits"]}
         assert 0 < limits["tokens_per_day"]["used"] < 2000
+
+
+def test_L5_a_stream_tells_the_slot_it_holds(newcomer: Newcomer) -> None:
+    client = newcomer()
+    body = {"prompt": "/tokens 100 /delay 20ms"}
+    with client.stream("POST", "/chat", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        limits = told_by(answer)
+        refused = client.post("/chat", json={"prompt": "second"})
+    assert next(iter(limits)) == "concurrent_turns"
+    assert {name: limit["r"] for name, limit in limits.items()} == {
+        "concurrent_turns": 0,
+        "turns": 1,
+        "sessions_created": 2,
+        "open_sessions": 2,
+    }
+    assert next(iter(told_by(refused))) == problem(refused, 429, "concurrency_limited")["limit"] == "concurrent_turns"
+
+
+GOVERNED = """
+time_zone = "Asia/Kolkata"
+
+[[models]]
+id = "fast"
+provider = "builtin"
+upstream = "echo"
+label = "Fast"
+price_in = 0.15
+price_out = 2.0
+max_reply_tokens = 1000
+concurrent_turns = 7
+
+[groups."*"]
+concurrent_turns = 40
+
+[groups.guest]
+turns = "6000/min burst 2000"
+money_per_day = 0.0025
+money_per_month = 12.5
+tokens_per_day = 50000
+tokens_per_month = 900000
+"""
+
+
+def test_L4_L5_L7_every_budget_is_told_and_money_is_money(tmp_path: Path) -> None:
+    with a_server(tmp_path, GOVERNED) as server, server.guest(Accept=JSON) as client:
+        session = create(client)
+        limits = {one["name"]: one for one in client.get("/limits").json()["limits"]}
+        assert {name: (one["size"], one["remaining"], one["model"]) for name, one in limits.items()} == {
+            "turns": (2000, 2000, None),
+            "switches": (10, 10, None),
+            "sessions_created": (5, 4, None),
+            "concurrent_turns": (2, 2, None),
+            "concurrent_turns_of_model": (7, 7, "fast"),
+            "concurrent_turns_of_instance": (40, 40, None),
+            "open_sessions": (50, 49, None),
+            "tokens_per_day": (50_000, 50_000, None),
+            "tokens_per_month": (900_000, 900_000, None),
+            "money_per_day": (0.0025, 0.0025, None),
+            "money_per_month": (12.5, 12.5, None),
+        }
+        # Midnight in India.
+        assert all(limits[name]["resets_at"].endswith("T18:30:00Z") for name in limits if "_per_" in name)
+        # "Hello" is asked for at 6 tokens: what is held is 6 × 0.15 and 1000 × 2 millionths.
+        turn = begin(client, "/tokens 300 /delay 20ms", session_id=session["id"])
+        refused = client.post("/chat", json={"prompt": "Hello"})
+        told = problem(refused, 429, "budget_exhausted")
+        assert (told["limit"], told["size"]) == ("money_per_day", 0.0025)
+        assert 0.0004 < told["remaining"] < 0.0005
+        assert_agree(refused, told)
+        assert set(told_by(refused)) == limits.keys() - {"switches", "sessions_created", "open_sessions"}
+        client.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+        after = {one["name"]: one for one in client.get("/limits").json()["limits"]}["money_per_day"]
+        assert 0 < after["used"] < 0.0015
+        assert after["used"] + after["remaining"] == pytest.approx(0.0025, abs=1e-9)
+        page = client.get("/limits", headers=FORM).text
+        for words in ("money today", "money this month", "tokens today", "tokens this month", "replies at once of fast",
+                      "replies at once on this server", "of 0.0025", "of 12.50", "of 900,000"):  # fmt: skip
+            assert words in page
+        assert page.count("<meter") == page.count(' left"></meter>') == len(limits)
+        home = client.get("/", headers=FORM).text
+        assert "of 12.50 money this month left" in home
+        assert "2500000" not in page + home
 
 
 def test_of_twenty_sessions_at_once_exactly_the_burst_is_made(newcomer: Newcomer) -> None:

@@ -231,7 +231,21 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
         check(guest.get(path.format(**at)), path)
     check(guest.get(f"/chat/{failed['id']}"), "/chat/{turn_id}")
     check(guest.get(f"/chat/{running['id']}"), "/chat/{turn_id}")
-    check(ada.get("/admin"), "/admin")
+    for path in ("/admin", "/admin/models", "/admin/groups", "/admin/moves"):
+        check(ada.get(path), path)
+    check(ada.get("/admin/moves/preview?from=fast&to=smart"), "/admin/moves/preview")
+    move = ada.post("/admin/moves", json={"from": "guide", "to": "fast", "reason": "described"})
+    check(move, "/admin/moves")
+    for path, fields in (
+        ("/admin/models/change", {"model": "guide", "state_reason": None}),
+        ("/admin/models/restore", {"model": "guide"}),
+        ("/admin/groups/change", {"group": "described", "default_model": "fast"}),
+        ("/admin/groups/limit", {"group": "described", "limit": "turns", "value": "9/min"}),
+        ("/admin/groups/limit", {"group": "described", "limit": "turns"}),
+        ("/admin/groups/restore", {"group": "described"}),
+        ("/admin/moves/stop", {"move_id": move.json()["id"]}),
+    ):
+        check(ada.post(path, json=fields), path)
     check(guest.post("/session/create", json={"model": "smart"}), "/session/create")
     check(guest.post("/models/switch", json={"session_id": id, "model": "smart"}), "/models/switch")
     check(guest.post("/models/switch", json={"session_id": id, "model": "smart"}), "/models/switch")

@@ -28,12 +28,19 @@ from tests.web.wire import (
 from web.routes import ROUTES
 
 SECRET = "canary-7f3a-of-the-owner"
-#: what a verb needs besides its URL, by the URL's last word
+#: what a verb needs besides its URL, by the URL's last word or two
 FIELDS: dict[str, dict[str, Any]] = {
     "rename": {"title": "Taken over"},
     "chat": {"prompt": "x"},
     "edit": {"prompt": "x"},
     "switch": {"session_id": ABSENT, "model": "smart"},
+    "models/change": {"model": "smart"},
+    "models/restore": {"model": "smart"},
+    "groups/change": {"group": "user"},
+    "groups/restore": {"group": "user"},
+    "limit": {"group": "user", "limit": "turns"},
+    "moves": {"from": "fast", "to": "smart", "reason": "x"},
+    "moves/stop": {"move_id": ABSENT},
 }
 #: what differs between two answers anyway
 OWN = ("x-request-id", "date", "content-length", "set-cookie")
@@ -115,11 +122,17 @@ def filled(path: str, session_id: str, turn_id: str) -> str:
     return path
 
 
+def needs(url: str) -> dict[str, Any]:
+    """What a verb needs, by the last two words of its URL or the last one."""
+    words = url.split("/")
+    return FIELDS.get("/".join(words[-2:])) or FIELDS.get(words[-1], {})
+
+
 def asked(client: httpx.Client, case: Case, url: str, accept: str, **headers: str) -> httpx.Response:
     if accept != JSON:
-        body = {"data": FIELDS.get(url.rsplit("/", 1)[-1], {})} if case.method == "POST" else {}
+        body = {"data": needs(url)} if case.method == "POST" else {}
     else:
-        body = {"json": FIELDS.get(url.rsplit("/", 1)[-1], {})} if case.method == "POST" else {}
+        body = {"json": needs(url)} if case.method == "POST" else {}
     return client.request(case.method, url, headers={"Accept": accept, **headers}, **body)  # type: ignore[arg-type]
 
 

@@ -75,6 +75,15 @@ def test_guests_come_in_on_loopback_only(host: str, guests: bool) -> None:
     assert load({"TURNKEEPER_ACCESS": "accounts"}, host=host).guests is False
 
 
+def test_L4_the_time_zone_is_a_limit_of_the_instance() -> None:
+    assert load({}).rules["*"].limits() == {"time_zone": "UTC"}
+    written("time_zone = 'America/New_York'\n[groups.'*']\nconcurrent_turns = 5\n[groups.user]\nturns = '1/h'")
+    rules = load({}).rules
+    assert rules["*"].limits() == {"concurrent_turns": "5", "time_zone": "America/New_York"}
+    assert rules["user"].limits() == {"turns": "1/h"}
+    assert load({"TURNKEEPER_TIME_ZONE": "Asia/Kolkata"}).rules["*"].limits()["time_zone"] == "Asia/Kolkata"
+
+
 # ---------------------------------------------------------------- secrets
 
 
@@ -215,6 +224,15 @@ FILES = {
     "[groups.user]\nmoney_per_month = -1": "groups.user.money_per_month",
     "[groups.user]\non_missing_model = 'cry'": "on_missing_model",
     "[groups.user]\nturns_per_day = 5": "turns_per_day",
+    "[groups.user]\ntokens_per_month = -1": "groups.user.tokens_per_month",
+    "[groups.user]\nmoney_per_day = -0.5": "groups.user.money_per_day",
+    "[groups.user]\ntime_zone = 'UTC'": "time_zone",
+    "[groups.'*']\nturns = '1/min'": "groups.*.turns",
+    "[groups.'*']\ntime_zone = 'UTC'": "time_zone",
+    "[groups.'*']\ndefault_model = 'x'": "groups.*.default_model",
+    "time_zone = 'Europe/Berlim'": "time_zone",
+    "time_zone = ''": "time_zone",
+    "time_zone = 2": "time_zone",
     "[groups.user]\ndefault_model = 'none'\n[[models]]\nid = 'x'\nprovider = 'builtin'": "groups.user.default_model",
     "[groups]\nuser = 5": "groups",
     "config_file = 'x'": "config_file",
@@ -244,6 +262,8 @@ def test_a_mistake_in_the_file_is_named_by_its_key(text: str, key: str) -> None:
         ("TURNKEEPER_", "x"),
         ("TURNKEEPER_TRUSTED_PROXIES", "*"),
         ("TURNKEEPER_DATABASE_URL", "oracle://x"),
+        ("TURNKEEPER_TIME_ZONE", "Middle/Earth"),
+        ("TURNKEEPER_TIME_ZONE", ""),
     ],
 )
 def test_a_mistake_in_the_environment_is_named_by_its_variable(name: str, value: str) -> None:
