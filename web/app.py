@@ -18,8 +18,10 @@ from db.db_session import DbSession
 from db.engine import migrate, open_engine
 from services.accounts import Accounts
 from services.client_pool import ClientPool
-from services.configuration import apply_config
+from services.configuration import apply_config, configured
 from services.event_bus import MemoryEventBus
+from services.governance import Governance
+from services.moves import MoveRunner, Moves
 from services.session_service import SessionService, utc_now
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
@@ -55,10 +57,15 @@ def create_app(settings: Settings) -> Litestar:
         sessions = SessionService(pool, bus)
         runner = sessions.runner = TurnRunner(sessions, pool, open_session)
         await apply_config(found.models, settings.rules, found.default_model, utc_now(), open_session())
+        said = configured(found.models, settings.rules, found.default_model)
+        governance, moves = Governance(sessions.units, said, sessions.now), Moves(sessions)
+        mover = MoveRunner(moves, sessions.worker, open_session)
         # SQLite serves one process, so whatever still runs there is left over from one that died.
         await sessions.sweep(open_session(), alone=engine.engine_type == "sqlite")
         app.state.update(pool=pool, sessions=sessions, log=TurnLog(sessions, bus, open_session, drained))
+        app.state.update(governance=governance, moves=moves)
         await runner.open()
+        await mover.open(alone=engine.engine_type == "sqlite")
         watch = asyncio.create_task(pool.watch())
         drain = asyncio.create_task(_drain(draining, runner, drained))
         with _drained_by_signals(draining):
@@ -67,6 +74,7 @@ def create_app(settings: Settings) -> Litestar:
                 yield
             finally:
                 draining.set()
+                await mover.close()
                 await drain
                 watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -84,6 +92,8 @@ def create_app(settings: Settings) -> Litestar:
             "sessions": _from_state("sessions"),
             "log": _from_state("log"),
             "pool": _from_state("pool"),
+            "governance": _from_state("governance"),
+            "moves": _from_state("moves"),
             "logins": _from_state("accounts"),
         },
         exception_handlers=HANDLERS,

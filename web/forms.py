@@ -173,5 +173,71 @@ async def _fields(request: Request, struct: type[msgspec.Struct]) -> dict[str, A
     if len(given) != len(dict(given)) or any(not isinstance(value, str) for _, value in given):
         raise InvalidRequest("A field of the form is given twice, or is a file.")
     # An empty field that is not a text was not filled in.
-    unfilled = {field.encode_name for field in msgspec.structs.fields(struct) if field.type is not str} | {KEY_FIELD}
-    return {name: value for name, value in given if value != "" or name not in unfilled}
+    known = msgspec.structs.fields(struct)
+    unfilled = {field.encode_name for field in known if field.type is not str} | {KEY_FIELD}
+    # Where leaving out and taking away are two things, an empty field takes away.
+    cleared = {field.encode_name for field in known if field.default is msgspec.UNSET}
+    return {
+        name: None if value == "" and name in cleared else value
+        for name, value in given
+        if value != "" or name not in unfilled or name in cleared
+    }
+
+
+# ---------------------------------------------------------------- what admins decide
+
+
+class ChangeModel(msgspec.Struct, forbid_unknown_fields=True):
+    """What is left out stays; null, or an empty field of a form, takes away."""
+
+    model: str
+    state: Literal["active", "deprecated", "retired", "disabled"] | None = None
+    state_reason: str | msgspec.UnsetType | None = msgspec.UNSET
+    replacement: str | msgspec.UnsetType | None = msgspec.UNSET
+    #: a list, or words parted by spaces; null for everybody
+    groups: list[str] | str | msgspec.UnsetType | None = msgspec.UNSET
+    concurrent_turns: int | None = None
+    #: for the journal
+    reason: str = ""
+
+
+class RestoreModel(msgspec.Struct, forbid_unknown_fields=True):
+    model: str
+    reason: str = ""
+
+
+class ChangeGroup(msgspec.Struct, forbid_unknown_fields=True):
+    #: a new name makes a group; `*` is the server
+    group: str
+    default_model: str | msgspec.UnsetType | None = msgspec.UNSET
+    on_missing_model: Literal["fallback", "block"] | None = None
+    reason: str = ""
+
+
+class RestoreGroup(msgspec.Struct, forbid_unknown_fields=True):
+    group: str
+    reason: str = ""
+
+
+class ChangeLimit(msgspec.Struct, forbid_unknown_fields=True):
+    group: str
+    limit: str
+    #: written as in the configuration; null gives the limit back to that
+    value: str | None = None
+    reason: str = ""
+
+
+class PreviewMove(msgspec.Struct, rename={"from_model": "from", "to_model": "to"}):
+    from_model: str = ""
+    to_model: str = ""
+
+
+class OrderMove(msgspec.Struct, forbid_unknown_fields=True, rename={"from_model": "from", "to_model": "to"}):
+    from_model: str
+    to_model: str
+    #: shown to the owner of each session
+    reason: str
+
+
+class StopMove(msgspec.Struct, forbid_unknown_fields=True):
+    move_id: UUID

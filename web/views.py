@@ -6,10 +6,12 @@ from uuid import UUID
 
 import msgspec
 
-from db.tables import Journal, Turn
+from db.tables import Journal, ModelMove, Turn
 from services.actor import Actor
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
+from services.governance import GovernedGroup, GovernedLimit, GovernedModel
+from services.moves import Preview
 from services.outcomes import Extension, LiveSession, Switch
 from services.policies import Allowance
 
@@ -258,3 +260,131 @@ class HealthView(msgspec.Struct, frozen=True):
 
 def models_view(entries: Iterable[Entry], pool: ClientPool, default: str | None) -> ModelsView:
     return ModelsView([ModelView.of(entry, pool) for entry in entries], default)
+
+
+class AdminModelView(msgspec.Struct, frozen=True):
+    """One model, as admins see it."""
+
+    id: str
+    label: str
+    provider: str
+    provider_up: bool | None
+    state: str
+    state_reason: str
+    #: when its state became what it is; null where that was with the first configuration
+    since: datetime | None
+    replacement: str | None
+    #: empty for everybody
+    groups: tuple[str, ...]
+    concurrent_turns: int
+    #: the admin whose change stands; null for the configuration
+    set_by: str | None
+
+    @classmethod
+    def of(cls, model: GovernedModel, pool: ClientPool) -> "AdminModelView":
+        entry = model.entry
+        return cls(
+            entry.id,
+            entry.label,
+            entry.provider,
+            pool.is_up(entry.provider) if pool.has(entry.provider) else False,
+            entry.state,
+            entry.state_reason,
+            model.since.at if model.since is not None else None,
+            entry.replacement,
+            entry.groups,
+            entry.concurrent_turns,
+            model.set_by,
+        )
+
+
+class AdminModelsView(msgspec.Struct, frozen=True):
+    models: list[AdminModelView]
+    changes: list[DecisionView]
+
+
+class AdminGroupView(msgspec.Struct, frozen=True):
+    """One group with its limits; `*` is the server."""
+
+    name: str
+    default_model: str | None
+    on_missing_model: str
+    set_by: str | None
+    limits: list[GovernedLimit]
+
+    @classmethod
+    def of(cls, group: GovernedGroup) -> "AdminGroupView":
+        defaults = group.defaults
+        return cls(group.name, defaults.default_model, defaults.on_missing_model, group.set_by, group.limits)
+
+
+class AdminGroupsView(msgspec.Struct, frozen=True):
+    groups: list[AdminGroupView]
+    changes: list[DecisionView]
+
+
+class MoveView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_model": "to"}):
+    """A move of sessions and how far it is."""
+
+    id: UUID
+    from_model: str
+    to_model: str
+    reason: str
+    state: str
+    ordered_by: str
+    total: int
+    moved: int
+    skipped: int
+    note: str
+    created_at: datetime
+    ended_at: datetime | None
+
+    @classmethod
+    def of(cls, row: ModelMove) -> "MoveView":
+        return cls(
+            row.id,
+            row.from_model,
+            row.to_model,
+            row.reason,
+            row.state,
+            row.admin_name,
+            row.total,
+            row.moved,
+            row.skipped,
+            row.note,
+            row.created_at,
+            row.ended_at,
+        )
+
+
+class MovesView(msgspec.Struct, frozen=True):
+    moves: list[MoveView]
+
+
+class SampleView(msgspec.Struct, frozen=True):
+    """One of the sessions that would be moved; what it is about is its owner's."""
+
+    id: UUID
+    owner: OwnerView
+    locked: bool
+    last_activity_at: datetime
+
+
+class PreviewView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_model": "to"}):
+    """What a move would do now."""
+
+    from_model: str
+    to_model: str
+    total: int
+    running: int
+    locked: int
+    refused: int
+    sample: list[SampleView]
+
+    @classmethod
+    def of(cls, found: Preview) -> "PreviewView":
+        sample = [
+            SampleView(session.id, OwnerView(owner.id, owner.name), session.locked, session.last_activity_at)
+            for session, owner in found.sample
+        ]
+        return cls(found.from_model, found.to_model, found.total, found.running, found.locked, found.refused, sample)

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -482,7 +483,7 @@ def test_one_key_is_one_change_and_two_admins_at_once_are_one_after_the_other(ad
     changes = admins[0].get("/admin/groups").json()["changes"]
     ours = [row for row in changes if "tokens per day" in (row["to"] or "")]
     assert len(ours) == 13
-    assert all(later["from"] == earlier["to"] for later, earlier in zip(ours, ours[1:], strict=False))
+    assert all(later["from"] == earlier["to"] for later, earlier in pairwise(ours))
 
 
 def test_S14_a_move_is_counted_ordered_survives_a_kill_and_comes_to_its_end(

@@ -38,6 +38,17 @@ ROUTES: list[HTTPRouteHandler] = [
     login.set_up,
     # admin
     admin.show_desk,
+    admin.list_governed_models,
+    admin.change_model,
+    admin.restore_model,
+    admin.list_groups,
+    admin.change_group,
+    admin.restore_group,
+    admin.change_limit,
+    admin.list_moves,
+    admin.preview_move,
+    admin.order_move,
+    admin.stop_move,
     # machines
     health.healthz,
     health.readyz,

@@ -4,19 +4,25 @@ from typing import Any
 
 from litestar import Request, Response, get, post
 
-from web.answer import answer, page
+from web.answer import answer, page, wants
 from web.forms import SwitchModel, reads
-from web.given import Db, Given, Pool, Sessions, Who
+from web.given import Db, Given, Pool, Ruling, Sessions, Who
 from web.live import Controls
 from web.views import ModelsView, SwitchView, models_view
 
 
 @get("/models", opt={"answers": ModelsView})
-async def list_models(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Response[Any]:
+async def list_models(
+    request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool, governance: Ruling
+) -> Response[Any]:
     """The models the actor may see, and the default of a new session."""
     default = await sessions.default_model(db_session, actor=actor)
-    view = models_view(await sessions.models(db_session, actor=actor), pool, default.id)
-    return page(request, "models.html", view, default=default)
+    entries = await sessions.models(db_session, actor=actor)
+    view = models_view(entries, pool, default.id)
+    since = await governance.since(db_session) if wants(request) in ("page", "fragment") else {}
+    return page(
+        request, "models.html", view, default=default, entries={entry.id: entry for entry in entries}, since=since
+    )
 
 
 @post(
