@@ -1,4 +1,4 @@
-"""make bench: cold start, idle memory, and the CPU of a streamed token beside a bare relay; one machine, one run.
+"""make bench: cold start, idle memory, the CPU of a streamed token beside a bare relay, and what an admission costs.
 
 Turnkeeper decodes, stores, limits, journals and re-emits each token; the relay only copies bytes. The ratio is what to
 read: the microseconds drift with the machine.
@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from benchmarks import admission
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +135,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    admission.main()

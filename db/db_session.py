@@ -192,44 +192,6 @@ class DbSession:
         """The next look at the rules is a new one: this transaction has written some."""
         self._rules = None
 
-    async def put_model(self, row: Model) -> None:
-        """Insert a catalogue row, or rewrite it unless an admin's change stands."""
-        columns = [column for column in Model.all_columns() if column is not Model.id]
-        await Model.insert(row).on_conflict(
-            target=Model.id, action="DO UPDATE", values=columns, where=Model.set_by == "config"
-        )
-
-    async def disable_models_except(self, ids: Sequence[str], reason: str) -> None:
-        """Switch off what the configuration no longer names."""
-        query = Model.update({Model.state: "disabled", Model.state_reason: reason}).where(Model.set_by == "config")
-        await (query.where(Model.id.not_in(list(ids))) if ids else query)
-
-    async def put_group(self, row: AccountGroup) -> None:
-        await AccountGroup.insert(row).on_conflict(
-            target=AccountGroup.name,
-            action="DO UPDATE",
-            values=[AccountGroup.default_model, AccountGroup.on_missing_model],
-            where=AccountGroup.set_by == "config",
-        )
-
-    async def put_limit(self, row: LimitRule) -> None:
-        """Insert or rewrite one limit; the configuration never overwrites an admin's."""
-        await LimitRule.raw(
-            "INSERT INTO limit_rule (group_name, name, value, set_by) VALUES ({}, {}, {}, {}) "
-            "ON CONFLICT (group_name, name) DO UPDATE SET value = excluded.value, set_by = excluded.set_by "
-            "WHERE limit_rule.set_by = 'config' OR excluded.set_by <> 'config'",
-            row.group_name,
-            row.name,
-            row.value,
-            row.set_by,
-        )
-
-    async def forget_limits_except(self, kept: set[tuple[str, str]]) -> None:
-        """Drop what the configuration said once and says no more: (group, name)."""
-        for row in await LimitRule.select(LimitRule.group_name, LimitRule.name).where(LimitRule.set_by == "config"):
-            if (row["group_name"], row["name"]) not in kept:
-                await LimitRule.delete().where(LimitRule.group_name == row["group_name"], LimitRule.name == row["name"])
-
     async def take_from_bucket(self, key: str, now_us: int, interval_us: int, burst: int) -> int | None:
         """Take one place of a rate in one statement (GCRA); the new arrival time, or None where it is full."""
         taken = await RateBucket.raw(

@@ -39,6 +39,12 @@ MIDNIGHT = datetime(2026, 5, 5, tzinfo=UTC)
 NEXT_MONTH = datetime(2026, 6, 1, tzinfo=UTC)
 
 
+async def put_limit(rule: LimitRule) -> None:
+    """What an admin's change leaves in the table, from wherever it came."""
+    await LimitRule.delete().where(LimitRule.group_name == rule.group_name, LimitRule.name == rule.name)
+    await LimitRule.insert(rule)
+
+
 async def used(ann: Actor, everything: Everything) -> dict[date, tuple[int, int]]:
     """{day: (tokens, nano-money)} of ann's ended turns."""
     rows = (await everything())["usage"]
@@ -394,7 +400,7 @@ async def test_L4_days_begin_at_midnight_in_the_set_time_zone(
 ) -> None:  # fmt: skip
     await offer(fast={"max_reply_tokens": 100})
     await configure("user", tokens_per_day=150)
-    await db_session.put_limit(LimitRule(group_name="*", name="time_zone", value=zone, set_by="ada"))
+    await put_limit(LimitRule(group_name="*", name="time_zone", value=zone, set_by="ada"))
     clock.at = now
     turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
     await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 100))
@@ -551,11 +557,11 @@ async def test_L6_an_admins_change_holds_from_the_next_call(
     sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor, refused: Refused
 ) -> None:
     await sessions.create_session(db_session, actor=ann, title="one")
-    await db_session.put_limit(LimitRule(group_name="user", name="open_sessions", value="1", set_by="ada"))
+    await put_limit(LimitRule(group_name="user", name="open_sessions", value="1", set_by="ada"))
     for service in (sessions, other_worker):
         async with refused("session_quota"):
             await service.create_session(db_session, actor=ann)
-    await db_session.put_limit(LimitRule(group_name="user", name="open_sessions", value="2", set_by="ada"))
+    await put_limit(LimitRule(group_name="user", name="open_sessions", value="2", set_by="ada"))
     await other_worker.create_session(db_session, actor=ann)
 
 
@@ -579,7 +585,7 @@ async def test_L6_a_change_holds_at_the_next_call_of_another_process(
             ("user", "money_per_day", "0", ""),
             ("user", "turns", "1/h", "rate_limited"),
         ):
-            await db_session.put_limit(LimitRule(group_name=group, name=name, value=value, set_by="ada"))
+            await put_limit(LimitRule(group_name=group, name=name, value=value, set_by="ada"))
             try:
                 begun = await there.begin_turn(None, "Hello", far, actor=ann)
             except LimitReached as refusal:
@@ -605,7 +611,7 @@ async def test_L6_the_time_zone_is_a_rule_like_the_others(
     configuration.groups["*"] = InstanceConfig(time_zone="Asia/Kolkata")
     await configuration.apply()
     assert await midnight() == datetime(2026, 5, 4, 18, 30, tzinfo=UTC)
-    await db_session.put_limit(LimitRule(group_name="*", name="time_zone", value="America/New_York", set_by="ada"))
+    await put_limit(LimitRule(group_name="*", name="time_zone", value="America/New_York", set_by="ada"))
     assert await midnight() == datetime(2026, 5, 5, 4, 0, tzinfo=UTC)
     await configuration.apply()
     assert await midnight() == datetime(2026, 5, 5, 4, 0, tzinfo=UTC)
@@ -614,8 +620,8 @@ async def test_L6_the_time_zone_is_a_rule_like_the_others(
 async def test_L6_a_restart_keeps_what_an_admin_changed(
     sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
 ) -> None:
-    await db_session.put_limit(LimitRule(group_name="user", name="open_sessions", value="0", set_by="ada"))
-    await db_session.put_limit(LimitRule(group_name="user", name="sessions_created", value="1/h", set_by="ada"))
+    await put_limit(LimitRule(group_name="user", name="open_sessions", value="0", set_by="ada"))
+    await put_limit(LimitRule(group_name="user", name="sessions_created", value="1/h", set_by="ada"))
     await configure("user", open_sessions=1, sessions_created="50/h")
     await sessions.create_session(db_session, actor=ann)
     async with refused("rate_limited"):
