@@ -367,19 +367,19 @@ class PostgresTransaction(_Transaction):
     async def begin(self) -> None:
         try:
             pool = await self.engine.started_pool()
-            self.connection = await _postgres(_whole_acquire(pool))
+            self.connection = await _postgres(lambda: _whole_acquire(pool))
             self.transaction = self.connection.transaction()
-            await _postgres(self.transaction.start())
+            await _postgres(self.transaction.start)
         except BaseException:
             await _whole(self._abandon())
             raise
 
     async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
-        return await _postgres(self.connection.fetch(sql, *args))
+        return await _postgres(lambda: self.connection.fetch(sql, *args))
 
     async def end(self, commit: bool) -> None:
         try:
-            await _postgres(self.transaction.commit() if commit else self.transaction.rollback())
+            await _postgres(self.transaction.commit if commit else self.transaction.rollback)
         except DatabaseUnavailable:
             # A rollback on a lost connection has already happened on the other side.
             if commit:
@@ -391,7 +391,9 @@ class PostgresTransaction(_Transaction):
         """The BEGIN may have happened behind a cancellation: undo it before the connection goes back."""
         try:
             if self.connection is not None and self.connection.is_in_transaction():
-                await _postgres(self.connection.execute("ROLLBACK"))
+                await _postgres(lambda: self.connection.execute("ROLLBACK"))
+        except (DatabaseUnavailable, asyncpg.InterfaceError):
+            pass  # a lost connection has rolled back on the other side, and the pool has it back already
         finally:
             await self._release()
 
@@ -437,7 +439,7 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
         async with self._starting:
             if self.pool is None:
                 self.pool = await _postgres(
-                    asyncpg.create_pool(
+                    lambda: asyncpg.create_pool(
                         dsn=self.config["dsn"],
                         min_size=1,
                         max_size=POSTGRES_CONNECTIONS,
@@ -449,7 +451,7 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
 
     async def run_alone(self, sql: str, args: Sequence[Any]) -> list[Any]:
         pool = await self.started_pool()
-        return await _postgres(pool.fetch(sql, *args))
+        return await _postgres(lambda: pool.fetch(sql, *args))
 
     async def start(self) -> None:
         await self.run("SELECT 1")
@@ -464,9 +466,10 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
                 pool.terminate()
 
 
-async def _postgres(operation: Awaitable[Any]) -> Any:
+async def _postgres(operation: Callable[[], Awaitable[Any]]) -> Any:
+    """Not an awaitable: what the pool has taken back fails where its method is looked up."""
     try:
-        return await operation
+        return await operation()
     except asyncpg.IntegrityConstraintViolationError as error:
         raise Conflict(str(error)) from error
     except (

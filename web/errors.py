@@ -141,7 +141,8 @@ def _page(request: Request, problem: dict[str, Any]) -> str:
     """A page that says why, with what was typed; where signing in would help, the form for it."""
     actor, typed = request.state.get("actor"), request.state.get("typed") or {}
     context = {"request": request, "actor": actor, "guests": request.app.state.accounts.guests, "problem": problem}
-    if problem["status"] == 401:
-        onward = typed.get("next", request.url.path)
+    path = request.url.path
+    if problem["status"] == 401 or path == "/login":
+        onward = typed.get("next") or ("/" if path.startswith(("/login", "/setup")) else path)
         return render("login.html", next=onward, typed_name=typed.get("name", ""), **context)
     return render("refusal.html", typed=typed, **context)

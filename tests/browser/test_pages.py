@@ -31,7 +31,19 @@ def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, c
     chat.see("done")
     turn = chat.turns.get_attribute("id")
     assert turn is not None
-    paths = ["/", "/session", "/models", "/limits", "/admin", "/nowhere", "/login", f"/chat/{turn[5:]}"]
+    paths = [
+        "/",
+        "/session",
+        "/models",
+        "/limits",
+        "/admin",
+        "/admin/models",
+        "/admin/groups",
+        "/admin/moves",
+        "/nowhere",
+        "/login",
+        f"/chat/{turn[5:]}",
+    ]
     for url in [chat.server.url + path for path in paths] + [session, f"{session}/journal", f"{session}/turns"]:
         chat.page.goto(url)
         expect(chat.page.get_by_role("heading", level=1)).to_be_visible()
