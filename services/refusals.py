@@ -35,5 +35,5 @@ async def settle(now: Callable[[], datetime], db_session: DbSession) -> None:
                     now(),
                     owner_id=row.actor_id,
                     outcome=row.code,
-                    reason=f"{row.times - 1} more of {row.actor_name or "nobody"} in the minute of {row.minute:%Y-%m-%d %H:%M}",
+                    reason=f"{row.times - 1} more of {row.actor_name or 'nobody'} in the minute of {row.minute:%Y-%m-%d %H:%M}",
                 )
