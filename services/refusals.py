@@ -29,11 +29,12 @@ async def settle(now: Callable[[], datetime], db_session: DbSession) -> None:
     async with db_session.transaction():
         for row in await db_session.take_refusals_before(now().replace(second=0, microsecond=0), SETTLED_ROWS):
             if row.times > 1:
+                who = row.actor_name or "nobody"
                 await db_session.record(
                     "refusals_counted",
                     SYSTEM,
                     now(),
                     owner_id=row.actor_id,
                     outcome=row.code,
-                    reason=f"{row.times - 1} more of {row.actor_name or 'nobody'} in the minute of {row.minute:%Y-%m-%d %H:%M}",
+                    reason=f"{row.times - 1} more of {who} in the minute of {row.minute:%Y-%m-%d %H:%M}",
                 )
