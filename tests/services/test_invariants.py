@@ -140,7 +140,7 @@ async def test_the_invariants_hold_when_everybody_acts_at_once(world: World, at_
             await set_limit(group, limit, "0")
     await world.check()
     for number in range(8):
-        calls = [getattr(world.verbs, pick(AT_ONCE + OFTEN))(pick) for _ in range(10)]
+        calls = [getattr(world.verbs, pick(AT_ONCE + OFTEN * 4))(pick) for _ in range(10)]
         await at_once(len(calls), lambda number, db, calls=calls: noted(calls[number], db, world.ledger))
         await world.check(alone=False)
         if number % 3 == 2:

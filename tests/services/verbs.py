@@ -85,7 +85,7 @@ class Verbs:
 
     def create(self, pick: Pick) -> Call:
         actor, key = pick(self.cast), self._key(pick)
-        model, title = pick([None, None, *MODELS]), pick(["", "Plans"])
+        model, title = pick([None] * 8 + MODELS), pick(["", "Plans"])
         return Call(
             actor,
             lambda db: self.worker.create_session(db, actor=actor, model=model, title=title, key=key),
@@ -195,7 +195,7 @@ class Verbs:
     def begin(self, pick: Pick) -> Call:
         session, key, prompt = self._session(pick), self._key(pick), pick(["Hello", "Hello", "Tell me more. " * 20])
         actor, id = self._whose(session, pick), pick([session["id"], session["id"], None])
-        model, version = pick([None, None, *MODELS]), pick([None, None, session["version"], 99])
+        model, version = pick([None] * 8 + MODELS), pick([None] * 4 + [session["version"], 99])
         parent_id = pick([None, None, None, self._turn(pick)["id"]])
         return Call(
             actor,
@@ -222,7 +222,7 @@ class Verbs:
         return Call(actor, begin)
 
     def retry(self, pick: Pick) -> Call:
-        turn, key, model = self._turn(pick), self._key(pick), pick([None, None, *MODELS])
+        turn, key, model = self._turn(pick), self._key(pick), pick([None] * 8 + MODELS)
         actor = self._whose(turn, pick)
         return Call(
             actor,
@@ -232,7 +232,7 @@ class Verbs:
         )
 
     def edit(self, pick: Pick) -> Call:
-        turn, key, model = self._turn(pick), self._key(pick), pick([None, None, *MODELS])
+        turn, key, model = self._turn(pick), self._key(pick), pick([None] * 8 + MODELS)
         actor = self._whose(turn, pick)
         return Call(
             actor,
