@@ -1,4 +1,4 @@
-"""The invariants of RULES §2, each a function named after its id: what must hold of the rows, whatever anybody did.
+"""The invariants of docs/rules.md, each a function named after its id: what must hold of the rows, whatever was done.
 
 Elsewhere: I1 in tests/test_architecture.py, I12 in tests/web/test_routes.py, and those that compare a call with what
 it left behind (I5, I6, I9, I11) in test_invariants.py.
@@ -149,9 +149,12 @@ def text_of_turns(rows: Rows) -> dict[UUID, str]:
 
 
 def policies_of(group: str, rows: Rows) -> Policies:
-    """A group's limits, as the rows say."""
-    set_ = {row["name"]: row["value"] for row in rows["limit_rule"] if row["group_name"] == group}
-    return Policies.parse({**DEFAULT_LIMITS.get(group, {}), **set_})
+    """A group's limits, as the rows say; those it does not set are those of `user`."""
+    limits: dict[str, str] = {}
+    for name in ("user", group):
+        set_ = {row["name"]: row["value"] for row in rows["limit_rule"] if row["group_name"] == name}
+        limits |= {**DEFAULT_LIMITS.get(name, {}), **set_}
+    return Policies.parse(limits)
 
 
 def I2_one_running_turn_per_session(rows: Rows) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is done, in whatever order, the invariants I2 to I11 and I13 of RULES §2 hold after every step.
+"""Whatever is done, in whatever order, the invariants I2 to I11 and I13 of docs/rules.md hold after every step.
 
 Hypothesis chooses what is done and by whom, on SQLite and on PostgreSQL; the same things each time. For a long run with
 new things each time, `TURNKEEPER_EXAMPLES=500 make test ARGS=tests/services/test_invariants.py` prints the shortest way

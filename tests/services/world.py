@@ -1,5 +1,6 @@
 """A database, its cast and its workers, and what one call alone may leave behind (I5, I6, I7, I9)."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -63,7 +64,11 @@ class World:
         before = self.ledger.rows
         told = len(self.published), len(self.orders.started), len(self.orders.stopped)
         place = (call.actor.id, call.verb, call.key or "")
-        known = any((row["actor_id"], row["verb"], row["key"]) == place for row in before["idempotency"])
+        known = any(
+            (row["actor_id"], row["verb"], row["key"]) == place
+            and self.clock() - row["created_at"] <= timedelta(hours=24)
+            for row in before["idempotency"]
+        )
         quiet = call.harmless or known
         answer: Any = None
         try:

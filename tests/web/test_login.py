@@ -1,4 +1,4 @@
-"""/login, /logout and /setup: once for each key, and what a guest takes along (RULES D1, J1, J2, O3)."""
+"""/login, /logout and /setup: once for each key, and what a guest takes along (D1, J1, J2, O3)."""
 
 import json
 import sqlite3

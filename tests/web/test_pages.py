@@ -347,7 +347,7 @@ def test_a_part_of_the_page_is_no_page(guest: httpx.Client, talk: dict[str, str]
 
 
 def test_json_and_page_tell_the_same_model(guest: httpx.Client) -> None:
-    """RULES M8."""
+    """M8, on every page."""
     for model in (None, "smart", "fast"):
         session = create(guest, **({"model": model} if model else {}))
         page = guest.get(f"/session/{session['id']}", headers=FORM).text

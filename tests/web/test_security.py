@@ -665,7 +665,7 @@ LOST = {
 
 
 def test_who_lost_the_right_is_refused_at_once_and_its_streams_end(governed: Server) -> None:
-    """RULES O4: within five seconds, also what is open already."""
+    """O4: within five seconds, also what is open already."""
     names = {why: f"{why}-{uuid4().hex[:8]}" for why in LOST}
     made = governed.people(*names.values())
     with ExitStack() as opened:

@@ -648,7 +648,7 @@ def test_a_key_that_cannot_be_one_is_refused_or_left_out(guest: httpx.Client, ke
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_honours_a_key(guest: httpx.Client, verb: str) -> None:
-    """HTTP.md §2: `Idempotency-Key` is honoured on every POST: a retry whose answer was lost is not refused."""
+    """`Idempotency-Key` is honoured on every POST: a retry whose answer was lost is not refused."""
     id = create(guest)["id"]
     key = {"Idempotency-Key": uuid4().hex}
     first = guest.post(f"/session/{id}/{verb}", json=FIELDS.get(verb, {}), headers=key)

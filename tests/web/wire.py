@@ -1,4 +1,4 @@
-"""What goes over the wire, as HTTP.md §3 writes it down: the forms, problems, and event streams read two ways."""
+"""What goes over the wire, as docs/http.md writes it down: the forms, problems, and event streams read two ways."""
 
 import json
 import re
