@@ -25,6 +25,11 @@ def test_the_first_page_is_small(chat: Chat, complaints: list[str]) -> None:
     assert 10_000 < size <= 75_000, size
 
 
+#: what sticks out
+WIDER = """width => [...document.querySelectorAll("body *")].filter(node => node.getBoundingClientRect().right > width)
+    .map(node => `${node.tagName} ${node.className} ${node.textContent.trim().slice(0, 40)}`).slice(0, 9)"""
+
+
 def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, complaints: list[str]) -> None:
     sign_in(chat, "ada")
     session = chat.begin(f"{WORD} {'word ' * 200}")
@@ -51,7 +56,7 @@ def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, c
         for name, (width, height) in SIZES.items():
             chat.page.set_viewport_size({"width": width, "height": height})
             across = chat.page.evaluate("document.documentElement.scrollWidth")
-            assert across <= width, f"{url} on a {name}: {across}"
+            assert across <= width, f"{url} on a {name}: {across}, {chat.page.evaluate(WIDER, width)}"
 
 
 def test_the_composer_is_within_reach_on_a_phone(open_chat: Callable[..., Chat]) -> None:
