@@ -144,7 +144,7 @@ class SessionService:
                 await self._put_model(session, entry.id, actor, "", db_session)
                 await db_session.update(session, last_model=session.last_model, version=session.version)
             await once.remember(str(session.id))
-            return await self._live(session, actor, db_session, rules=rules, allowance=allowance)
+            return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
     async def fork_session(
         self,
@@ -175,7 +175,7 @@ class SessionService:
             session.head_id, session.turn_count = copies[-1] if copies else None, len(copies)
             await db_session.update(session, **snapshot(session))
             await once.remember(str(session.id))
-            return await self._live(session, actor, db_session, rules=rules, allowance=allowance)
+            return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
     async def adopt_sessions(self, guest_id: UUID, db_session: DbSession, *, actor: Actor) -> int:
         """Give a guest's sessions to the account the guest has signed in to, once. Returns how many."""
@@ -184,6 +184,8 @@ class SessionService:
             if guest is None or guest.role != "guest" or actor.kind not in ("user", "admin"):
                 return 0
             sessions = await db_session.lock_sessions_of(guest_id)
+            if not sessions:
+                return 0
             await db_session.lock(*sorted((f"owner:{guest_id}", f"owner:{actor.id}")))
             for session in sessions:
                 session.owner_id = actor.id
@@ -197,19 +199,19 @@ class SessionService:
         """The session asked for, or without an id an untouched one, or a new one. An id never yields a new session."""
         if session_id is not None:
             async with self._changing(session_id, db_session, actor, verb="ensure_session") as session:
-                return await self._live(session, actor, db_session)
+                return await self.standing.of(session, actor, db_session)
         async with self.units.writing(db_session, actor=actor, verb="ensure_session"):
             await db_session.lock(f"auto:{actor.id}")
             untouched = await db_session.find_untouched_session(actor.id, self.now() - REUSE)
             if untouched is not None and not await self.standing.over(untouched, db_session):
-                return await self._live(untouched, actor, db_session)
+                return await self.standing.of(untouched, actor, db_session)
             return await self.create_session(db_session, actor=actor, origin="auto")
 
     # ------------------------------------------------------------ reading: writes nothing
 
     async def get_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> LiveSession:
         """A session of the actor's, or any for an admin. Raises NotFound."""
-        return await self._live(await self._require(session_id, db_session, actor), actor, db_session)
+        return await self.standing.of(await self._require(session_id, db_session, actor), actor, db_session)
 
     async def glance(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> Glance:
         """Whether a watcher has missed something, cheaply. Raises NotFound."""
@@ -279,7 +281,7 @@ class SessionService:
                     session.title = title
                     session.version += 1
                     await self._record("session_renamed", session, actor, db_session)
-                return await self._live(session, actor, db_session)
+                return await self.standing.of(session, actor, db_session)
 
     async def extend_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
@@ -304,7 +306,7 @@ class SessionService:
                     session.version += 1
                     await self._record("session_extended", session, actor, db_session)
                 await once.remember(f"no: {reason}" if reason else "yes")
-                return Extension(not reason, after, reason, await self._live(session, actor, db_session))
+                return Extension(not reason, after, reason, await self.standing.of(session, actor, db_session))
 
     async def close_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
@@ -320,7 +322,7 @@ class SessionService:
                 session.state = "closed"
                 session.version += 1
                 await self._record("session_closed", session, actor, db_session, reason=reason)
-                return await self._live(session, actor, db_session)
+                return await self.standing.of(session, actor, db_session)
 
     async def reopen_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
@@ -333,7 +335,7 @@ class SessionService:
                 rules, now = await Rules.now(db_session), self.now()
                 lifetime = await self.standing.lifetime(session, db_session)
                 if state_of(session, lifetime, now) == "active":
-                    return await self._live(session, actor, db_session, rules=rules)
+                    return await self.standing.of(session, actor, db_session, rules=rules)
                 if not lifetime.only_idled_out(session, now):
                     text = "This session has reached its end and cannot be reopened."
                     raise SessionExpired(text, can_fork=session.owner_id == actor.id)
@@ -343,7 +345,7 @@ class SessionService:
                 session.last_activity_at = now
                 session.version += 1
                 await self._record("session_reopened", session, actor, db_session)
-                return await self._live(session, actor, db_session, rules=rules, allowance=allowance)
+                return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
     async def delete_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
@@ -416,7 +418,7 @@ class SessionService:
                 warnings = ("provider_down",) if self.pool.is_up(entry.provider) is False else ()
                 answer: SwitchAnswer = (changed, before, entry.id, effective, warnings)
                 await once.remember(msgspec.json.encode(answer).decode())
-                return Switch(*answer, await self._live(session, actor, db_session, rules=rules), allowance)
+                return Switch(*answer, await self.standing.of(session, actor, db_session, rules=rules), allowance)
 
     # ------------------------------------------------------------ turns
 
@@ -705,7 +707,7 @@ class SessionService:
         cap = self.admission.reply_cap(entry, actor.group, rules)
         ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=cap)
         self.turns.start(TurnOrder(turn.id, session.id, entry.provider, ask), db_session)
-        return BegunTurn(turn, await self._live(session, actor, db_session, rules=rules), allowance)
+        return BegunTurn(turn, await self.standing.of(session, actor, db_session, rules=rules), allowance)
 
     async def _beside(
         self,
@@ -736,17 +738,6 @@ class SessionService:
         if turn is None:
             raise NotFound("The turn that this key began is gone.")
         return BegunTurn(turn, await self.get_session(turn.session_id, db_session, actor=actor))
-
-    async def _live(
-        self,
-        session: Session,
-        actor: Actor,
-        db_session: DbSession,
-        *,
-        rules: Rules | None = None,
-        allowance: tuple[Allowance, ...] = (),
-    ) -> LiveSession:
-        return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
     # ------------------------------------------------------------ judgements
 
