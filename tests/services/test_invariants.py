@@ -1,7 +1,7 @@
 """Whatever is done, in whatever order, the invariants I2 to I11 and I13 of docs/rules.md hold after every step.
 
 Hypothesis chooses what is done and by whom, on SQLite and on PostgreSQL; the same things each time. For a long run with
-new things each time, `TURNKEEPER_EXAMPLES=500 make test ARGS=tests/services/test_invariants.py` prints the shortest way
+new things each time, `HYPOTHESIS_EXAMPLES=500 make test ARGS=tests/services/test_invariants.py` prints the shortest way
 it finds to break one.
 """
 
@@ -27,7 +27,7 @@ from tests.services.verbs import VERBS, Call, Pick, set_limit
 from tests.services.world import World
 
 #: how many lives of a world; 0 for a few that are always the same
-EXAMPLES = int(os.environ.get("TURNKEEPER_EXAMPLES", 0))
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", 0))
 STEPS = 40
 SETTINGS = settings(
     max_examples=EXAMPLES or 30,
