@@ -74,15 +74,16 @@ clean: ## remove .venv, caches and builds; var/, with your data, stays
 	done; \
 	echo 'Turnkeeper needs Python 3.11 or newer, and $(if $(PYTHON),$(PYTHON) is not,there is none on the PATH). Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1
 
+# The locks are complete, so pip has nothing to resolve: left to it, it may look at newer versions that have no hash.
 .venv/.runtime: requirements.lock pyproject.toml .venv/bin/python .venv/bin/pip
 	@echo 'Installing what it needs to run …'
-	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --require-hashes --no-deps -r requirements.lock
 	@$(PIP) install --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/.dev: requirements-dev.lock .venv/.runtime
 	@echo 'Installing what it needs to be tested …'
-	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
 browser: .venv/.dev
