@@ -10,6 +10,7 @@ from datetime import date, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+import msgspec
 import uuid_utils
 from piccolo.columns import Column
 from piccolo.columns.combination import WhereRaw
@@ -84,7 +85,9 @@ class DbSession:
     async def lock(self, *names: str) -> None:
         """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits.
 
-        Locks are taken in the order given: what is begun, the owner, the model, the instance.
+        Two that wait for each other never end, so every transaction takes what it locks in one order, rows and names
+        alike: the idempotency key · `setup`, `configuration`, `moves`, `sign_in:…`, `login:…` · the move · `auto:…` ·
+        sessions by id · turns by id · usage · `owner:…`, `model:…`, `instance` · the buckets of rates.
         """
         if self._postgres:
             for name in names:
@@ -177,16 +180,26 @@ class DbSession:
     async def rules(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows of model, account_group and limit_rule; read once per transaction."""
         inside = self.engine.own_transaction() is not None
-        if self._rules is None or not inside:
-            rules = (
-                await Model.select().order_by(Model.position, Model.id),
-                await AccountGroup.select().order_by(AccountGroup.name),
-                await LimitRule.select().order_by(LimitRule.group_name, LimitRule.name),
-            )
-            if not inside:
-                return rules
-            self._rules = rules
-        return self._rules
+        if self._rules is not None and inside:
+            return self._rules
+        # One statement, so that all three are of the same moment on PostgreSQL too.
+        (row,) = await self.engine.run(self._rules_sql)
+        models, groups, limits = (msgspec.json.decode(row[name]) for name in ("models", "groups", "limits"))
+        models.sort(key=lambda model: (model["position"], model["id"]))
+        groups.sort(key=lambda group: group["name"])
+        limits.sort(key=lambda limit: (limit["group_name"], limit["name"]))
+        if inside:
+            self._rules = models, groups, limits
+        return models, groups, limits
+
+    @property
+    def _rules_sql(self) -> str:
+        array, object = ("json_agg", "json_build_object") if self._postgres else ("json_group_array", "json_object")
+        columns = [
+            f"(SELECT COALESCE({array}({object}({_pairs(table)})), '[]') FROM {table._meta.tablename}) AS {name}"  # noqa: S608
+            for table, name in ((Model, "models"), (AccountGroup, "groups"), (LimitRule, "limits"))
+        ]
+        return f"SELECT {', '.join(columns)}"
 
     def forget_rules(self) -> None:
         """The next look at the rules is a new one: this transaction has written some."""
@@ -331,19 +344,15 @@ class DbSession:
         query = Session.objects().where(Session.owner_id == owner_id).order_by(Session.id)
         return await (query.lock_rows("UPDATE") if self._postgres else query)
 
-    async def give_sessions(self, session_ids: Sequence[UUID], owner_id: UUID, new_owner_id: UUID) -> None:
-        """Make sessions of one owner another's, with their turns and all that the owner used."""
-        for session_id in session_ids:
-            await Turn.raw(
-                "UPDATE turn SET owner_id = {} WHERE id IN (SELECT id FROM turn WHERE session_id = {} "  # noqa: S608
-                f"ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
-                new_owner_id,
-                session_id,
-            )
-            await Session.raw(
-                "UPDATE session SET owner_id = {}, version = version + 1 WHERE id = {}", new_owner_id, session_id
-            )
-        for used in await Usage.select().where(Usage.owner_id == owner_id):
+    async def give_turns_and_usage(self, owner_id: UUID, new_owner_id: UUID) -> None:
+        """Make another's what an owner whose sessions are locked has in them, and all that the owner used."""
+        await Turn.raw(
+            "UPDATE turn SET owner_id = {} WHERE id IN (SELECT id FROM turn WHERE session_id IN "  # noqa: S608
+            f"(SELECT id FROM session WHERE owner_id = {{}}) ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
+            new_owner_id,
+            owner_id,
+        )
+        for used in await Usage.select().where(Usage.owner_id == owner_id).order_by(Usage.day):
             await self.add_usage(new_owner_id, used["day"], used["tokens"], used["cost_nanos"])
         await Usage.delete().where(Usage.owner_id == owner_id)
 
@@ -472,7 +481,7 @@ class DbSession:
             f"SELECT id FROM turn WHERE id IN ({_marks(turn_ids)}) "  # noqa: S608
             # In one order, as the leases are renewed: two that lock several turns must not wait for each other.
             "AND state = 'running' AND lease_owner = {} AND lease_until > {} ORDER BY id"
-            + (" FOR SHARE" if self._postgres else ""),
+            + (" FOR NO KEY UPDATE" if self._postgres else ""),
             *turn_ids,
             worker,
             now,
@@ -725,6 +734,12 @@ def _over(ends: Ends, now: datetime) -> tuple[str, list[Any]]:
                 conditions.append(f"({whose} AND session.{column} <= {{}})")
                 args += [*([group] if group else named), before]
     return " OR ".join(conditions), args
+
+
+def _pairs(table: type[Table]) -> str:
+    """A row as the arguments of a function that makes a JSON object."""
+    names = [column._meta.name for column in table._meta.columns]
+    return ", ".join(f"'{name}', {name}" for name in names)
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -229,9 +229,9 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
         self.writing = asyncio.Lock()
         self._writer: aiosqlite.Connection | None = None
         self._folder: int | None = None
-        self._readers: asyncio.Queue[aiosqlite.Connection | None] = asyncio.Queue()
-        for _ in range(SQLITE_READERS):
-            self._readers.put_nowait(None)
+        # A semaphore lets in whoever waits longest; a queue would let whoever asks again at once push in.
+        self._reading = asyncio.Semaphore(SQLITE_READERS)
+        self._readers: list[aiosqlite.Connection] = []
 
     async def writer(self) -> aiosqlite.Connection:
         if self._writer is None:
@@ -284,13 +284,12 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
-        connection = await self._readers.get()
-        try:
-            if connection is None:
-                connection = await self._connect(readonly=True)
-            yield connection
-        finally:
-            self._readers.put_nowait(connection)
+        async with self._reading:
+            connection = self._readers.pop() if self._readers else await self._connect(readonly=True)
+            try:
+                yield connection
+            finally:
+                self._readers.append(connection)
 
     async def run_alone(self, sql: str, args: Sequence[Any]) -> list[Any]:
         if sql.lstrip()[:8].upper().startswith(("SELECT", "PRAGMA", "EXPLAIN", "WITH")):
@@ -313,9 +312,11 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
                 os.close(self._folder)
                 self._folder = None
             for _ in range(SQLITE_READERS):
-                if (connection := await self._readers.get()) is not None:
-                    await connection.close()
-                self._readers.put_nowait(None)
+                await self._reading.acquire()
+            while self._readers:
+                await self._readers.pop().close()
+            for _ in range(SQLITE_READERS):
+                self._reading.release()
 
 
 def _folder_of(path: str) -> int:

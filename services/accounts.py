@@ -36,6 +36,7 @@ COMMON_PASSWORDS = """
 _IMPLIED = {"read": {"read"}, "chat": {"read", "chat"}, "admin": {"read", "chat", "admin"}}
 #: the id of everybody who has not proved one
 NOBODY = UUID(int=0)
+LINK_IS_SPENT = "This set-up link does not work any more. A restart prints a new one while there is no admin."
 SIGN_INS = Rate(10, timedelta(minutes=10), 10)
 #: argon2 takes 64 MiB each time
 _HASHING = asyncio.Semaphore(2)
@@ -242,21 +243,28 @@ class Accounts:
     async def _proved(self, name: str, password: str, actor: Actor, db_session: DbSession) -> Account:
         """The account that has this name and password. No transaction waits for the hashing."""
         name = _nameable(name)
-        places = (f"sign_in:name:{self._sealed(b'name:' + name.encode()).hex()[:32]}", f"sign_in:{actor.rate_key}")
-        for place in places:
-            now = self.now()
-            taken = await db_session.take_from_bucket(place, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst)
-            if taken is None:
-                state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(place), now)
-                raise RateLimited("Too many attempts to sign in. Please wait.", state, now)
+        places = (f"sign_in:{actor.rate_key}", f"sign_in:name:{self._sealed(b'name:' + name.encode()).hex()[:32]}")
+        # Both places or none: an address that is refused must not use up what the owner of the name has.
+        async with self.units.writing(db_session):
+            for place in places:
+                await self._take_attempt(place, db_session)
         account = await db_session.find_account_by_name(name)
         known = account is not None and account.password_hash is not None and account.disabled_at is None
         right = await _verified(account.password_hash if known and account else _DECOY, password)
         if account is None or not known or not right:
             raise Unauthenticated("The name or the password is wrong.")
-        for place in places:
-            await db_session.give_back_to_bucket(place, SIGN_INS.interval_us)
+        async with self.units.writing(db_session):
+            for place in places:
+                await db_session.give_back_to_bucket(place, SIGN_INS.interval_us)
         return account
+
+    async def _take_attempt(self, place: str, db_session: DbSession) -> None:
+        """One attempt to sign in, of those an address or a name has. Raises RateLimited."""
+        now = self.now()
+        taken = await db_session.take_from_bucket(place, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst)
+        if taken is None:
+            state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(place), now)
+            raise RateLimited("Too many attempts to sign in. Please wait.", state, now)
 
     async def _signed_in(self, account: Account, key: str, actor: Actor, db_session: DbSession) -> SignedIn:
         """A new login of an account that was just proved; a key whose login still lives is answered with that one.
@@ -329,25 +337,33 @@ class Accounts:
 
     async def check_setup_link(self, secret: str, db_session: DbSession) -> None:
         """Raises Forbidden for a link that does not work (any more)."""
-        if not await db_session.has_setup_link(_hash(secret)):
-            raise Forbidden(
-                "This set-up link does not work any more. A restart prints a new one while there is no admin."
-            )
+        if not await self._has_setup_link(secret, db_session):
+            raise Forbidden(LINK_IS_SPENT)
+
+    async def _has_setup_link(self, secret: str, db_session: DbSession) -> bool:
+        return await db_session.has_setup_link(_hash(secret)) and not await db_session.has_admin()
 
     async def set_up(
         self, secret: str, name: str, password: str, db_session: DbSession, *, actor: Actor, key: str | None = None
     ) -> SignedIn:
         """Spend the link: make the admin and sign in. Of two at once one is refused, unless both have one key."""
-        key, account = checked_key(key), await self._new_account(name, password, "admin")
-        content = (_hash(secret), account.name)
+        async with self.units.refusing("set_up", actor, db_session):
+            key, account = checked_key(key), None
+            # Hashing is for those who have a link that works; whoever repeats a key proves the password below.
+            if await self._has_setup_link(secret, db_session):
+                account = await self._new_account(name, password, "admin")
+        content = (_hash(secret), name.strip())
         async with self.units.once("set_up", self._kept(key), content, actor, db_session) as once:
             if not once.answer:
+                await db_session.lock("setup")
+                if account is None or await db_session.has_admin():
+                    raise Forbidden(LINK_IS_SPENT)
                 if not await db_session.use_setup_link(_hash(secret), self.now()):
-                    raise Forbidden("This set-up link does not work any more.")
+                    raise Forbidden(LINK_IS_SPENT)
                 await self._add(account, SYSTEM, db_session)
                 return await self._signed_in(account, key, actor, db_session)
         # Link and key may be known to others by now; that it is the same person is for the password to prove.
-        return await self.sign_in(account.name, password, db_session, actor=actor, key=key)
+        return await self.sign_in(name, password, db_session, actor=actor, key=key)
 
 
 def _person(account: Account, request_id: str) -> Actor:

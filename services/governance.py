@@ -192,9 +192,10 @@ class Governance:
         key: str | None = None,
     ) -> None:
         """Change a group or make one; what is left out stays. Raises Forbidden, InvalidRequest."""
-        name = checked_line(name, NAME_CHARACTERS, "group")
-        if not name or " " in name:
-            raise InvalidRequest("The name of a group is one word.", field="group")
+        async with self._units.refusing("set_group", actor, db_session):
+            name = checked_line(name, NAME_CHARACTERS, "group")
+            if not name or " " in name:
+                raise InvalidRequest("The name of a group is one word.", field="group")
         asked = _given(default_model=default_model, on_missing_model=on_missing_model)
 
         def change(rows: RuleRows) -> None:
@@ -238,7 +239,8 @@ class Governance:
 
         Raises Forbidden, InvalidRequest.
         """
-        value = _checked_value(name, value) if value is not None else None
+        async with self._units.refusing("set_limit", actor, db_session):
+            value = _checked_value(name, value) if value is not None else None
 
         def change(rows: RuleRows) -> None:
             _require_group(group, rows)
@@ -264,7 +266,8 @@ class Governance:
         db_session: DbSession,
     ) -> None:
         """Change the rows, one admin at a time; what differs is written and told. Raises Forbidden."""
-        reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        async with self._units.refusing(verb, actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
         async with self._units.once(verb, key, (asked, reason), actor, db_session) as once:
             require_admin(actor)
             if once.answer:

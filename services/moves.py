@@ -104,7 +104,8 @@ class Moves:
         key: str | None = None,
     ) -> ModelMove:
         """Order a move; it begins at once. Raises Forbidden, InvalidRequest, UnknownModel, UnusableModel."""
-        reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        async with self._units.refusing("order_move", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
         async with self._units.once("order_move", key, (from_model, to_model, reason), actor, db_session) as once:
             require_admin(actor)
             if once.answer:

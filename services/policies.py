@@ -45,6 +45,10 @@ KINDS = {
     "money_per_day": Kind("money today", MONEY),
     "money_per_month": Kind("money this month", MONEY),
 }
+#: what a new session, a switch and a turn are counted under
+SESSION_LIMITS = frozenset({"sessions_created", "open_sessions"})
+SWITCH_LIMITS = frozenset({"switches"})
+TURN_LIMITS = frozenset(KINDS) - SESSION_LIMITS - SWITCH_LIMITS - {"sign_ins"}
 
 
 class Figures(NamedTuple):
@@ -184,6 +188,11 @@ class Lifetime(msgspec.Struct, frozen=True):
     def only_idled_out(self, session: Any, now: datetime) -> bool:
         """Whether new activity would bring it back: no other end has passed."""
         return all(end is None or now < end for end in self._ends(session)[1:])
+
+    def end_kept(self, session: Any, now: datetime, *, under: "Lifetime") -> datetime | None:
+        """`expires_at` of a session that is to live `under` another lifetime: one that is over by now stays over."""
+        revived = self.over(session, now) and not under.over(session, now)
+        return self.deadline(session) if revived else session.expires_at
 
     def _ends(self, session: Any) -> tuple[datetime | None, datetime | None, datetime | None]:
         return (

@@ -54,7 +54,14 @@ from services.outcomes import (
     TurnOrder,
     When,
 )
-from services.policies import Allowance, microseconds, tightest_first
+from services.policies import (
+    SESSION_LIMITS,
+    SWITCH_LIMITS,
+    TURN_LIMITS,
+    Allowance,
+    microseconds,
+    tightest_first,
+)
 from services.records import publish, record
 from services.rules import Rules
 from services.standing import Standing, account_of, state_of
@@ -134,7 +141,7 @@ class SessionService:
             title = checked_line(title, TITLE_CHARACTERS, "title")
         async with self.units.once("create_session", key, (model, title), actor, db_session) as once:
             if once.answer:
-                return await self.get_session(UUID(once.answer), db_session, actor=actor)
+                return await self._done_before(UUID(once.answer), SESSION_LIMITS, db_session, actor)
             rules = await Rules.now(db_session)
             rule = self.standing.model_rule(rules)
             entry = rule.require(model, actor, actor.group) if model else None
@@ -161,8 +168,8 @@ class SessionService:
         """
         async with self.units.once("fork_session", key, (session_id, turn_id), actor, db_session) as once:
             if once.answer:
-                return await self.get_session(UUID(once.answer), db_session, actor=actor)
-            source = await self._require(session_id, db_session, actor)
+                return await self._done_before(UUID(once.answer), SESSION_LIMITS, db_session, actor)
+            source = await self._require(session_id, db_session, actor, lock=True)
             self._may_write(source, actor)
             path = await self._path_to_fork(source, turn_id, db_session)
             rules = await Rules.now(db_session)
@@ -178,7 +185,10 @@ class SessionService:
             return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
     async def adopt_sessions(self, guest_id: UUID, db_session: DbSession, *, actor: Actor) -> int:
-        """Give a guest's sessions to the account the guest has signed in to, once. Returns how many."""
+        """Give a guest's sessions to the account the guest has signed in to, once. Returns how many.
+
+        They live as the account's from now on; what is over by then stays over, and can be forked.
+        """
         async with self.units.writing(db_session, actor=actor, verb="adopt_sessions"):
             guest = await db_session.find_account(guest_id)
             if guest is None or guest.role != "guest" or actor.kind not in ("user", "admin"):
@@ -186,13 +196,14 @@ class SessionService:
             sessions = await db_session.lock_sessions_of(guest_id)
             if not sessions:
                 return 0
-            await db_session.lock(*sorted((f"owner:{guest_id}", f"owner:{actor.id}")))
+            rules = await Rules.now(db_session)
+            before, after = (rules.policies_of(group).lifetime for group in (guest.group_name, actor.group))
+            await db_session.give_turns_and_usage(guest_id, actor.id)
             for session in sessions:
-                session.owner_id = actor.id
-                session.version += 1
+                end = before.end_kept(session, self.now(), under=after)
+                await db_session.update(session, owner_id=actor.id, version=session.version + 1, expires_at=end)
                 await self._record("session_adopted", session, actor, db_session, before=guest.name, to=actor.name)
                 self._publish(db_session, Hint(session.id, "session"))
-            await db_session.give_sessions([session.id for session in sessions], guest_id, actor.id)
             return len(sessions)
 
     async def ensure_session(self, session_id: UUID | None, db_session: DbSession, *, actor: Actor) -> LiveSession:
@@ -330,7 +341,7 @@ class SessionService:
         """Bring back a session that idled out, within the creation limit. Raises NotFound, Ended, RateLimited."""
         async with self.units.once("reopen_session", key, session_id, actor, db_session) as once:
             if once.answer:
-                return await self.get_session(session_id, db_session, actor=actor)
+                return await self._done_before(session_id, SESSION_LIMITS, db_session, actor)
             async with self._changing(session_id, db_session, actor, also="expired") as session:
                 rules, now = await Rules.now(db_session), self.now()
                 lifetime = await self.standing.lifetime(session, db_session)
@@ -385,7 +396,8 @@ class SessionService:
         async with self.units.once("switch_model", key, asked, actor, db_session) as once:
             if once.answer:
                 first: SwitchAnswer = msgspec.json.decode(once.answer, type=SwitchAnswer)
-                return Switch(*first, await self.get_session(session_id, db_session, actor=actor))
+                live = await self._done_before(session_id, SWITCH_LIMITS, db_session, actor)
+                return Switch(*first, live, live.allowance if first[0] else ())
             async with self._changing(session_id, db_session, actor) as session:
                 before = session.last_model
                 self._may_switch(session, actor, reason, lock)
@@ -591,14 +603,15 @@ class SessionService:
                     raise SessionClosed(can_fork=mine)
                 if state == "expired" and also != "expired":
                     raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now), can_fork=mine)
-                before = snapshot(session)
+                # Stored again with the first change: it may live again under today's policy, or have idled out.
                 session.state = state
+                before = snapshot(session)
                 yield session
             except Refusal as refusal:
                 refusal.session_id = session.id
                 raise
             if changes := changes_between(before, session):
-                await db_session.update(session, **changes)
+                await db_session.update(session, **{"state": session.state, **changes})
                 self._publish(db_session, Hint(session.id, "session"))
 
     async def _require_turn(self, turn_id: UUID, db_session: DbSession, actor: Actor) -> Turn:
@@ -737,7 +750,16 @@ class SessionService:
         turn = await db_session.find_turn(turn_id)
         if turn is None:
             raise NotFound("The turn that this key began is gone.")
-        return BegunTurn(turn, await self.get_session(turn.session_id, db_session, actor=actor))
+        live = await self._done_before(turn.session_id, TURN_LIMITS, db_session, actor)
+        return BegunTurn(turn, live, tuple(one for one in live.allowance if one.model in ("", turn.model)))
+
+    async def _done_before(
+        self, session_id: UUID, limits: frozenset[str], db_session: DbSession, actor: Actor
+    ) -> LiveSession:
+        """The answer to a repeated key: the session as it is now, with the verb's limits, of which nothing is taken."""
+        live = await self.get_session(session_id, db_session, actor=actor)
+        standing = await self.allowances(db_session, actor=actor)
+        return msgspec.structs.replace(live, allowance=tightest_first(one for one in standing if one.name in limits))
 
     # ------------------------------------------------------------ judgements
 

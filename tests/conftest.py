@@ -250,11 +250,16 @@ class Configuration:
         if not _FIRST_ROWS:
             await self.apply()
             for table in (Model, AccountGroup, LimitRule, Journal):
-                _FIRST_ROWS[table] = await table.select()
+                _FIRST_ROWS[table] = [_plain(row) for row in await table.select()]
         else:
             async with self._engine.transaction():
                 for table, rows in _FIRST_ROWS.items():
                     await table.insert(*(table(**row) for row in rows))
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that the other database takes too: each driver has ids of its own kind."""
+    return {name: UUID(str(value)) if isinstance(value, UUID) else value for name, value in row.items()}
 
 
 _FIRST_ROWS: dict[type[Table], list[dict[str, Any]]] = {}

@@ -1,13 +1,17 @@
 """adopt_sessions: rule O3."""
 
-from uuid import uuid4
+from functools import partial
+from uuid import UUID, uuid4
 
 import msgspec
+import pytest
 
 from db.db_session import DbSession
+from db.tables import Turn
 from services.actor import Actor
+from services.rules import Rules
 from services.session_service import SessionService
-from tests.conftest import AtOnce, Everything, JournalRows, Refused, StorageFails
+from tests.conftest import AtOnce, Clock, Configure, Everything, JournalRows, Refused, StorageFails, an_actor
 
 
 async def test_O3_a_guests_sessions_become_the_accounts(
@@ -75,6 +79,70 @@ async def test_O3_what_the_guest_used_goes_along(
     (used,) = rows["usage"]
     assert used["owner_id"] == ann.id
     assert used["tokens"] == sum(turn["prompt_tokens"] + turn["reply_tokens"] for turn in rows["turn"])
+
+
+@pytest.mark.parametrize("ended", ["idle", "absolute"])
+async def test_O3_E7_what_is_over_is_not_revived_and_can_be_forked(
+    sessions: SessionService, db_session: DbSession, guest: Actor, ann: Actor, clock: Clock, refused: Refused,
+    configure: Configure, journal: JournalRows, ended: str,
+) -> None:  # fmt: skip
+    await configure("guest", idle="30min", absolute="24h")
+    over = (await sessions.create_session(db_session, actor=guest)).row.id
+    turn = (await sessions.begin_turn(over, "Hello", db_session, actor=guest)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi")
+    clock.pass_(**({"minutes": 31} if ended == "idle" else {"hours": 25}))
+    living = (await sessions.create_session(db_session, actor=guest, title="Rome")).row.id
+    end = (await sessions.get_session(over, db_session, actor=guest)).deadline
+    await sessions.adopt_sessions(guest.id, db_session, actor=ann)
+    live = await sessions.get_session(over, db_session, actor=ann)
+    assert (live.state, live.deadline) == ("expired", end)
+    async with refused("session_expired") as told:
+        await sessions.begin_turn(over, "More", db_session, actor=ann)
+    assert (told.facts["can_reopen"], told.facts["can_fork"]) == (False, True)
+    async with refused("session_expired"):
+        await sessions.reopen_session(over, db_session, actor=ann)
+    assert await journal("session_reopened") == []
+    fork = await sessions.fork_session(over, db_session, actor=ann)
+    assert (fork.state, fork.row.turn_count) == ("active", 1)
+    # What lives goes on as the account's.
+    user = (await Rules.now(db_session)).policies_of("user").lifetime
+    assert (await sessions.get_session(living, db_session, actor=ann)).deadline == clock() + user.idle
+
+
+async def test_O3_G1_taking_along_while_the_account_and_the_guest_write_loses_and_blocks_nothing(
+    sessions: SessionService, db_session: DbSession, ann: Actor, at_once: AtOnce, clock: Clock, everything: Everything,
+    configure: Configure,
+) -> None:  # fmt: skip
+    """Ann's own turn has lapsed, so beginning anew settles it first: what she used is locked before her slots are."""
+    await configure("user", sessions_created="0", turns="0", concurrent_turns=50)
+
+    async def race(guest: Actor, mine: UUID, turns: list[Turn], number: int, db: DbSession) -> object:
+        match number % 5:
+            case 0:
+                return await sessions.adopt_sessions(guest.id, db, actor=ann)
+            case 1:
+                return await sessions.begin_turn(mine, "Again", db, actor=ann)
+            case 2:
+                return await sessions.append([(one.session_id, one.id, 0, "x") for one in reversed(turns)], db)
+            case 3:
+                return await sessions.heartbeat([one.id for one in turns], db)
+            case _:
+                return await sessions.finish_turn(turns[0].id, db, state="done")
+
+    for round in range(6):
+        guest = msgspec.structs.replace(an_actor(f"guest-{round}", "guest"), rate_key=f"address:{round}")
+        mine = (await sessions.create_session(db_session, actor=ann)).row.id
+        lost = (await sessions.begin_turn(mine, "Hello", db_session, actor=ann)).turn
+        clock.pass_(seconds=31)
+        theirs = [(await sessions.create_session(db_session, actor=guest)).row.id for _ in range(2)]
+        turns = [(await sessions.begin_turn(one, "Hi", db_session, actor=guest)).turn for one in theirs]
+        results = await at_once(15, partial(race, guest, mine, turns))
+        assert set(results.codes) <= {"session_busy"}
+        rows = await everything()
+        assert {one["owner_id"] for one in rows["session"] + rows["turn"]} == {ann.id}
+        assert [one["state"] for one in rows["turn"] if one["id"] == lost.id] == ["interrupted"]
+        used = [one["prompt_tokens"] + one["reply_tokens"] for one in rows["turn"] if one["ended_at"] is not None]
+        assert sum(one["tokens"] for one in rows["usage"]) == sum(used)
 
 
 async def test_O3_nobody_takes_what_is_not_a_guests(

@@ -1,11 +1,13 @@
 """fork_session: rule E7, and what a copy is and is not."""
 
+from functools import partial
 from uuid import UUID, uuid4
 
 from db.db_session import DbSession
 from db.tables import Turn
 from services.actor import Actor
 from services.clients import Usage
+from services.outcomes import LiveSession
 from services.reads import Reads
 from services.session_service import SessionService
 from tests.conftest import (
@@ -191,6 +193,27 @@ async def test_D1_one_key_is_one_fork_also_at_once(
     assert (len(rows["session"]), len(rows["turn"])) == (2, 2)
     async with refused("idempotency_key_reused"):
         await sessions.fork_session(session_id, db_session, actor=ann, turn_id=turn.id, key="k1")
+
+
+async def test_E7_a_fork_of_what_is_being_deleted_has_all_of_it_or_is_refused(
+    sessions: SessionService, db_session: DbSession, ann: Actor, at_once: AtOnce, configure: Configure
+) -> None:
+    await configure("user", sessions_created="0", turns="0")
+
+    async def race(source: UUID, number: int, db: DbSession) -> LiveSession | None:
+        if number == 1:
+            await sessions.delete_session(source, db, actor=ann)
+            return None
+        return await sessions.fork_session(source, db, actor=ann)
+
+    for _ in range(8):
+        source = (await sessions.create_session(db_session, actor=ann)).row.id
+        await said(sessions, db_session, ann, source, "one", "two")
+        results = await at_once(3, partial(race, source))
+        assert set(results.codes) <= {"session_not_found"}
+        for fork in results.done:
+            if fork is not None:
+                assert await transcript(sessions, db_session, ann, fork.row.id) == [("one", "ONE"), ("two", "TWO")]
 
 
 async def test_a_failing_database_leaves_no_fork(

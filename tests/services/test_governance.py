@@ -1,14 +1,18 @@
 """What admins decide about models, groups and limits: rules L6, J1 and M3."""
 
+import asyncio
 from uuid import UUID
 
 import msgspec
 import pytest
 
 from db.db_session import DbSession
+from db.engine import Engine
 from services.actor import Actor
 from services.configuration import configured
 from services.governance import Governance
+from services.moves import Moves
+from services.rules import Rules
 from services.session_service import SessionService
 from tests.conftest import MODELS, AtOnce, Clock, Configuration, Configure, JournalRows, Offer, Refused
 
@@ -184,3 +188,44 @@ async def test_I5_what_makes_no_sense_is_refused_and_names_the_field(
         async with refused("invalid_request") as refusal:
             await call()  # type: ignore[no-untyped-call]
         assert refusal.facts["field"] == field
+
+
+async def test_J2_what_an_admin_writes_wrong_is_noted_too(
+    governance: Governance, sessions: SessionService, db_session: DbSession, ada: Actor, refused: Refused,
+    journal: JournalRows, clock: Clock,
+) -> None:  # fmt: skip
+    wrong = {
+        "set_group": lambda: governance.set_group("two words", db_session, actor=ada),
+        "set_limit": lambda: governance.set_limit("user", "turns", "often", db_session, actor=ada),
+        "set_model": lambda: governance.set_model("fast", db_session, actor=ada, state="disabled", reason="x" * 5000),
+        "order_move": lambda: Moves(sessions).order("fast", "smart", "x" * 5000, db_session, actor=ada),
+    }
+    for call in wrong.values():
+        async with refused("invalid_request"):
+            await call()
+        clock.pass_(minutes=1)
+    assert [(row.reason, row.actor_name) for row in await journal("refused")] == [(verb, "ada") for verb in wrong]
+
+
+async def test_M8_the_rules_are_all_of_one_moment(
+    governance: Governance, engine: Engine, db_session: DbSession, configuration: Configuration, offer: Offer
+) -> None:
+    """A configuration that takes away a model and the default that was it, while others decide by the rules."""
+    done = asyncio.Event()
+
+    async def look() -> int:
+        looks = 0
+        while not done.is_set():
+            rules = await Rules.now(DbSession(engine))
+            assert rules.catalogue.entries[rules.catalogue.instance.default_model].state == "active"
+            looks += 1
+        return looks
+
+    looking = [asyncio.create_task(look()) for _ in range(4)]
+    try:
+        for state in ("disabled", "active") * 10:
+            await offer(default="smart" if state == "disabled" else "fast", fast={"state": state})
+    finally:
+        done.set()
+        looks = await asyncio.gather(*looking)
+    assert min(looks) > 5

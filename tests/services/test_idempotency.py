@@ -53,6 +53,21 @@ async def test_D1_a_repeated_switch_is_answered_with_the_first_one(
     assert again.session.row.last_model == "far"
 
 
+async def test_D1_L5_a_repeated_call_tells_the_limits_as_they_stand_and_takes_nothing(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure
+) -> None:
+    await configure("user", turns="10/min burst 10", switches="9/min", sessions_created="8/min", tokens_per_day=100_000)
+    for verb in (
+        lambda: sessions.create_session(db_session, actor=ann, key="k1"),
+        lambda: sessions.fork_session(session_id, db_session, actor=ann, key="k1"),
+        lambda: sessions.switch_model(session_id, "smart", db_session, actor=ann, key="k1"),
+        lambda: sessions.begin_turn(session_id, "Hello", db_session, actor=ann, key="k1"),
+    ):
+        first, again = (await verb()).allowance, (await verb()).allowance
+        assert again and {one.name: one.used for one in again} == {one.name: one.used for one in first}
+        assert {(one.name, one.model) for one in again} == {(one.name, one.model) for one in first}
+
+
 async def test_D1_a_switch_that_changed_nothing_is_remembered_too(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
 ) -> None:

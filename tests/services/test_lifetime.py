@@ -336,6 +336,35 @@ async def test_E8_a_change_of_policy_holds_from_the_next_call(
     await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
 
 
+async def test_E1_J1_what_lives_again_by_a_longer_policy_is_stored_with_its_next_change(
+    sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock, configure: Configure,
+    everything: Everything, journal: JournalRows, session_id: UUID,
+) -> None:  # fmt: skip
+    async def stored() -> str:
+        row = await db_session.find_session(session_id, None)
+        assert row is not None
+        return str(row.state)
+
+    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
+    await configure("user", idle="1h")
+    clock.pass_(hours=2)
+    await sessions.sweep(db_session)
+    assert await stored() == "expired"
+    await configure("user", idle="3h")
+    before = await everything()
+    # Neither looking nor a switch to the same model tells or writes anything.
+    assert (await sessions.get_session(session_id, db_session, actor=ann)).state == "active"
+    assert (await sessions.switch_model(session_id, "smart", db_session, actor=ann)).changed is False
+    assert await sessions.ensure_session(session_id, db_session, actor=ann)
+    assert await everything() == before
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
+    assert await stored() == "active"
+    clock.pass_(hours=4)
+    await sessions.sweep(db_session)
+    assert await stored() == "expired"
+    assert len(await journal("session_expired")) == 2
+
+
 async def test_E8_a_group_of_ones_own(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure
 ) -> None:

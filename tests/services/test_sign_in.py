@@ -289,6 +289,34 @@ async def test_J2_a_throttled_sign_in_and_a_reused_key_are_noted(
         assert (row.actor_kind, row.actor_id, row.actor_name, row.reason) == ("guest", NOBODY, "", "sign_in")
 
 
+async def test_I5_an_address_that_is_refused_uses_up_nobodys_name(
+    signs_in: Signs, accounts: Accounts, db_session: DbSession, account: Account, everything: Everything
+) -> None:
+    eve = accounts.nobody("203.0.113.9", "request-2")
+    for number in range(10):
+        with pytest.raises(Exception, match="wrong"):
+            await accounts.sign_in(f"somebody{number}", "wrong horse", db_session, actor=eve)
+    before = await everything()
+    for _ in range(20):
+        with pytest.raises(Exception, match="Too many"):
+            await accounts.sign_in("ann", "wrong horse", db_session, actor=eve)
+    assert await everything() == before
+    assert (await signs_in()).actor.name == "ann"
+
+
+async def test_I5_a_name_that_is_refused_uses_up_nothing_of_an_address(
+    accounts: Accounts, db_session: DbSession, account: Account, everything: Everything
+) -> None:
+    for number in range(10):
+        with pytest.raises(Exception, match="wrong"):
+            await accounts.sign_in("ann", "wrong horse", db_session, actor=accounts.nobody(f"192.0.2.{number}", ""))
+    before = await everything()
+    for _ in range(20):
+        with pytest.raises(Exception, match="Too many"):
+            await accounts.sign_in("ann", PASSWORD, db_session, actor=accounts.nobody("203.0.113.9", ""))
+    assert await everything() == before
+
+
 async def test_C4_the_addresses_of_one_network_are_noted_as_one(accounts: Accounts) -> None:
     same = {accounts.nobody(address, "").rate_key for address in ("2001:db8::1", "2001:db8::2:3")}
     other = accounts.nobody("2001:db8:0:1::1", "").rate_key
@@ -380,6 +408,46 @@ async def test_J2_a_refused_set_up_is_noted(sets_up: Signs, journal: JournalRows
         await sets_up(secret="wrong")
     (row,) = await journal("refused")
     assert (row.outcome, row.reason, row.actor_id, row.actor_name) == ("forbidden", "set_up", NOBODY, "")
+
+
+async def test_J2_a_name_that_cannot_be_is_noted_too(sets_up: Signs, journal: JournalRows) -> None:
+    with pytest.raises(Exception, match="characters"):
+        await sets_up(name="")
+    with pytest.raises(Exception, match="idempotency key"):
+        await sets_up(key="k" * (KEY_CHARACTERS + 1))
+    (row,) = await journal("refused")
+    assert (row.outcome, row.reason) == ("invalid_request", "set_up")
+
+
+async def test_a_link_that_does_not_work_is_refused_before_anything_is_hashed(sets_up: Signs, refused: Refused) -> None:
+    """A password that cannot be would be the answer if it had come to that."""
+    async with refused("forbidden"):
+        await sets_up(secret="wrong", password="short")
+    async with refused("invalid_request"):
+        await sets_up(password="short")
+
+
+async def test_a_link_that_was_not_used_makes_no_second_admin(
+    sets_up: Signs, accounts: Accounts, db_session: DbSession, refused: Refused, link: str
+) -> None:
+    await accounts.create_account("root", PASSWORD, db_session, role="admin")
+    with pytest.raises(Exception, match="does not work"):
+        await accounts.check_setup_link(link, db_session)
+    async with refused("forbidden"):
+        await sets_up()
+
+
+async def test_a_link_made_while_another_is_used_is_dead_at_once(
+    sets_up: Signs, accounts: Accounts, at_once: AtOnce, everything: Everything, db_session: DbSession
+) -> None:
+    async def either(number: int, db: DbSession) -> object:
+        return await (sets_up(db_session=db, key=None) if number == 3 else accounts.new_setup_link(db))
+
+    results = await at_once(8, either)
+    assert results.codes in ([], ["forbidden"])
+    rows = await everything()
+    assert [row["role"] for row in rows["account"]] == ([] if results.codes else ["admin"])
+    assert await accounts.new_setup_link(db_session) is None or results.codes
 
 
 async def test_a_refused_set_up_leaves_the_link_for_the_next(sets_up: Signs, account: Account) -> None:

@@ -52,8 +52,8 @@ class Reply:
                         pass
                 turn, text = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
                 response = json(TurnView.of(turn, text))
-                # It has ended, so what it held is free again.
-                allowance = freed(begun.allowance)
+                # It has ended since it was begun, so what it held is free again.
+                allowance = freed(begun.allowance) if begun.turn.ended_at is None else begun.allowance
             case _:
                 return answer(
                     self._request,
