@@ -627,9 +627,10 @@ class SessionService:
 
     async def _lock_turn(self, turn_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> tuple[Session, Turn]:
         """A turn and its session, both kept from changing until commit; the session first. Raises NotFound."""
-        found = await self._require_turn(turn_id, db_session, actor)
-        session = await db_session.find_session(found.session_id, None, lock=True)
-        turn = await db_session.find_turn(turn_id, lock=True)
+        found = await db_session.find_turn(turn_id)
+        owner_id = None if actor.is_admin else actor.id
+        session = await db_session.find_session(found.session_id, owner_id, lock=True) if found is not None else None
+        turn = await db_session.find_turn(turn_id, lock=True) if session is not None else None
         if session is None or turn is None:
             raise NotFound(NO_TURN)
         return session, turn
