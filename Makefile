@@ -8,6 +8,9 @@ ARGS ?=
 UPGRADE ?=
 JOBS ?= auto
 TEST_SECONDS ?= 1800
+SECONDS ?=
+PEOPLE ?=
+SEED ?=
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
@@ -18,7 +21,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test rules check lint types architecture format bench wheel lock clean browser
+.PHONY: help run test rules check lint types architecture format bench soak wheel lock clean browser
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +54,9 @@ format: .venv/.dev ## format the code and sort its imports
 
 bench: .venv/.dev ## measure (ARGS= goes to the benchmarks)
 	@$(PY) -m benchmarks $(ARGS)
+
+soak: .venv/.dev ## an hour of mixed load: does anything grow, fail or get lost? (SECONDS=, PEOPLE=, SEED=)
+	@SECONDS='$(SECONDS)' PEOPLE='$(PEOPLE)' SEED='$(SEED)' $(PY) -m benchmarks.soak
 
 wheel: .venv/.runtime ## build dist/turnkeeper-….whl
 	@$(PY) -m hatchling build --target wheel

@@ -265,9 +265,8 @@ class _Reader:
                 yield Begun(turn)
             while turn.reply is None:
                 pieces = await db_session.list_pieces(turn.id, self._at.offset)
-                for start, text in pieces:
-                    if delta := self._delta(start, text):
-                        yield delta
+                if pieces and (delta := self._delta(pieces[0][0], "".join(text for _, text in pieces))):
+                    yield delta
                 if len(pieces) < 2:
                     break
             if turn.reply is not None and not self._at.ended:

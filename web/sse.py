@@ -1,5 +1,6 @@
 """Frames of `text/event-stream`, for scripts and for pages, from what `TurnLog` tells."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -35,6 +36,8 @@ async def _begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
     async for one in frames:
         yield one
+        # What is replayed comes without a wait: here others get their turn, and a connection that broke is noticed.
+        await asyncio.sleep(0)
 
 
 async def for_scripts(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:

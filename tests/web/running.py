@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 START_SECONDS = 20
 
 NOISE = re.compile(
-    r"Traceback|Warning|\bERROR\b|\w(Error|Exception)\b|never (awaited|retrieved)|was destroyed| failed$"
+    r"Traceback|Warning|\bERROR\b|\w(Error|Exception)\b|never (awaited|retrieved)|was destroyed|raised exception"
+    r"| failed$"
 )
 
 #: no certificate is ever looked at, and reading those of the machine takes longer than most tests
@@ -78,13 +79,15 @@ class Server:
             **environment,
         }
         self.command = [sys.executable, "-m", "turnkeeper"]
+        #: the module that serves
+        self.program = "turnkeeper"
         self.output = ""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error::DeprecationWarning", "-m", "turnkeeper", "serve"],
+            [sys.executable, "-W", "error::DeprecationWarning", "-m", self.program, "serve"],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
