@@ -159,13 +159,52 @@ class DbSession:
         )
         return bool(spent)
 
-    async def find_login(self, token_hash: str, now: datetime) -> Login | None:
-        return await self._object(
-            Login, Login.token_hash == token_hash, Login.revoked_at.is_null(), Login.expires_at > now
+    async def list_people(self, q: str, after: str, limit: int) -> list[Account]:
+        """Accounts that are not guests', by name, from the one behind `after` on."""
+        return await self._rows(
+            Account,
+            "SELECT * FROM account WHERE role <> 'guest' AND name > {} AND LOWER(name) LIKE {} ESCAPE '!' "
+            "ORDER BY name LIMIT {}",
+            after,
+            f"%{_escaped(q.lower())}%",
+            limit,
         )
 
-    async def revoke_login(self, token_hash: str, now: datetime) -> None:
-        await Login.update({Login.revoked_at: now}).where(Login.token_hash == token_hash, Login.revoked_at.is_null())
+    async def count_admins(self) -> int:
+        """Those that may sign in."""
+        return int(await Account.count().where(Account.role == "admin", Account.disabled_at.is_null()))
+
+    async def find_login(self, token_hash: str, now: datetime, used_after: datetime) -> Login | None:
+        """A login that has not ended and was used since."""
+        return await self._object(Login, Login.token_hash == token_hash, *_living(now, used_after))
+
+    async def find_login_by_id(self, login_id: UUID, now: datetime, used_after: datetime) -> Login | None:
+        return await self._object(Login, Login.id == login_id, *_living(now, used_after))
+
+    async def list_logins(self, account_id: UUID, now: datetime, used_after: datetime) -> list[Login]:
+        """The living logins of an account, newest first."""
+        living = Login.objects().where(Login.account_id == account_id, *_living(now, used_after))
+        return await living.order_by(Login.id, ascending=False)
+
+    async def touch_login(self, login_id: UUID, now: datetime) -> None:
+        """Note that a login was used."""
+        await Login.update({Login.last_used_at: now}).where(Login.id == login_id, Login.revoked_at.is_null())
+
+    async def revoke_login(self, login_id: UUID, now: datetime) -> None:
+        await Login.update({Login.revoked_at: now}).where(Login.id == login_id, Login.revoked_at.is_null())
+
+    async def list_api_tokens(self, account_id: UUID, now: datetime) -> list[ApiToken]:
+        """The living tokens of an account, newest first."""
+        living = ApiToken.objects().where(
+            ApiToken.account_id == account_id,
+            ApiToken.revoked_at.is_null(),
+            (ApiToken.expires_at.is_null()) | (ApiToken.expires_at > now),
+        )
+        return await living.order_by(ApiToken.id, ascending=False)
+
+    async def find_api_token_by_id(self, token_id: UUID) -> ApiToken | None:
+        """A token that was not revoked."""
+        return await self._object(ApiToken, ApiToken.id == token_id, ApiToken.revoked_at.is_null())
 
     async def find_api_token(self, token_hash: str, now: datetime) -> ApiToken | None:
         return await self._object(
@@ -229,13 +268,17 @@ class DbSession:
         rows = await RateBucket.select(RateBucket.tat_us).where(RateBucket.key == key)
         return int(rows[0]["tat_us"]) if rows else 0
 
-    async def add_usage(self, owner_id: UUID, day: date, tokens: int, cost_nanos: int) -> None:
+    async def add_usage(
+        self, owner_id: UUID, day: date, model: str, tokens: int, cost_nanos: int, *, turns: int = 1
+    ) -> None:
         await Usage.raw(
-            "INSERT INTO usage (owner_id, day, tokens, cost_nanos) VALUES ({}, {}, {}, {}) "
-            "ON CONFLICT (owner_id, day) DO UPDATE SET tokens = usage.tokens + excluded.tokens, "
-            "cost_nanos = usage.cost_nanos + excluded.cost_nanos",
+            "INSERT INTO usage (owner_id, day, model, turns, tokens, cost_nanos) VALUES ({}, {}, {}, {}, {}, {}) "
+            "ON CONFLICT (owner_id, day, model) DO UPDATE SET turns = usage.turns + excluded.turns, "
+            "tokens = usage.tokens + excluded.tokens, cost_nanos = usage.cost_nanos + excluded.cost_nanos",
             owner_id,
             day,
+            model,
+            turns,
             tokens,
             cost_nanos,
         )
@@ -352,8 +395,9 @@ class DbSession:
             new_owner_id,
             owner_id,
         )
-        for used in await Usage.select().where(Usage.owner_id == owner_id).order_by(Usage.day):
-            await self.add_usage(new_owner_id, used["day"], used["tokens"], used["cost_nanos"])
+        for used in await Usage.select().where(Usage.owner_id == owner_id).order_by(Usage.day, Usage.model):
+            figures = used["tokens"], used["cost_nanos"]
+            await self.add_usage(new_owner_id, used["day"], used["model"], *figures, turns=used["turns"])
         await Usage.delete().where(Usage.owner_id == owner_id)
 
     async def list_lapsed_sessions(self, ends: "Ends", now: datetime, limit: int) -> list[UUID]:
@@ -550,6 +594,16 @@ class DbSession:
             Idempotency.actor_id == row.actor_id, Idempotency.verb == row.verb, Idempotency.key == row.key
         )
 
+    async def find_key(self, actor_id: UUID, verb: str, key: str, since: datetime) -> Idempotency | None:
+        """A key with its answer, where something was done under it since."""
+        return await self._object(
+            Idempotency,
+            Idempotency.actor_id == actor_id,
+            Idempotency.verb == verb,
+            Idempotency.key == key,
+            Idempotency.created_at >= since,
+        )
+
     async def delete_spent(self, now_us: int, now: datetime, limit: int) -> None:
         """Drop rates that are whole again and logins that have ended; nothing depends on either."""
         await RateBucket.raw(
@@ -740,6 +794,11 @@ def _pairs(table: type[Table]) -> str:
     """A row as the arguments of a function that makes a JSON object."""
     names = [column._meta.name for column in table._meta.columns]
     return ", ".join(f"'{name}', {name}" for name in names)
+
+
+def _living(now: datetime, used_after: datetime) -> tuple[Any, ...]:
+    """A condition on login: neither revoked nor over, by age or for want of use."""
+    return Login.revoked_at.is_null(), Login.expires_at > now, Login.last_used_at > used_after
 
 
 def _marks(values: Sequence[Any]) -> str:

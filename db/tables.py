@@ -41,7 +41,11 @@ class Login(Table, tablename="login"):
     account_id = UUID(default=None)
     #: SHA-256 of the cookie, hex
     token_hash = Text()
+    #: what the browser calls itself, in a word or two
+    browser = Text(default="")
     created_at = Timestamptz(default=None)
+    #: when something was last done under it, give or take an hour; reading does not count
+    last_used_at = Timestamptz(default=None)
     #: the absolute end
     expires_at = Timestamptz(default=None)
     revoked_at = Timestamptz(null=True, default=None)
@@ -208,10 +212,13 @@ class RateBucket(Table, tablename="rate_bucket"):
 
 
 class Usage(Table, tablename="usage"):
-    """What an account's ended turns used on one day; the key is (owner_id, day)."""
+    """What an account's ended turns used of one model on one day; the key is (owner_id, day, model)."""
 
     owner_id = UUID(primary_key=True, default=None)
     day = Date(default=None)
+    #: the catalogue id; empty for what was used before models were told apart
+    model = Text(default="")
+    turns = BigInt(default=0)
     tokens = BigInt(default=0)
     cost_nanos = BigInt(default=0)
 

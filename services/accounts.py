@@ -16,13 +16,21 @@ import msgspec
 
 from db.db_session import Conflict, DbSession, new_id
 from db.tables import Account, ApiToken, Login
-from services.actor import SYSTEM, Actor
-from services.errors import Forbidden, InvalidRequest, RateLimited, Unauthenticated
+from services.actor import SYSTEM, Actor, require_admin, require_person
+from services.catalogue import EVERYBODY
+from services.errors import Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
 from services.idempotency import checked_key
 from services.policies import Rate, microseconds
+from services.text import checked_line, storable
 from services.unit_of_work import UnitOfWork
 
 LOGIN = timedelta(days=30)
+#: a login under which nothing was done for so long has ended
+LOGIN_IDLE = timedelta(days=14)
+#: the use of a login is noted no more often than this
+LOGIN_NOTED = timedelta(hours=1)
+BROWSER_CHARACTERS = 80
+TOKEN_NAME_CHARACTERS = 80
 PASSWORD_CHARACTERS = (8, 1000)
 SCOPES = ("read", "chat", "admin")
 #: of those long enough, the ones that are tried first
@@ -79,9 +87,11 @@ class Accounts:
         if given.bearer is not None:
             return await self._token_actor(given, db_session)
         if given.login_cookie:
-            login = await db_session.find_login(_hash(given.login_cookie), self.now())
+            login = await self.find_login(given.login_cookie, db_session)
             if login is not None:
-                return await self._account_actor(login.account_id, given, db_session)
+                actor = await self._account_actor(login.account_id, given, db_session)
+                stale = self.now() - login.last_used_at >= LOGIN_NOTED
+                return msgspec.structs.replace(actor, login_id=login.id, login_is_stale=stale)
         guest_id = self.guest_of(given.guest_cookie)
         if self.guests and guest_id is not None:
             return Actor(
@@ -106,6 +116,11 @@ class Accounts:
             role="guest",
             request_id=request_id,
         )
+
+    async def find_login(self, cookie: str, db_session: DbSession) -> Login | None:
+        """The living login that a cookie proves."""
+        now = self.now()
+        return await db_session.find_login(_hash(cookie), now, now - LOGIN_IDLE)
 
     async def _token_actor(self, given: Credentials, db_session: DbSession) -> Actor:
         token = await db_session.find_api_token(_hash(given.bearer or ""), self.now())
@@ -140,6 +155,10 @@ class Accounts:
     def _signature(self, guest_id: UUID) -> str:
         return self._sealed(b"guest:" + guest_id.bytes).hex()
 
+    def sealed(self, password: str) -> str:
+        """A password as the content of a request is kept; only this server could try others against it."""
+        return self._sealed(b"password:" + password.encode("utf-8", "surrogatepass")).hex()
+
     def _sealed(self, text: bytes) -> bytes:
         """What only this server makes of a text, and nobody reads back."""
         return hmac.new(self._secret, text, hashlib.sha256).digest()
@@ -166,10 +185,25 @@ class Accounts:
         role: Literal["user", "admin"] = "user",
         group: str = "",
         actor: Actor = SYSTEM,
+        key: str | None = None,
     ) -> Account:
-        """Make an account. Raises InvalidRequest."""
-        account = await self._new_account(name, password, role, group)
-        await self._add(account, actor, db_session)
+        """Make an account; only an admin may. Raises Forbidden, InvalidRequest."""
+        async with self.units.refusing("create_account", actor, db_session):
+            require_admin(actor)
+            account = await self._new_account(name, password, role, group)
+        content = (account.name, self.sealed(password), role, group)
+        async with self.units.once("create_account", key, content, actor, db_session) as once:
+            if once.answer:
+                return await self._made_before(UUID(once.answer), db_session)
+            await require_group(account.group_name, db_session)
+            await self._add(account, actor, db_session)
+            await once.remember(str(account.id))
+            return account
+
+    async def _made_before(self, account_id: UUID, db_session: DbSession) -> Account:
+        account = await db_session.find_account(account_id)
+        if account is None:
+            raise NotFound("The account that this key made is gone.")
         return account
 
     async def _new_account(self, name: str, password: str, role: Literal["user", "admin"], group: str = "") -> Account:
@@ -177,17 +211,12 @@ class Accounts:
         name = name.strip()
         if not name or len(name) > 80 or not name.isprintable() or name.startswith("guest-"):
             raise InvalidRequest("A name has 1 to 80 characters and does not begin with “guest-”.", field="name")
-        low, high = PASSWORD_CHARACTERS
-        if not low <= len(password) <= high:
-            raise InvalidRequest(f"A password has {low} to {high} characters.", field="password")
-        if password.lower() in COMMON_PASSWORDS.split():
-            raise InvalidRequest("This is one of the passwords that are tried first. Choose another.", field="password")
         return Account(
             id=new_id(),
             name=name,
             role=role,
             group_name=group or role,
-            password_hash=await _hashed(password),
+            password_hash=await hash_of(password),
             created_at=self.now(),
         )
 
@@ -202,32 +231,56 @@ class Accounts:
             raise InvalidRequest(f"There is an account “{account.name}” already.", field="name") from error
 
     async def create_token(
-        self, account_name: str, name: str, scopes: tuple[str, ...], db_session: DbSession, *, actor: Actor = SYSTEM
+        self,
+        account_name: str,
+        name: str,
+        scopes: tuple[str, ...],
+        db_session: DbSession,
+        *,
+        actor: Actor = SYSTEM,
+        key: str | None = None,
     ) -> str:
-        """Make a script's token; the text is told only here. Raises InvalidRequest."""
-        account = await db_session.find_account_by_name(account_name)
-        if account is None or account.role == "guest":
-            raise InvalidRequest(f"There is no account “{account_name}”.", field="account")
-        if wrong := set(scopes) - set(SCOPES):
-            raise InvalidRequest(f"There is no scope {', '.join(sorted(wrong))}; there are {', '.join(SCOPES)}.")
-        if "admin" in scopes and account.role != "admin":
-            raise Forbidden(f"“{account_name}” is not an admin, so its token cannot be one.")
-        token = f"tk_{secrets.token_urlsafe(32)}"
-        async with db_session.transaction():
-            await db_session.add(
-                ApiToken(
-                    id=new_id(),
-                    account_id=account.id,
-                    name=name,
-                    token_hash=_hash(token),
-                    scopes=" ".join(scopes),
-                    created_at=self.now(),
-                )
+        """Make a script's token. Its text is told only here; a repeated key is told the same again, for a day.
+
+        Raises Forbidden, InvalidRequest.
+        """
+        async with self.units.refusing("create_token", actor, db_session):
+            name = checked_line(name, TOKEN_NAME_CHARACTERS, "name")
+            if not name:
+                raise InvalidRequest("Please say what the token is for.", field="name")
+            if wrong := set(scopes) - set(SCOPES):
+                raise InvalidRequest(f"There is no scope {', '.join(sorted(wrong))}; there are {', '.join(SCOPES)}.")
+        content = (account_name, name, scopes)
+        async with self.units.once("create_token", key, content, actor, db_session) as once:
+            require_person(actor)
+            if account_name != actor.name:
+                require_admin(actor)
+            if once.answer:
+                return self._token(UUID(once.answer), key or "")
+            account = await db_session.find_account_by_name(_nameable(account_name))
+            if account is None or account.role == "guest":
+                raise InvalidRequest(f"There is no account “{account_name}”.", field="account")
+            if "admin" in scopes and account.role != "admin":
+                raise Forbidden(f"“{account_name}” is not an admin, so its token cannot be one.")
+            token_id, now = new_id(), self.now()
+            token = self._token(token_id, key) if key else f"tk_{secrets.token_urlsafe(32)}"
+            row = ApiToken(
+                id=token_id,
+                account_id=account.id,
+                name=name,
+                token_hash=_hash(token),
+                scopes=" ".join(scopes),
+                created_at=now,
             )
-            await db_session.record(
-                "token_created", actor, self.now(), owner_id=account.id, to_value=" ".join(scopes), reason=name
-            )
-        return token
+            await db_session.add(row)
+            told = {"to_value": " ".join(scopes), "reason": name}
+            await db_session.record("token_created", actor, now, owner_id=account.id, **told)
+            await once.remember(str(token_id))
+            return token
+
+    def _token(self, token_id: UUID, key: str) -> str:
+        """The text of a token that was made under a key: always the same, so that it need not be kept."""
+        return f"tk_{_text(self._sealed(b'token:' + token_id.bytes + key.encode()))}"
 
     # ------------------------------------------------------------ logins
 
@@ -237,11 +290,14 @@ class Accounts:
         """Check a password and make a login; `actor` is nobody yet. Raises Unauthenticated, RateLimited."""
         key = checked_key(key)
         async with self.units.refusing("sign_in", actor, db_session):
-            account = await self._proved(name, password, actor, db_session)
+            account = await self.prove(name, password, db_session, actor=actor)
         return await self._signed_in(account, key, actor, db_session)
 
-    async def _proved(self, name: str, password: str, actor: Actor, db_session: DbSession) -> Account:
-        """The account that has this name and password. No transaction waits for the hashing."""
+    async def prove(self, name: str, password: str, db_session: DbSession, *, actor: Actor) -> Account:
+        """The account that has this name and password; attempts are counted for the name and for the actor's address.
+
+        No transaction waits for the hashing. Raises Unauthenticated, RateLimited.
+        """
         name = _nameable(name)
         places = (f"sign_in:{actor.rate_key}", f"sign_in:name:{self._sealed(b'name:' + name.encode()).hex()[:32]}")
         # Both places or none: an address that is refused must not use up what the owner of the name has.
@@ -256,7 +312,20 @@ class Accounts:
         async with self.units.writing(db_session):
             for place in places:
                 await db_session.give_back_to_bucket(place, SIGN_INS.interval_us)
-        return account
+        return await self._rehashed(account, password, db_session)
+
+    async def _rehashed(self, account: Account, password: str, db_session: DbSession) -> Account:
+        """An account whose password was just proved, its hash made as hashes are made today."""
+        if not _hasher().check_needs_rehash(account.password_hash):
+            return account
+        password_hash = await _hashed(password)
+        async with self.units.writing(db_session):
+            await db_session.lock(f"account:{account.id}")
+            current = await db_session.find_account(account.id)
+            # Of two at once, and beside a change of the password, the first has done it.
+            if current is not None and current.password_hash == account.password_hash:
+                await db_session.update(current, password_hash=password_hash)
+            return current or account
 
     async def _take_attempt(self, place: str, db_session: DbSession) -> None:
         """One attempt to sign in, of those an address or a name has. Raises RateLimited."""
@@ -286,7 +355,7 @@ class Accounts:
             async with self.units.once("sign_in", kept, content, actor, db_session) as once:
                 if once.answer:
                     cookie = self._cookie(UUID(once.answer), key)
-                    if await db_session.find_login(_hash(cookie), self.now()) is not None:
+                    if await self.find_login(cookie, db_session) is not None:
                         return SignedIn(person, cookie)
                 login_id, now = new_id(), self.now()
                 cookie = self._cookie(login_id, key) if key else secrets.token_urlsafe(32)
@@ -296,6 +365,7 @@ class Accounts:
                         account_id=account.id,
                         token_hash=_hash(cookie),
                         created_at=now,
+                        last_used_at=now,
                         expires_at=now + LOGIN,
                     )
                 )
@@ -309,18 +379,17 @@ class Accounts:
 
     def _cookie(self, login_id: UUID, key: str) -> str:
         """The cookie of a login that was made under a key: always the same, so that it need not be kept."""
-        sealed = self._sealed(b"login:" + login_id.bytes + key.encode())
-        return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
+        return _text(self._sealed(b"login:" + login_id.bytes + key.encode()))
 
     async def sign_out(self, login_cookie: str, db_session: DbSession, *, actor: Actor) -> None:
         """End the login of a cookie. It needs no key: a login ends once, and another one is not meant."""
         token_hash, now = _hash(login_cookie), self.now()
         async with self.units.writing(db_session, actor=actor, verb="sign_out"):
             await db_session.lock(f"login:{token_hash}")
-            login = await db_session.find_login(token_hash, now)
+            login = await self.find_login(login_cookie, db_session)
             account = await db_session.find_account(login.account_id) if login is not None else None
-            if account is not None:
-                await db_session.revoke_login(token_hash, now)
+            if login is not None and account is not None:
+                await db_session.revoke_login(login.id, now)
                 await db_session.record("signed_out", _person(account, actor.request_id), now, owner_id=account.id)
 
     # ------------------------------------------------------------ the first admin
@@ -380,9 +449,20 @@ def _person(account: Account, request_id: str) -> Actor:
     )
 
 
+async def require_group(name: str, db_session: DbSession) -> None:
+    """Raise InvalidRequest unless there is such a group; before the first start there are none, and any will do."""
+    _, groups, _ = await db_session.rules()
+    if groups and name not in {group["name"] for group in groups} - {EVERYBODY}:
+        raise InvalidRequest(f"There is no group “{name[:80]}”.", field="group")
+
+
 def _nameable(name: str) -> str:
     """A name as it may be looked for; what no column can hold becomes a name that nobody has."""
     return name.strip().encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _text(sealed: bytes) -> str:
+    return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
 
 
 def _hash(token: str) -> str:
@@ -394,6 +474,16 @@ def _hasher():  # type: ignore[no-untyped-def]
     from argon2 import PasswordHasher
 
     return PasswordHasher()
+
+
+async def hash_of(password: str) -> str:
+    """The hash of a password that may be one. Raises InvalidRequest."""
+    low, high = PASSWORD_CHARACTERS
+    if not low <= len(storable(password)) <= high:
+        raise InvalidRequest(f"A password has {low} to {high} characters.", field="password")
+    if password.lower() in COMMON_PASSWORDS.split():
+        raise InvalidRequest("This is one of the passwords that are tried first. Choose another.", field="password")
+    return await _hashed(password)
 
 
 async def _hashed(password: str) -> str:

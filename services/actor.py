@@ -5,6 +5,8 @@ from uuid import UUID
 
 import msgspec
 
+from services.errors import Forbidden, Unauthenticated
+
 Kind = Literal["guest", "user", "admin", "token", "system"]
 
 
@@ -25,6 +27,10 @@ class Actor(msgspec.Struct, frozen=True):
     scopes: frozenset[str] | None = None
     #: the token it came with; None for a person
     token_id: UUID | None = None
+    #: the login it came with; None for a token, a guest and the system
+    login_id: UUID | None = None
+    #: that login has not been noted as used for a while
+    login_is_stale: bool = False
     request_id: str = ""
 
     @property
@@ -37,3 +43,17 @@ class Actor(msgspec.Struct, frozen=True):
 
 #: the process itself: sweeps, the turn runner, the command line
 SYSTEM = Actor(kind="system", id=UUID(int=0), name="system", group="admin", rate_key="system", role="admin")
+
+
+def require_admin(actor: Actor) -> None:
+    """Raise Forbidden unless the actor may change what is not its own."""
+    if not actor.is_admin:
+        raise Forbidden("Only an admin may see and change this.")
+
+
+def require_person(actor: Actor) -> None:
+    """Raise Unauthenticated, Forbidden unless the actor may change an account: a script may with an admin's token."""
+    if actor.kind == "guest":
+        raise Unauthenticated()
+    if actor.kind == "token" and not actor.is_admin:
+        raise Forbidden("A script cannot change its account; sign in.")

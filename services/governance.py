@@ -14,11 +14,11 @@ import msgspec
 
 from db.db_session import DbSession
 from db.tables import Journal
-from services.actor import SYSTEM, Actor
+from services.actor import SYSTEM, Actor, require_admin
 from services.catalogue import EVERYBODY, Entry, GroupDefaults
 from services.changes import CONFIG, Key, RuleRows, keyed
 from services.configuration import write
-from services.errors import Forbidden, InvalidRequest
+from services.errors import InvalidRequest
 from services.policies import DEFAULT_LIMITS, check_rule
 from services.text import REASON_CHARACTERS, checked_line
 from services.unit_of_work import UnitOfWork
@@ -293,12 +293,6 @@ class Governance:
             own is None,
             configured["value"] if configured is not None else "",
         )
-
-
-def require_admin(actor: Actor) -> None:
-    """Raise Forbidden unless the actor steers the rules."""
-    if not actor.is_admin:
-        raise Forbidden("Only an admin may see and change this.")
 
 
 def limits_of(group: str) -> list[str]:

@@ -30,12 +30,20 @@ class Once:
         """Reserve a key until commit; another caller with the same key waits. Raises IdempotencyKeyReused."""
         if not checked_key(key):
             return cls(None, "", db_session)
-        fingerprint = hashlib.sha256(repr(content).encode("utf-8", "backslashreplace")).hexdigest()
+        fingerprint = _fingerprint(content)
         row = Idempotency(actor_id=actor.id, verb=verb, key=key, fingerprint=fingerprint, created_at=now)
         held = await db_session.claim_key(row, now - KEPT)
         if held is not None and held.fingerprint != fingerprint:
             raise IdempotencyKeyReused()
         return cls(row, held.answer if held is not None else "", db_session)
+
+    @classmethod
+    async def answered(
+        cls, verb: str, key: str | None, content: object, actor: Actor, now: datetime, db_session: DbSession
+    ) -> bool:
+        """Whether this very request was done under its key already: before a proof that holds only once."""
+        row = await db_session.find_key(actor.id, verb, key, now - KEPT) if checked_key(key) and key else None
+        return row is not None and bool(row.answer) and row.fingerprint == _fingerprint(content)
 
     async def remember(self, answer: str) -> None:
         """Keep what was done, in the same transaction."""
@@ -54,3 +62,7 @@ def checked_key(key: str | None) -> str:
     if len(key := storable(key or "")) > KEY_CHARACTERS:
         raise InvalidRequest(f"An idempotency key has at most {KEY_CHARACTERS} characters.")
     return key
+
+
+def _fingerprint(content: object) -> str:
+    return hashlib.sha256(repr(content).encode("utf-8", "backslashreplace")).hexdigest()

@@ -16,7 +16,7 @@ import msgspec
 
 from db.db_session import DbSession, new_id
 from db.tables import Account, ModelMove, Session
-from services.actor import SYSTEM, Actor
+from services.actor import SYSTEM, Actor, require_admin
 from services.catalogue import Entry
 from services.errors import (
     InvalidRequest,
@@ -28,7 +28,6 @@ from services.errors import (
     UnknownModel,
     UnusableModel,
 )
-from services.governance import require_admin
 from services.rules import Rules
 from services.session_service import SessionService
 from services.text import REASON_CHARACTERS, checked_line

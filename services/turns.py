@@ -137,7 +137,7 @@ class Turns:
             ended_at=now,
         )
         await db_session.delete_pieces(turn.id)
-        await db_session.add_usage(turn.owner_id, rules.day_of(now), prompt_tokens + reply_tokens, cost)
+        await db_session.add_usage(turn.owner_id, rules.day_of(now), turn.model, prompt_tokens + reply_tokens, cost)
         if not await self._standing.over(session, db_session):
             await db_session.update(session, last_activity_at=now)
         await record("turn_ended", session, actor, now, db_session, turn=turn, reason=code or "", outcome=state)

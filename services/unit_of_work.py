@@ -30,11 +30,14 @@ class UnitOfWork:
 
     @asynccontextmanager
     async def writing(self, db_session: DbSession, *, actor: Actor = SYSTEM, verb: str = "") -> AsyncIterator[None]:
-        """All or nothing. Raises StorageUnavailable."""
+        """All or nothing; what is done under a login keeps it alive. Raises StorageUnavailable."""
+        outermost = not db_session.in_transaction
         async with self.refusing(verb, actor, db_session):
             try:
                 async with db_session.transaction():
                     yield
+                    if outermost and actor.login_id is not None and actor.login_is_stale:
+                        await db_session.touch_login(actor.login_id, self.now())
             except DatabaseUnavailable as error:
                 raise StorageUnavailable() from error
 

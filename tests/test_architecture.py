@@ -72,6 +72,8 @@ WRITERS = {
     "configuration.py",
     "changes.py",
     "accounts.py",
+    "membership.py",
+    "unit_of_work.py",
 }
 
 

@@ -11,6 +11,7 @@ from db.db_session import DbSession
 from db.tables import Account, ApiToken
 from services.accounts import Accounts, Credentials
 from services.actor import Actor
+from services.errors import InvalidRequest
 from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused
 
 PASSWORD = "correct horse"
@@ -52,16 +53,56 @@ async def test_signing_in_proves_an_account_until_signing_out(
         await accounts.authenticate(given(login=cookie), db_session)
 
 
-async def test_a_login_ends_after_thirty_days(
+async def test_a_login_ends_after_thirty_days_whatever_is_done_under_it(
     accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused
 ) -> None:
     await accounts.create_account("ann", PASSWORD, db_session)
     cookie = (await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())).cookie
-    clock.pass_(days=29, hours=23, minutes=59)
-    assert (await accounts.authenticate(given(login=cookie), db_session)).name == "ann"
+    for days, hours, minutes in ((10, 0, 0), (10, 0, 0), (9, 23, 59)):
+        clock.pass_(days=days, hours=hours, minutes=minutes)
+        actor = await accounts.authenticate(given(login=cookie), db_session)
+        async with accounts.units.writing(db_session, actor=actor):
+            pass
     clock.pass_(minutes=1)
     async with refused("unauthenticated"):
         await accounts.authenticate(given(login=cookie), db_session)
+
+
+async def test_a_login_ends_after_fourteen_days_in_which_nothing_was_done_under_it(
+    accounts: Accounts, db_session: DbSession, clock: Clock, refused: Refused, everything: Everything
+) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+    cookie = (await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())).cookie
+    clock.pass_(days=13)
+    actor = await accounts.authenticate(given(login=cookie), db_session)
+    async with refused("invalid_request"), accounts.units.writing(db_session, actor=actor):
+        raise InvalidRequest
+    async with accounts.units.writing(db_session, actor=actor):
+        pass
+    # Only looking, as a page, a stream and its heartbeat do, keeps nothing alive.
+    before = await everything()
+    clock.pass_(days=13, hours=23, minutes=59)
+    assert (await accounts.authenticate(given(login=cookie), db_session)).login_is_stale
+    assert await everything() == before
+    clock.pass_(minutes=1)
+    async with refused("unauthenticated"):
+        await accounts.authenticate(given(login=cookie), db_session)
+
+
+async def test_the_use_of_a_login_is_noted_once_an_hour(
+    accounts: Accounts, db_session: DbSession, clock: Clock, everything: Everything
+) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+    cookie = (await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())).cookie
+    noted = []
+    for _ in range(3):
+        clock.pass_(minutes=40)
+        actor = await accounts.authenticate(given(login=cookie), db_session)
+        async with accounts.units.writing(db_session, actor=actor):
+            pass
+        noted.append((await everything())["login"][0]["last_used_at"])
+    beginning = clock() - timedelta(minutes=120)
+    assert noted == [beginning, beginning + timedelta(minutes=80), beginning + timedelta(minutes=80)]
 
 
 async def test_a_wrong_name_and_a_wrong_password_are_told_alike(accounts: Accounts, db_session: DbSession) -> None:

@@ -1,0 +1,45 @@
+"""Logins that end when they are not used, usage told apart by model, and what the admin's pages look through."""
+
+from piccolo.apps.migrations.auto.migration_manager import MigrationManager
+
+from db.tables import Session
+
+ID = "turnkeeper_0006_desk"
+VERSION = "1.38.0"
+DESCRIPTION = "idle logins, usage by model, indexes of the admin's pages"
+
+STATEMENTS = """
+ALTER TABLE login ADD COLUMN browser TEXT NOT NULL DEFAULT '';
+ALTER TABLE login ADD COLUMN last_used_at TIMESTAMPTZ;
+UPDATE login SET last_used_at = created_at;
+CREATE INDEX account_people ON account (name) WHERE role <> 'guest';
+ALTER TABLE usage RENAME TO usage_before;
+CREATE TABLE usage (
+    owner_id UUID NOT NULL,
+    day DATE NOT NULL,
+    model TEXT NOT NULL,
+    turns BIGINT NOT NULL,
+    tokens BIGINT NOT NULL,
+    cost_nanos BIGINT NOT NULL,
+    PRIMARY KEY (owner_id, day, model)
+);
+INSERT INTO usage (owner_id, day, model, turns, tokens, cost_nanos)
+    SELECT owner_id, day, '', 0, tokens, cost_nanos FROM usage_before;
+DROP TABLE usage_before;
+CREATE INDEX usage_by_day ON usage (day);
+CREATE INDEX journal_of_owner ON journal (owner_id, id);
+CREATE INDEX journal_by_actor ON journal (actor_id, id);
+CREATE INDEX journal_by_kind ON journal (what, id);
+"""
+
+
+async def forwards() -> MigrationManager:
+    manager = MigrationManager(migration_id=ID, app_name="turnkeeper", description=DESCRIPTION)
+
+    async def change() -> None:
+        for statement in STATEMENTS.split(";"):
+            if statement.strip():
+                await Session.raw(statement)
+
+    manager.add_raw(change)
+    return manager

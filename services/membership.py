@@ -1,0 +1,246 @@
+"""Membership: what becomes of accounts once they are there, with their logins and tokens.
+
+Everybody sees and ends their own logins and tokens and changes their own password; an admin does so for anybody, and
+changes roles and groups. Who is asking at all is `services.accounts`' to answer: it looks at the rows for each call, so
+what is changed here holds from the next one on, in every process, and open streams end at their next look.
+"""
+
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from db.db_session import DbSession
+from db.tables import Account, ApiToken, Login
+from services.accounts import LOGIN_IDLE, Accounts, hash_of, require_group
+from services.actor import Actor, require_admin, require_person
+from services.errors import InvalidRequest, NotFound, Unauthenticated
+from services.idempotency import Once
+from services.text import REASON_CHARACTERS, checked_line, storable
+
+Role = Literal["user", "admin"]
+NO_ACCOUNT = "There is no such account."
+LAST_ADMIN = "This is the last admin who can sign in. Make another one first."
+
+
+class AccountPage(msgspec.Struct, frozen=True):
+    """Part of the list of accounts, by name."""
+
+    accounts: list[Account]
+    #: the name behind which the next part begins; None at the end
+    next: str | None
+
+
+class Membership:
+    """The verbs about accounts that are there."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts, self._units, self.now = accounts, accounts.units, accounts.now
+
+    # ------------------------------------------------------------ reading
+
+    async def list_accounts(
+        self, db_session: DbSession, *, actor: Actor, q: str = "", after: str = "", limit: int = 50
+    ) -> AccountPage:
+        """Everybody but guests. Raises Forbidden."""
+        require_admin(actor)
+        rows = await db_session.list_people(storable(q), storable(after), limit + 1)
+        return AccountPage(rows[:limit], rows[limit - 1].name if len(rows) > limit else None)
+
+    async def account(self, account_id: UUID, db_session: DbSession, *, actor: Actor) -> Account:
+        """One's own account, or any for an admin. Raises NotFound, Unauthenticated."""
+        if actor.kind == "guest":
+            raise Unauthenticated()
+        account = await db_session.find_account(account_id)
+        if account is None or account.role == "guest" or (account.id != actor.id and not actor.is_admin):
+            raise NotFound(NO_ACCOUNT)
+        return account
+
+    async def account_named(self, name: str, db_session: DbSession, *, actor: Actor) -> Account:
+        """The same by its name. Raises NotFound, Unauthenticated."""
+        account = await db_session.find_account_by_name(storable(name))
+        return await self.account(account.id if account is not None else UUID(int=0), db_session, actor=actor)
+
+    async def logins(self, account_id: UUID, db_session: DbSession, *, actor: Actor) -> list[Login]:
+        """Where an account is signed in, newest first. Raises NotFound, Unauthenticated."""
+        account = await self.account(account_id, db_session, actor=actor)
+        return await db_session.list_logins(account.id, self.now(), self.now() - LOGIN_IDLE)
+
+    async def tokens(self, account_id: UUID, db_session: DbSession, *, actor: Actor) -> list[ApiToken]:
+        """The tokens that act for an account, newest first. Raises NotFound, Unauthenticated."""
+        account = await self.account(account_id, db_session, actor=actor)
+        return await db_session.list_api_tokens(account.id, self.now())
+
+    # ------------------------------------------------------------ what an admin changes
+
+    async def change_account(
+        self,
+        account_id: UUID,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        role: Role | msgspec.UnsetType = msgspec.UNSET,
+        group: str | msgspec.UnsetType = msgspec.UNSET,
+        disabled: bool | msgspec.UnsetType = msgspec.UNSET,
+        reason: str = "",
+        key: str | None = None,
+    ) -> Account:
+        """Change a role or a group, or take away and give back the way in; what is left out stays.
+
+        A group that was the role's own follows the role. Raises Forbidden, NotFound, InvalidRequest.
+        """
+        async with self._units.refusing("change_account", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        asked = (account_id, role, group, disabled, reason)
+        async with self._units.once("change_account", key, asked, actor, db_session) as once:
+            require_admin(actor)
+            account = await self._locked(account_id, db_session, actor)
+            if once.answer:
+                return account
+            if group is not msgspec.UNSET:
+                await require_group(group, db_session)
+            after = account.role if role is msgspec.UNSET else role
+            ends = (account.disabled_at is not None) if disabled is msgspec.UNSET else disabled
+            if account.role == "admin" and account.disabled_at is None and (after != "admin" or ends):
+                await self._require_another_admin(db_session)
+            place = account.group_name if account.group_name != account.role else after
+            await self._move(account, after, place if group is msgspec.UNSET else group, reason, actor, db_session)
+            if ends != (account.disabled_at is not None):
+                await db_session.update(account, disabled_at=self.now() if ends else None)
+                what = "account_disabled" if ends else "account_enabled"
+                await self._record(what, account.id, actor, db_session, reason=reason)
+                await self._end_logins(account, actor, db_session)
+            return account
+
+    async def set_password(
+        self,
+        account_id: UUID,
+        password: str,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        reason: str = "",
+        key: str | None = None,
+    ) -> Account:
+        """Give an account another password and end all its logins; an admin's. Raises Forbidden, NotFound."""
+        async with self._units.refusing("set_password", actor, db_session):
+            require_admin(actor)
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+            await self.account(account_id, db_session, actor=actor)
+            password_hash = await hash_of(password)
+        asked = (account_id, self._accounts.sealed(password), reason)
+        async with self._units.once("set_password", key, asked, actor, db_session) as once:
+            account = await self._locked(account_id, db_session, actor)
+            if not once.answer:
+                await self._put_password(account, password_hash, reason, actor, db_session)
+            return account
+
+    # ------------------------------------------------------------ what everybody changes
+
+    async def change_password(
+        self, old: str, new: str, db_session: DbSession, *, actor: Actor, address: Actor, key: str | None = None
+    ) -> None:
+        """Change one's own password; every other login of the account ends. `address` is where attempts are counted.
+
+        Raises Unauthenticated, RateLimited, InvalidRequest, Forbidden.
+        """
+        asked = (self._accounts.sealed(old), self._accounts.sealed(new))
+        async with self._units.refusing("change_password", actor, db_session):
+            require_person(actor)
+            if await Once.answered("change_password", key, asked, actor, self.now(), db_session):
+                return
+            proved = await self._accounts.prove(actor.name, old, db_session, actor=address)
+            password_hash = await hash_of(new)
+        async with self._units.once("change_password", key, asked, actor, db_session) as once:
+            account = await self._locked(actor.id, db_session, actor)
+            if once.answer:
+                return
+            if account.password_hash != proved.password_hash:
+                raise Unauthenticated("The password has been changed meanwhile.")
+            await self._put_password(account, password_hash, "", actor, db_session)
+
+    async def revoke_login(
+        self, login_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> None:
+        """End one login. Raises NotFound, Unauthenticated, Forbidden."""
+        async with self._units.once("revoke_login", key, login_id, actor, db_session) as once:
+            require_person(actor)
+            if once.answer:
+                return
+            login = await db_session.find_login_by_id(login_id, self.now(), self.now() - LOGIN_IDLE)
+            if login is None or (login.account_id != actor.id and not actor.is_admin):
+                raise NotFound("There is no such login.")
+            await self._locked(login.account_id, db_session, actor)
+            await self._end_login(login, actor, db_session)
+
+    async def revoke_logins(
+        self, account_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> int:
+        """End every login of an account but the one that asks; how many. Raises NotFound, Unauthenticated."""
+        async with self._units.once("revoke_logins", key, account_id, actor, db_session) as once:
+            require_person(actor)
+            if once.answer:
+                return int(once.answer)
+            account = await self._locked(account_id, db_session, actor)
+            ended = await self._end_logins(account, actor, db_session)
+            await once.remember(str(ended))
+            return ended
+
+    async def revoke_token(
+        self, token_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> None:
+        """End a script's token. Raises NotFound, Unauthenticated, Forbidden."""
+        async with self._units.once("revoke_token", key, token_id, actor, db_session) as once:
+            require_person(actor)
+            if once.answer:
+                return
+            token = await db_session.find_api_token_by_id(token_id)
+            if token is None or (token.account_id != actor.id and not actor.is_admin):
+                raise NotFound("There is no such token.")
+            await self._locked(token.account_id, db_session, actor)
+            await db_session.update(token, revoked_at=self.now())
+            told = {"reason": token.name, "from_value": token.scopes}
+            await self._record("token_revoked", token.account_id, actor, db_session, **told)
+
+    # ------------------------------------------------------------ parts of verbs
+
+    async def _locked(self, account_id: UUID, db_session: DbSession, actor: Actor) -> Account:
+        """An account that nobody else changes until commit, nor who is an admin. Raises NotFound, Unauthenticated."""
+        await db_session.lock("admins", f"account:{account_id}")
+        return await self.account(account_id, db_session, actor=actor)
+
+    async def _require_another_admin(self, db_session: DbSession) -> None:
+        if await db_session.count_admins() < 2:
+            raise InvalidRequest(LAST_ADMIN)
+
+    async def _move(
+        self, account: Account, role: str, group: str, reason: str, actor: Actor, db_session: DbSession
+    ) -> None:
+        """Give an account a role and a group."""
+        before, after = f"{account.role}, group {account.group_name}", f"{role}, group {group}"
+        if after != before:
+            await db_session.update(account, role=role, group_name=group)
+            told = {"reason": reason, "from_value": before, "to_value": after}
+            await self._record("account_changed", account.id, actor, db_session, **told)
+
+    async def _put_password(
+        self, account: Account, password_hash: str, reason: str, actor: Actor, db_session: DbSession
+    ) -> None:
+        await db_session.update(account, password_hash=password_hash)
+        await self._record("password_changed", account.id, actor, db_session, reason=reason)
+        await self._end_logins(account, actor, db_session)
+
+    async def _end_logins(self, account: Account, actor: Actor, db_session: DbSession) -> int:
+        """End every login of an account but the actor's own; how many."""
+        living = await db_session.list_logins(account.id, self.now(), self.now() - LOGIN_IDLE)
+        ended = [login for login in living if login.id != actor.login_id]
+        for login in ended:
+            await self._end_login(login, actor, db_session)
+        return len(ended)
+
+    async def _end_login(self, login: Login, actor: Actor, db_session: DbSession) -> None:
+        await db_session.revoke_login(login.id, self.now())
+        await self._record("login_revoked", login.account_id, actor, db_session)
+
+    async def _record(self, what: str, account_id: UUID, actor: Actor, db_session: DbSession, **facts: Any) -> None:
+        await db_session.record(what, actor, self.now(), owner_id=account_id, **facts)
