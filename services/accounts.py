@@ -45,6 +45,7 @@ _IMPLIED = {"read": {"read"}, "chat": {"read", "chat"}, "admin": {"read", "chat"
 #: the id of everybody who has not proved one
 NOBODY = UUID(int=0)
 LINK_IS_SPENT = "This set-up link does not work any more. A restart prints a new one while there is no admin."
+WRONG = "The name or the password is wrong."
 SIGN_INS = Rate(10, timedelta(minutes=10), 10)
 #: argon2 takes 64 MiB each time
 _HASHING = asyncio.Semaphore(2)
@@ -308,7 +309,7 @@ class Accounts:
         known = account is not None and account.password_hash is not None and account.disabled_at is None
         right = await _verified(account.password_hash if known and account else _DECOY, password)
         if account is None or not known or not right:
-            raise Unauthenticated("The name or the password is wrong.")
+            raise Unauthenticated(WRONG)
         async with self.units.writing(db_session):
             for place in places:
                 await db_session.give_back_to_bucket(place, SIGN_INS.interval_us)
@@ -322,10 +323,13 @@ class Accounts:
         async with self.units.writing(db_session):
             await db_session.lock(f"account:{account.id}")
             current = await db_session.find_account(account.id)
-            # Of two at once, and beside a change of the password, the first has done it.
-            if current is not None and current.password_hash == account.password_hash:
-                await db_session.update(current, password_hash=password_hash)
-            return current or account
+            if current is None or current.password_hash == account.password_hash:
+                await db_session.update(account, password_hash=password_hash)
+                return account
+        # Another sign-in was first, or the password has been changed.
+        if not await _verified(current.password_hash, password):
+            raise Unauthenticated(WRONG)
+        return current
 
     async def _take_attempt(self, place: str, db_session: DbSession) -> None:
         """One attempt to sign in, of those an address or a name has. Raises RateLimited."""

@@ -17,6 +17,7 @@ import pytest
 
 from services import text
 from services.catalogue import ModelConfig
+from services.changes import GOVERNED
 from services.client_pool import LOCAL_PORTS, PROBE_EVERY_SECONDS, Provider
 from services.clients import ErrorCode
 from services.clients.docs_search import DocsSearch
@@ -328,14 +329,20 @@ def test_what_is_refused_before_any_rule_has_a_documented_code(fresh: Server) ->
 
 
 def test_every_journal_event_is_documented_and_no_other() -> None:
-    noun, past = "account|model|session|token|turn", "begun|closed|created|deleted|ended|expired|extended|locked"
-    event = re.compile(rf"({noun})_({past}|renamed|reopened|switched|unlocked)")
+    noun, past = (
+        "account|group|limit|login|model|password|session|token|turn",
+        "begun|changed|closed|created|deleted|disabled",
+    )
+    event = re.compile(
+        rf"({noun})_({past}|enabled|ended|expired|extended|locked|renamed|reopened|revoked|switched|unlocked)"
+    )
     written = {
         node.value
         for file in (ROOT / "services").glob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and event.fullmatch(node.value)
     }
+    written |= {f"{kind}_changed" for kind in GOVERNED}
     codes = {refusal.code for refusal in STATUS}
     documented = {span for span in spans(section(SESSIONS, "What the journal records")) if event.fullmatch(span)}
     assert len(written - codes) > 10

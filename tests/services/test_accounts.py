@@ -1,5 +1,7 @@
 """Who is asking: authenticate, passwords, tokens, guests, the first admin."""
 
+import asyncio
+import time
 from datetime import timedelta
 from uuid import UUID
 
@@ -8,10 +10,11 @@ from argon2 import PasswordHasher
 
 import services.accounts
 from db.db_session import DbSession
+from db.engine import Engine
 from db.tables import Account, ApiToken
 from services.accounts import Accounts, Credentials
 from services.actor import Actor
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, Refusal
 from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused
 
 PASSWORD = "correct horse"
@@ -270,3 +273,79 @@ async def test_the_set_up_link_makes_one_admin_once(
     assert await accounts.new_setup_link(db_session) is None
     async with refused("forbidden"):
         await accounts.set_up(secret, "eve", PASSWORD, db_session, actor=nobody())
+
+
+# ---------------------------------------------------------------- passwords
+
+
+async def test_a_password_is_its_exact_characters_however_many(accounts: Accounts, db_session: DbSession) -> None:
+    long = "x" * 999 + "y"
+    for name, password, others in (
+        ("ann", " correct horse ", ("correct horse", " correct horse", "Correct horse ")),
+        ("bob", "pässwörter", ("pa\u0308sswo\u0308rter", "passworter")),
+        ("cat", long, (long[:-1], long[:64], long[:72], "x" * 1000)),
+    ):
+        await accounts.create_account(name, password, db_session)
+        assert (await accounts.sign_in(name, password, db_session, actor=nobody())).actor.name == name
+        for other in others:
+            with pytest.raises(Refusal, match="wrong"):
+                await accounts.sign_in(name, other, db_session, actor=nobody())
+
+
+async def test_no_more_than_two_passwords_are_hashed_at_once(
+    accounts: Accounts, at_once: AtOnce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, running, most = services.accounts._hasher(), [], []
+
+    class Counting:
+        """Hashes as the real one does, and counts how many do so at once."""
+
+        def hash(self, password: str) -> str:
+            running.append(password)
+            most.append(len(running))
+            time.sleep(0.002)  # in a thread of its own: long enough for the others to come
+            running.remove(password)
+            return real.hash(password)
+
+    monkeypatch.setattr(services.accounts, "_hasher", Counting)
+    made = await at_once(8, lambda number, db: accounts.create_account(f"ann{number}", f"{PASSWORD} {number}", db))
+    assert len(made.done) == 8
+    assert max(most) == 2
+
+
+async def test_a_sign_in_brings_a_hash_up_to_todays_parameters_even_two_at_once(
+    accounts: Accounts, db_session: DbSession, at_once: AtOnce, everything: Everything, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await accounts.create_account("ann", PASSWORD, db_session)
+    today = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
+    monkeypatch.setattr(services.accounts, "_hasher", lambda: today)
+    signed_in = await at_once(3, lambda _, db: accounts.sign_in("ann", PASSWORD, db, actor=nobody(), key="k"))
+    assert len({one.cookie for one in signed_in.done}) == 1 and signed_in.codes == []
+    (row,) = (await everything())["account"]
+    assert not today.check_needs_rehash(row["password_hash"])
+    await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())
+    assert (await everything())["account"] == [row]
+
+
+async def test_a_sign_in_that_meets_a_change_of_the_password_is_no_way_in(
+    accounts: Accounts, db_session: DbSession, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await accounts.create_account("ann", PASSWORD, db_session)
+    today = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
+    changed = today.hash("another one")
+
+    class Meanwhile:
+        """The password is changed while its old hash is being renewed."""
+
+        check_needs_rehash, verify = today.check_needs_rehash, today.verify
+
+        def hash(self, password: str) -> str:
+            asyncio.run_coroutine_threadsafe(DbSession(engine).update(account, password_hash=changed), loop).result(10)
+            account.password_hash = before
+            return today.hash(password)
+
+    before, loop = account.password_hash, asyncio.get_running_loop()
+    monkeypatch.setattr(services.accounts, "_hasher", Meanwhile)
+    with pytest.raises(Refusal, match="wrong"):
+        await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())
+    assert (await db_session.find_account(account.id)).password_hash == changed  # type: ignore[union-attr]
