@@ -519,13 +519,15 @@ class DbSession:
             now,
         )
 
-    async def list_held_turns(self, turn_ids: Sequence[UUID], worker: UUID, now: datetime) -> set[UUID]:
-        """Those of `turn_ids` that `worker` may still write to; until commit nobody ends them."""
+    async def list_held_turns(
+        self, turn_ids: Sequence[UUID], worker: UUID, now: datetime, *, lock: bool = True
+    ) -> set[UUID]:
+        """Those of `turn_ids` that `worker` may still write to; with `lock` nobody ends them until commit."""
         rows = await Turn.raw(
             f"SELECT id FROM turn WHERE id IN ({_marks(turn_ids)}) "  # noqa: S608
             # In one order, as the leases are renewed: two that lock several turns must not wait for each other.
             "AND state = 'running' AND lease_owner = {} AND lease_until > {} ORDER BY id"
-            + (" FOR NO KEY UPDATE" if self._postgres else ""),
+            + (" FOR NO KEY UPDATE" if lock and self._postgres else ""),
             *turn_ids,
             worker,
             now,

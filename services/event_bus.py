@@ -1,7 +1,7 @@
-"""Live hints inside one process; the row in the database is the truth.
+"""Live hints; the row in the database is the truth.
 
-A subscriber that falls behind loses hints, never facts: it is woken, finds a gap, and reads the rows. Other transports
-(several processes) implement the same two methods.
+A subscriber that falls behind loses hints, never facts: it is woken, finds a gap, and reads the rows. Here are the
+hints of one process; `shared_bus` carries them between several.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ import msgspec
 BACKLOG = 256
 
 
-class Hint(msgspec.Struct, frozen=True):
+class Hint(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """Something was committed in a session."""
 
     session_id: UUID
-    #: session · turn_begun · text · turn_ended
+    #: session · turn_begun · text · turn_ended · more (text too long to carry) · missed (hints were lost: look)
     kind: str
     turn_id: UUID | None = None
     #: characters of the reply before `text`
@@ -51,6 +51,10 @@ class Subscription:
 class EventBus(Protocol):
     """Carries hints from whoever committed to whoever watches the session."""
 
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
     def publish(self, hint: Hint) -> None: ...
 
     def subscribe(self, session_id: UUID) -> AbstractContextManager[Subscription]: ...
@@ -61,6 +65,12 @@ class MemoryEventBus:
 
     def __init__(self) -> None:
         self._subscriptions: dict[UUID, set[Subscription]] = defaultdict(set)
+
+    async def open(self) -> None:
+        """Nothing has to be connected."""
+
+    async def close(self) -> None:
+        """Nothing is left to send."""
 
     def publish(self, hint: Hint) -> None:
         for subscription in self._subscriptions.get(hint.session_id, ()):

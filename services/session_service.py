@@ -507,6 +507,10 @@ class SessionService:
             now = self.now()
             await db_session.renew_leases(turn_ids, self.worker, now, now + LEASE)
 
+    async def held_turns(self, turn_ids: Sequence[UUID], db_session: DbSession) -> set[UUID]:
+        """Those of `turn_ids` that this worker may still write to: nobody has ended them, and their leases live."""
+        return await db_session.list_held_turns(turn_ids, self.worker, self.now(), lock=False)
+
     async def finish_turn(
         self,
         turn_id: UUID,

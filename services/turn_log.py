@@ -167,10 +167,9 @@ class TurnLog:
                         if not await still():
                             yield Gone()
                             return
-                    if hints:
-                        async for event in reader.read(hints):
-                            yield event
-                    elif clock() - told >= HEARTBEAT_SECONDS:
+                    async for event in reader.read(hints):
+                        yield event
+                    if clock() - told >= HEARTBEAT_SECONDS:
                         told = clock()
                         async for event in reader.beat():
                             yield event
@@ -211,15 +210,25 @@ class _Reader:
                 if delta := self._delta(hint.offset, hint.text):
                     yield delta
                 continue
+            if hint.kind == "missed":
+                continue
             session_too = self._only is None or hint.kind == "session"
             if session_too in seen:
                 continue
             seen.add(session_too)
             async for event in self._all(told=hint.kind == "session") if session_too else self._turns():
                 yield event
+        if any(hint.kind == "missed" for hint in hints):
+            async for event in self._look():
+                yield event
 
     async def beat(self) -> AsyncIterator[Event]:
-        """After a while without hints: whether any was missed."""
+        """Now and again: a sign of life, and whether a hint was missed."""
+        async for event in self._look(beat=True):
+            yield event
+
+    async def _look(self, *, beat: bool = False) -> AsyncIterator[Event]:
+        """What has changed although no hint told it."""
         try:
             glance = await self._sessions.glance(self.session_id, self._open_session(), actor=self._actor)
         except NotFound:
@@ -228,7 +237,8 @@ class _Reader:
         if glance != self._seen or (glance.head_id, True) != (self._at.turn_id, self._at.ended):
             async for event in self._all():
                 yield event
-        yield Beat(glance.version)
+        if beat:
+            yield Beat(glance.version)
 
     def _joins(self, hint: Hint) -> bool:
         return hint.kind == "text" and hint.turn_id == self._at.turn_id and hint.offset <= self._at.offset

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.05
 #: between two looks for what time has ended
 SWEEP_SECONDS = 2.0
+#: between two looks for turns that another process has ended
+LOOK_SECONDS = 0.5
 #: what a provider may send that a database cannot hold
 _UNSTORABLE = {0: "\ufffd"} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
@@ -97,13 +99,10 @@ class TurnRunner:
 
     # ------------------------------------------------------------ the process's life
 
-    async def open(self) -> None:
-        """Begin committing and renewing leases."""
-        self._upkeep = [
-            asyncio.create_task(self._tick(), context=contextvars.Context()),
-            asyncio.create_task(self._renew(), context=contextvars.Context()),
-            asyncio.create_task(self._sweep(), context=contextvars.Context()),
-        ]
+    async def open(self, *, alone: bool = False) -> None:
+        """Begin committing and renewing leases; `alone`: no other process can end a turn of this one."""
+        upkeep = [self._tick, self._renew, self._sweep, *([] if alone else [self._look])]
+        self._upkeep = [asyncio.create_task(each(), context=contextvars.Context()) for each in upkeep]
 
     async def close(self) -> None:
         """End every running turn as interrupted, with all its text."""
@@ -238,6 +237,21 @@ class TurnRunner:
                     await self._sessions.heartbeat(held, self._open_session())
             except Exception:
                 log.exception("leases could not be renewed; trying again")
+
+    async def _look(self) -> None:
+        """Stop what another process has ended or this one has lost: a provider that says nothing shows neither."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not (running := list(self._tasks)):
+                continue
+            try:
+                held = await self._sessions.held_turns(running, self._open_session())
+            except Exception:
+                log.exception("running turns could not be looked after; trying again")
+                continue
+            for turn_id in running:
+                if turn_id not in held:
+                    self.stop(turn_id)
 
     async def _sweep(self) -> None:
         for round in itertools.count():

@@ -98,22 +98,25 @@ def test_every_environment_variable_is_documented_beside_its_key_and_no_other(
     assert all(name == f"{PREFIX}{key.upper()}" for name, key in documented.items())
     others = {bare(name) for name, _ in table(section(CONFIGURE, "Environment variables that are no settings"))}
     (tmp_path / "url").write_text("sqlite:///from-a-file.db\n")
+    (tmp_path / "redis").write_text("redis://from-a-file\n")
     (tmp_path / "other.toml").write_text("")
     settings = load(
         {
             "TURNKEEPER_CONFIG": "other.toml",
             "TURNKEEPER_DATABASE_URL_FILE": "url",
+            "TURNKEEPER_REDIS_URL_FILE": "redis",
             "OPENAI_API_KEY": "one",
             "ANTHROPIC_API_KEY": "two",
         }
     )
-    assert settings.database_url == "sqlite:///from-a-file.db"
+    assert (settings.database_url, settings.redis_url) == ("sqlite:///from-a-file.db", "redis://from-a-file")
     assert (settings.config_file, settings.openai_api_key, settings.anthropic_api_key) == (
         "other.toml",
         "one",
         "two",
     )
-    assert others == {"TURNKEEPER_CONFIG", "TURNKEEPER_DATABASE_URL_FILE", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"}
+    files = {"TURNKEEPER_DATABASE_URL_FILE", "TURNKEEPER_REDIS_URL_FILE"}
+    assert others == files | {"TURNKEEPER_CONFIG", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"}
     mentioned = {name for page in PAGES for name in re.findall(rf"{PREFIX}[A-Z_]*[A-Z]", page.read_text())}
     assert mentioned <= set(documented) | others
 

@@ -4,17 +4,19 @@ import asyncio
 import fcntl
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
 from web.settings import Settings, SettingsError, load, shown
+
+if TYPE_CHECKING:
+    from web.welcome import Start
 
 T = TypeVar("T")
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -37,38 +39,26 @@ def main() -> None:
 )
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve the pages and the JSON interface; migrates the database first."""
-    import uvicorn
-
-    from web.app import create_app
-    from web.connection import Connection
+    from web.welcome import greet
+    from web.workers import NoneStarted, Workers
+    from web.workers import serve as serve_here
 
     settings = _settings(host=host, port=port)
-    if workers > 1:
-        why = (
-            "SQLite has one writer, so one process"
-            if settings.sqlite_path
-            else "several workers come with a later release"
-        )
-        raise click.ClickException(f"--workers {workers}: {why}.")
-    # uvicorn hands a signal on once it has shut down; what was asked for is done then, and the exit code is 0.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    if workers > 1 and settings.sqlite_path:
+        raise click.ClickException(f"--workers {workers}: SQLite has one writer, so one process; use PostgreSQL.")
     with _only_one(settings), _bound(settings) as listener:
-        _secret(settings)
-        _bring_up(settings)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(settings),
-                proxy_headers=bool(settings.trusted_proxies),
-                forwarded_allow_ips=settings.trusted_proxies or None,
-                server_header=False,
-                access_log=False,
-                log_level="warning",
-                http=Connection,
-                timeout_graceful_shutdown=10,
-            )
-        )
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+        start = _prepared(settings)
+
+        def ready() -> None:
+            greet(settings, start)
+
+        if workers == 1:
+            serve_here(settings, start.models, listener, ready)
+            return
+        try:
+            Workers(workers, settings, start.models, listener, ready).serve()
+        except NoneStarted as error:
+            raise click.ClickException("no worker could start; what it said stands above.") from error
 
 
 @main.command(context_settings=HELP)
@@ -203,6 +193,24 @@ def _bring_up(settings: Settings) -> list[str]:
 
     async def run(engine: Any) -> list[str]:
         return await bring_up(engine)
+
+    return _with_engine(settings, run)
+
+
+def _prepared(settings: Settings) -> "Start":
+    """Everything that is done once, however many processes serve then: schema, models, configuration, first admin."""
+    from db.db_session import DbSession
+    from db.engine import migrate as bring_up
+    from services.configuration import apply_config
+    from services.session_service import utc_now
+    from web.welcome import Start, the_models
+
+    accounts = _accounts(settings)
+
+    async def run(engine: Any) -> Start:
+        db_session, ran, found = DbSession(engine), await bring_up(engine), await the_models(settings)
+        await apply_config(found.models, settings.rules, found.default_model, utc_now(), db_session)
+        return Start(found, ran, await accounts.new_setup_link(db_session))
 
     return _with_engine(settings, run)
 

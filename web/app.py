@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
@@ -15,14 +15,17 @@ from litestar.di import Provide
 from litestar.static_files import create_static_files_router
 
 from db.db_session import DbSession
-from db.engine import migrate, open_engine
+from db.engine import open_engine
+from db.wire import PostgresWire
 from services.accounts import Accounts
 from services.client_pool import ClientPool
-from services.configuration import apply_config, configured
-from services.event_bus import MemoryEventBus
+from services.configuration import configured
+from services.event_bus import EventBus, MemoryEventBus
 from services.governance import Governance
 from services.moves import MoveRunner, Moves
+from services.redis_wire import RedisWire
 from services.session_service import SessionService, utc_now
+from services.shared_bus import SharedEventBus
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
 from web.actor import provide_actor, provide_still
@@ -32,17 +35,19 @@ from web.live import provide_controls
 from web.routes import ROUTES
 from web.settings import Settings
 from web.templating import STATIC
-from web.welcome import greet, the_models
+from web.welcome import Models
 
 #: how long running turns may take to write their end when the server stops
 DRAIN_SECONDS = 5.0
 
 
-def create_app(settings: Settings) -> Litestar:
-    """The application for one process."""
+def create_app(settings: Settings, models: Models, ready: Callable[[], None]) -> Litestar:
+    """The application for one process, on a database that is prepared; tells when it is `ready`."""
     engine = open_engine(settings.database_url)
+    # SQLite serves one process, so whatever still runs there is left over from one that died.
+    alone = engine.engine_type == "sqlite"
     draining, drained = asyncio.Event(), asyncio.Event()
-    bus = MemoryEventBus()
+    bus = _bus(settings)
     accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now)
 
     def open_session() -> DbSession:
@@ -51,25 +56,22 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def serving(app: Litestar) -> AsyncIterator[None]:
         await engine.start()
-        ran = await migrate(engine)
-        found = await the_models(settings)
-        pool = ClientPool(found.providers)
+        pool = ClientPool(models.providers)
         sessions = SessionService(pool, bus)
         runner = sessions.runner = TurnRunner(sessions, pool, open_session)
-        await apply_config(found.models, settings.rules, found.default_model, utc_now(), open_session())
-        said = configured(found.models, settings.rules, found.default_model)
+        said = configured(models.models, settings.rules, models.default_model)
         governance, moves = Governance(sessions.units, said, sessions.now), Moves(sessions)
         mover = MoveRunner(moves, sessions.worker, open_session)
-        # SQLite serves one process, so whatever still runs there is left over from one that died.
-        await sessions.sweep(open_session(), alone=engine.engine_type == "sqlite")
+        await bus.open()
+        await sessions.sweep(open_session(), alone=alone)
         app.state.update(pool=pool, sessions=sessions, log=TurnLog(sessions, bus, open_session, drained))
         app.state.update(governance=governance, moves=moves)
-        await runner.open()
-        await mover.open(alone=engine.engine_type == "sqlite")
+        await runner.open(alone=alone)
+        await mover.open(alone=alone)
         watch = asyncio.create_task(pool.watch())
         drain = asyncio.create_task(_drain(draining, runner, drained))
         with _drained_by_signals(draining):
-            greet(settings, found, ran, await accounts.new_setup_link(open_session()))
+            ready()
             try:
                 yield
             finally:
@@ -79,6 +81,7 @@ def create_app(settings: Settings) -> Litestar:
                 watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
+                await bus.close()
                 await pool.aclose()
                 await engine.stop()
 
@@ -108,6 +111,13 @@ def create_app(settings: Settings) -> Litestar:
     # Around the whole application: what the router itself refuses is guarded too.
     app.asgi_handler = Guard(app.asgi_handler, settings.hosts)
     return app
+
+
+def _bus(settings: Settings) -> EventBus:
+    if settings.sqlite_path is not None:
+        return MemoryEventBus()
+    url = settings.redis_url
+    return SharedEventBus(RedisWire(url) if url else PostgresWire(settings.database_url))
 
 
 async def _drain(draining: asyncio.Event, runner: TurnRunner, drained: asyncio.Event) -> None:

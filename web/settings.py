@@ -35,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8000
     #: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://…`
     database_url: str = "sqlite:///var/turnkeeper.db"
+    #: carries live events between processes: `redis://…`; default: PostgreSQL does
+    redis_url: str = ""
     #: who may come in: anybody (`guests`) or accounts only; default: guests on loopback
     access: Literal["", "guests", "accounts"] = ""
     #: names the server answers to; default: loopback names and `host`
@@ -136,6 +138,7 @@ def shown(settings: Settings) -> dict[str, Any]:
         provider["api_key"] = "(set)" if provider["api_key"] else ""
         provider["base_url"] = _without_secrets(provider["base_url"])
     values["database_url"] = _without_secrets(settings.database_url)
+    values["redis_url"] = _without_secrets(settings.redis_url)
     return values
 
 
@@ -164,6 +167,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         "host",
         "port",
         "database_url",
+        "redis_url",
         "access",
         "secret_key",
         "secret_key_file",
@@ -181,7 +185,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             values[key] = [part.strip() for part in text.split(",") if part.strip()]
         elif key in scalars:
             values[key] = text
-        elif key.removesuffix("_file") in ("database_url", "secret_key"):
+        elif key.removesuffix("_file") in ("database_url", "redis_url", "secret_key"):
             if name.removesuffix("_FILE") in environ:
                 raise SettingsError(f"{name}: {name.removesuffix('_FILE')} is set too; which one is meant?")
             values[key.removesuffix("_file")] = _read_secret(name, text)
@@ -209,6 +213,8 @@ def _with_keys(providers: list[Provider], environ: Mapping[str, str]) -> list[Pr
 def _checked(settings: Settings) -> Settings:
     if urlsplit(settings.database_url).scheme not in ("sqlite", "postgresql", "postgres"):
         raise SettingsError("database_url: it begins with sqlite:/// or postgresql://")
+    if settings.redis_url and urlsplit(settings.redis_url).scheme not in ("redis", "rediss", "unix"):
+        raise SettingsError("redis_url: it begins with redis://, rediss:// or unix://")
     if "*" in settings.trusted_proxies:
         raise SettingsError("trusted_proxies: “*” would let anybody choose their address; name the proxies")
     if settings.secret_key and len(settings.secret_key) < 32:

@@ -23,6 +23,16 @@ class Models(msgspec.Struct, frozen=True):
     found: list[Found]
 
 
+class Start(msgspec.Struct, frozen=True):
+    """What was settled once, before anything serves."""
+
+    models: Models
+    #: the migrations that ran
+    migrated: list[str]
+    #: of the link that makes the first admin; None where there is one
+    setup_secret: str | None
+
+
 async def the_models(settings: Settings) -> Models:
     """The configured models; without any, the built-in ones and whatever answers nearby."""
     if settings.models or settings.providers:
@@ -50,8 +60,9 @@ def _unique(name: str, found: list[Found]) -> bool:
     return sum(name in one.models for one in found) == 1 and name not in (GUIDE.id, ECHO.id)
 
 
-def greet(settings: Settings, models: Models, migrated: list[str], setup_secret: str | None) -> None:
+def greet(settings: Settings, start: Start) -> None:
     """Say on the terminal where it is, what was found, and what to do next."""
+    models, migrated = start.models, start.migrated
     address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
     lines = ["", f"  Turnkeeper is at {address}"]
     if migrated:
@@ -68,8 +79,8 @@ def greet(settings: Settings, models: Models, migrated: list[str], setup_secret:
         lines.append("  access     anybody who reaches this address may chat as a guest")
     else:
         lines.append("  access     accounts only")
-    if setup_secret:
-        lines.append(f"  admin      become the admin, once: {address}/setup/{setup_secret}")
+    if start.setup_secret:
+        lines.append(f"  admin      become the admin, once: {address}/setup/{start.setup_secret}")
     print("\n".join(lines), "\n", file=sys.stderr, flush=True)
 
 

@@ -13,6 +13,7 @@ from tests.web.wire import BROWSER, JSON, create, is_page, problem
 from web.app import create_app
 from web.routes import ROUTES
 from web.settings import Settings
+from web.welcome import Models
 
 SAMPLES = {"uuid": "01890000-0000-7000-8000-0000000000aa", "str": "some-text"}
 
@@ -46,6 +47,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Litestar:
     folder = tmp_path_factory.mktemp("app")
     return create_app(
         Settings(database_url=f"sqlite:///{folder / 'x.db'}", secret_key="x" * 32, discover=False),
+        Models([], [], None, []),
+        lambda: None,
     )
 
 
