@@ -42,7 +42,7 @@ Row = TypeVar("Row", bound=Table)
 #: said in the SQL itself: PostgreSQL finds no partial index behind a bound value
 RUNNING = WhereRaw("turn.state = 'running'")
 OPEN = WhereRaw("session.state <> 'closed'")
-#: turns that one statement copies
+#: turns that one statement writes
 COPY_ROWS = 100
 
 
@@ -494,9 +494,13 @@ class DbSession:
             )
             for depth, (turn, id, parent_id) in enumerate(zip(path, ids, [None, *ids], strict=False), start=1)
         ]
-        for start in range(0, len(copies), COPY_ROWS):
-            await Turn.insert(*copies[start : start + COPY_ROWS])
+        await self.add_turns(copies)
         return ids
+
+    async def add_turns(self, turns: Sequence[Turn]) -> None:
+        """Insert many turns."""
+        for start in range(0, len(turns), COPY_ROWS):
+            await Turn.insert(*turns[start : start + COPY_ROWS])
 
     async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
         """Every turn of a session, siblings too, oldest first."""

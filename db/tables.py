@@ -84,6 +84,8 @@ class Session(Table, tablename="session"):
     title = Text()
     #: how the first prompt begins: the title its owner sees until there is one, and nobody else ever
     opening = Text()
+    #: what its model is told before everything else; its owner's text, set when it is made. Empty for nothing
+    instructions = Text()
     #: page · script · auto · fork · import
     origin = Text()
     #: the one truth about the model; NULL until asked for or first used
@@ -114,12 +116,13 @@ class Turn(Table, tablename="turn"):
     parent_id = UUID(null=True, default=None)
     #: turns on the path from the root to this one, both counted
     depth = Integer(default=1)
-    #: the turn this is a copy of, in a forked session; nothing was called or charged for a copy
+    #: the turn this is a copy of, in a fork or an import; nothing was called or charged for a copy. All zeros where a
+    #: client told the turn as what came before
     copied_from = UUID(null=True, default=None)
     prompt = Text()
     #: NULL while it runs: the text is then in `turn_piece`
     reply = Text(null=True, default=None)
-    #: the catalogue id of the model really called
+    #: the catalogue id of the model really called; empty where a client told the turn and no model is known
     model = Text()
     #: running · done · stopped · failed · interrupted
     state = Text()

@@ -16,14 +16,18 @@ REPLY_TOKENS = 4096
 TEMPLATE_TOKENS = 4
 
 
-def fit(prompt: str, transcript: Sequence[Turn], entry: Entry) -> tuple[tuple[Message, ...], int]:
+def fit(
+    prompt: str, transcript: Sequence[Turn], entry: Entry, instructions: str = ""
+) -> tuple[tuple[Message, ...], int]:
     """The messages for a prompt after the latest turns that fit the model's window, and how many turns those are.
 
-    Raises ContextOverflow where not even the prompt fits. A model whose window is not known takes everything.
+    The session's instructions always go along. Raises ContextOverflow where not even the prompt fits with them. A model
+    whose window is not known takes everything.
     """
+    first = (Message(role="system", text=instructions),) if instructions else ()
     messages, kept = [Message(role="user", text=prompt)], 0
     room = entry.context_tokens - reply_tokens(entry) if entry.context_tokens else 10**9
-    room -= tokens_asked(messages)
+    room -= tokens_asked((*first, *messages))
     if room < 0:
         raise ContextOverflow(f"This text does not fit into the window of “{entry.label}”.")
     for turn in reversed(transcript):
@@ -35,7 +39,7 @@ def fit(prompt: str, transcript: Sequence[Turn], entry: Entry) -> tuple[tuple[Me
             break
         kept += 1
         messages += said
-    return tuple(reversed(messages)), kept
+    return (*first, *reversed(messages)), kept
 
 
 def tokens_asked(messages: Iterable[Message]) -> int:

@@ -24,6 +24,7 @@ BY_ITSELF = {
     "replacement": "Kept since the first reply; it was the replacement.",
     "fallback": "Kept since the first reply; it was the fallback.",
     "fork": "Kept from the session this one was forked from.",
+    "import": "Kept from the session that was imported.",
 }
 
 

@@ -56,6 +56,8 @@ class BegunTurn(msgspec.Struct, frozen=True):
     turn: Turn
     session: LiveSession
     allowance: tuple[Allowance, ...] = ()
+    #: where its reply is cut, in tokens; 0 for nowhere, or where it is not known any more
+    cap: int = 0
 
 
 #: changed, from, to, effective, warnings: what a repeated key is answered with

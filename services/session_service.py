@@ -21,9 +21,10 @@ from db.tables import Session, Turn
 from services import refusals
 from services.actor import SYSTEM, Actor
 from services.admission import Admission, switch_keys
+from services.brought import Brought
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
-from services.clients import Ask, Usage
+from services.clients import PLAIN, Ask, Usage, Wishes
 from services.context import CONTEXT_TURNS, fit
 from services.errors import (
     Forbidden,
@@ -35,6 +36,8 @@ from services.errors import (
     SessionBusy,
     SessionClosed,
     SessionExpired,
+    UnknownModel,
+    UnusableModel,
     VersionConflict,
 )
 from services.event_bus import EventBus, Hint
@@ -176,6 +179,7 @@ class SessionService:
             allowance = await self.admission.admit_session(actor.id, actor.group, actor, rules, db_session)
             session = await self._add_session(actor, source.title, "fork", db_session)
             session.opening, session.locked = source.opening, source.locked
+            session.instructions = source.instructions
             if source.last_model is not None:
                 await self._put_model(session, source.last_model, actor, "fork", db_session)
             copies = await db_session.copy_turns(path, session.id)
@@ -183,6 +187,19 @@ class SessionService:
             await db_session.update(session, **snapshot(session))
             await once.remember(str(session.id))
             return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
+
+    async def import_session(
+        self, brought: Brought, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> LiveSession:
+        """Make a session of one that was exported. Raises InvalidRequest, SessionQuota, RateLimited."""
+        async with self.units.refusing("import_session", actor, db_session):
+            brought.check()
+        async with self.units.once("import_session", key, brought, actor, db_session) as once:
+            if once.answer:
+                return await self.get_session(UUID(once.answer), db_session, actor=actor)
+            session, allowance = await self._bring(brought, "import", actor, db_session)
+            await once.remember(str(session.id))
+            return await self.standing.of(session, actor, db_session, allowance=allowance)
 
     async def adopt_sessions(self, guest_id: UUID, db_session: DbSession, *, actor: Actor) -> int:
         """Give a guest's sessions to the account the guest has signed in to, once. Returns how many.
@@ -444,29 +461,42 @@ class SessionService:
         model: str | None = None,
         parent_id: UUID | None = None,
         expected_version: int | None = None,
+        brought: Brought | None = None,
+        cap: int = 0,
+        wishes: Wishes = PLAIN,
         key: str | None = None,
     ) -> BegunTurn:
         """Accept a prompt and hand it to the runner after the commit; `model` switches the session first.
 
-        Without `session_id` the session is `ensure_session`'s, in the same transaction. With `parent_id` the prompt
-        follows that turn instead of the last one.
+        Without `session_id` the session is `ensure_session`'s, in the same transaction, or with `brought` a new one
+        that begins with it. With `parent_id` the prompt follows that turn instead of the last one. `cap` is what the
+        reply may be at most in tokens, 0 for what its model allows.
 
         Raises NotFound, Ended, Forbidden, UnknownModel, UnusableModel, NoModelAvailable, ModelUnavailable,
         VersionConflict, SessionBusy, LimitReached, PromptTooLong, ContextOverflow.
         """
         async with self.units.refusing("begin_turn", actor, db_session):
             prompt = checked_prompt(prompt)
-        asked = (session_id, prompt, model, parent_id, expected_version)
+            if brought is not None:
+                brought.check()
+        asked = (session_id, prompt, model, parent_id, expected_version, brought, cap, wishes)
         async with self.units.once("begin_turn", key, asked, actor, db_session) as once:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
             made: tuple[Allowance, ...] = ()
-            if session_id is None:
+            if session_id is None and brought is not None:
+                row, made = await self._bring(brought, "script", actor, db_session)
+                session_id = row.id
+            elif session_id is None:
                 ensured = await self.ensure_session(None, db_session, actor=actor)
                 session_id, made = ensured.row.id, ensured.allowance
             async with self._changing(session_id, db_session, actor) as session:
+                if brought is not None:
+                    self._check_instructions(session, brought)
                 parent = await self._turn_in(session, parent_id or session.head_id, db_session)
-                begun = await self._begin(session, parent, prompt, actor, model, db_session, version=expected_version)
+                begun = await self._begin(
+                    session, parent, prompt, actor, model, db_session, version=expected_version, cap=cap, wishes=wishes
+                )
                 await once.remember(str(begun.turn.id))
                 return msgspec.structs.replace(begun, allowance=tightest_first((*made, *begun.allowance)))
 
@@ -669,6 +699,26 @@ class SessionService:
         await self._record("session_created", session, actor, db_session, reason=origin)
         return session
 
+    async def _bring(
+        self, brought: Brought, origin: Origin, actor: Actor, db_session: DbSession
+    ) -> tuple[Session, tuple[Allowance, ...]]:
+        """A new session of the actor's that begins with what was brought, within the creation limits."""
+        rules = await Rules.now(db_session)
+        allowance = await self.admission.admit_session(actor.id, actor.group, actor, rules, db_session)
+        session = await self._add_session(actor, brought.title, origin, db_session)
+        session.instructions = brought.instructions
+        session.opening = brought.opening or next((title_of(turn.prompt) for turn in brought.turns), "")
+        with suppress(UnknownModel, UnusableModel, Forbidden):
+            if brought.model is not None:
+                entry = self.standing.model_rule(rules).require(brought.model, actor, actor.group)
+                await self._put_model(session, entry.id, actor, origin, db_session)
+        turns = self.turns.brought(session, brought.turns)
+        await db_session.add_turns(turns)
+        session.head_id = turns[brought.head].id if brought.head is not None else None
+        session.turn_count = len(turns)
+        await db_session.update(session, **snapshot(session))
+        return session, allowance
+
     async def _put_model(self, session: Session, model: str, actor: Actor, reason: str, db_session: DbSession) -> None:
         """The one place where `last_model` is written, with its link of the journal's chain."""
         before, session.last_model = session.last_model, model
@@ -692,6 +742,8 @@ class SessionService:
         *,
         version: int | None = None,
         beside: bool = False,
+        cap: int = 0,
+        wishes: Wishes = PLAIN,
     ) -> BegunTurn:
         """A turn after `parent`. One `beside` another may have a model of its own, which the session does not keep."""
         self._may_write(session, actor)
@@ -708,7 +760,9 @@ class SessionService:
         self._check_version(session, version)
         self._check_idle(await self.turns.running(session, db_session))
         path = await db_session.list_path(parent.id if parent is not None else None, CONTEXT_TURNS)
-        messages, kept = fit(prompt, path, entry)
+        if cap:
+            entry = msgspec.structs.replace(entry, max_reply_tokens=min(cap, entry.max_reply_tokens or cap))
+        messages, kept = fit(prompt, path, entry, session.instructions)
         left_out = parent.depth - kept if parent is not None else 0
         turn = self.turns.new(session, parent, prompt, entry, messages, left_out)
         other = entry.id != session.last_model
@@ -723,9 +777,9 @@ class SessionService:
         await self._record("turn_begun", session, actor, db_session, turn=turn, to=entry.id)
         self._publish(db_session, Hint(session.id, "turn_begun", turn.id))
         cap = self.admission.reply_cap(entry, actor.group, rules)
-        ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=cap)
+        ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=cap, wishes=wishes)
         self.turns.start(TurnOrder(turn.id, session.id, entry.provider, ask), db_session)
-        return BegunTurn(turn, await self.standing.of(session, actor, db_session, rules=rules), allowance)
+        return BegunTurn(turn, await self.standing.of(session, actor, db_session, rules=rules), allowance, cap)
 
     async def _beside(
         self,
@@ -779,6 +833,11 @@ class SessionService:
     def _may_write(self, session: Session, actor: Actor) -> None:
         if session.owner_id != actor.id:
             raise Forbidden("Only its owner can write in a session.")
+
+    def _check_instructions(self, session: Session, brought: Brought) -> None:
+        if brought.instructions and brought.instructions != session.instructions:
+            text = "This session has other instructions. Leave them out, or begin a new session."
+            raise InvalidRequest(text, field="instructions")
 
     def _check_version(self, session: Session, expected: int | None) -> None:
         if expected is not None and expected != session.version:

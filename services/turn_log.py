@@ -135,6 +135,12 @@ class TurnLog:
                 if isinstance(event, Ended | Gone):
                     return
 
+    async def await_end(self, turn: Turn, actor: Actor) -> None:
+        """Wait until a turn has ended, its reader lost the right to it, or the server stops."""
+        async with aclosing(self.follow_turn(turn, 0, actor)) as events:
+            async for _ in events:
+                pass
+
     async def follow_session(
         self, session_id: UUID, position: Position, actor: Actor, still: Still = ever
     ) -> AsyncGenerator[Event, None]:

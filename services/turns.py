@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import msgspec
+
 from db.db_session import DbSession, new_id
 from db.tables import Session, Turn
 from services.actor import SYSTEM, Actor
+from services.brought import BroughtTurn
 from services.catalogue import Entry
 from services.clients import Message, Usage
 from services.context import reply_tokens, tokens_asked
@@ -69,6 +72,32 @@ class Turns:
             lease_until=now + LEASE,
             created_at=now,
         )
+
+    def brought(self, session: Session, turns: Sequence[BroughtTurn]) -> list[Turn]:
+        """Rows of ended turns from outside, not yet written; nothing is charged for them."""
+        now, rows = self.now(), list[Turn]()
+        for turn in turns:
+            before = rows[turn.after] if turn.after is not None else None
+            facts = msgspec.structs.asdict(turn)
+            del facts["after"]
+            created_at = turn.created_at or now
+            rows.append(
+                Turn(
+                    **facts
+                    | {
+                        "id": new_id(),
+                        "session_id": session.id,
+                        "owner_id": session.owner_id,
+                        "parent_id": before.id if before is not None else None,
+                        "depth": before.depth + 1 if before is not None else 1,
+                        "created_at": created_at,
+                        "ended_at": turn.ended_at or created_at,
+                        "lease_owner": self.worker,
+                        "lease_until": now,
+                    }
+                )
+            )
+        return rows
 
     def start(self, order: TurnOrder, db_session: DbSession) -> None:
         """Hand a begun turn to the runner after the commit."""

@@ -31,6 +31,7 @@ from tests.markdown import DOCS, PAGES, ROOT, anchors, bare, blocks, headings, l
 from tests.web.running import Server, a_server
 from web import views
 from web.__main__ import main
+from web.completions import ChatCompletion
 from web.errors import STATUS
 from web.guard import BODY_BYTES
 from web.openapi import Problem
@@ -214,7 +215,10 @@ def test_what_is_sent_to_a_url_is_documented(url: str) -> None:
     dependencies, documented = site_map()[url].dependencies or {}, url_table()[url]
     form = getattr(getattr(dependencies.get("form"), "dependency", None), "struct", None)
     query = getattr(getattr(dependencies.get("asked"), "dependency", None), "struct", None)
-    if form is not None:
+    if form is ChatCompletion:
+        rows = table(section(read("docs/openai.md"), "What may be sent"))
+        assert sorted(span for row in rows for span in spans(row[0])) == sorted(fields_of(form))
+    elif form is not None:
         told = re.search(r"`{(.*)}`", documented)
         assert (told[1].split(", ") if told else []) == [
             field.encode_name + ("" if field.required else "?") for field in msgspec.structs.fields(form)

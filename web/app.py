@@ -106,7 +106,9 @@ def create_app(settings: Settings, models: Models, ready: Callable[[], None]) ->
         logging_config=None,
         request_max_body_size=None,
         # Not what streams: its frames go out as they come.
-        compression_config=CompressionConfig(backend="gzip", gzip_compress_level=6, exclude=["/events$", "^/chat"]),
+        compression_config=CompressionConfig(
+            backend="gzip", gzip_compress_level=6, exclude=["/events$", "^/chat", "^/v1/chat"]
+        ),
     )
     # Around the whole application: what the router itself refuses is guarded too.
     app.asgi_handler = Guard(app.asgi_handler, settings.hosts)

@@ -11,6 +11,7 @@ from db.db_session import DatabaseUnavailable
 from services import errors
 from services.errors import LimitReached, Refusal, StorageUnavailable
 from web.answer import html, json, rate_headers, wants
+from web.completions import OpenError, refusal_headers
 from web.templating import render
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,11 @@ def _told(
         "request_id": request.state.get("request_id", ""),
     }
     response: Response[Any]
-    match wants(request):
+    form = "openai" if request.url.path.startswith("/v1/") else wants(request)
+    match form:
+        case "openai":
+            response = json(OpenError.of(status, code, detail, facts.get("field")), status)
+            headers = refusal_headers(status, code, headers)
         case "fragment":
             response = html(render("refusal/refused.html", problem=problem), status)
         case "page":
@@ -132,7 +137,7 @@ def _told(
         case _:
             response = json(problem, status, PROBLEM)
     response.headers.update(headers)
-    if status == 401 and wants(request) != "page":
+    if status == 401 and form != "page":
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
 

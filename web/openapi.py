@@ -9,9 +9,11 @@ import msgspec
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
-from web.errors import STATUS
+from web.completions import SESSION_HEADER, OpenError
+from web.errors import PROBLEM, STATUS
 
 VERSION = "0.1.0"
+FORM = "application/x-www-form-urlencoded"
 
 
 class Problem(msgspec.Struct):
@@ -50,10 +52,9 @@ def describe(app: Litestar) -> dict[str, Any]:
     ]
     structs = {form for _, handler in handlers if (form := _struct(handler, "form"))}
     structs |= {view for _, handler in handlers if isinstance(view := handler.opt["answers"], type)}
-    schemas, components = msgspec.json.schema_components(
-        [*structs, Problem], ref_template="#/components/schemas/{name}"
-    )
-    refs = dict(zip([*structs, Problem], schemas, strict=True))
+    told = [*structs, Problem, OpenError]
+    schemas, components = msgspec.json.schema_components(told, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(told, schemas, strict=True))
     paths: dict[str, Any] = {}
     for path, handler in sorted(handlers, key=lambda one: one[0]):
         methods = sorted(method for method in handler.http_methods if method != "OPTIONS")
@@ -84,16 +85,17 @@ def _operation(path: str, handler: HTTPRouteHandler, refs: dict[Any, Any]) -> di
     }
     if (form := _struct(handler, "form")) is not None:
         body = {"schema": refs[form]}
+        kinds = ("application/json",) if handler.opt.get("openai") else ("application/json", FORM)
         operation["requestBody"] = {
             "required": any(field.required for field in msgspec.structs.fields(form)),
-            "content": {"application/json": body, "application/x-www-form-urlencoded": body},
+            "content": dict.fromkeys(kinds, body),
         }
     return operation
 
 
 def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any]:
     """Every status of a handler: its answer in each form, a plain form's redirect, and the refusals."""
-    view, text = handler.opt["answers"], {"schema": {"type": "string"}}
+    view, text, openai = handler.opt["answers"], {"schema": {"type": "string"}}, handler.opt.get("openai")
     content: dict[str, Any] = {}
     if view == "json":
         content["application/json"] = {"schema": {"type": "object"}}
@@ -101,15 +103,19 @@ def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any
         content["application/json"] = {"schema": refs[view]}
     if view == "stream" or handler.opt.get("streams"):
         content["text/event-stream"] = text
-    if view != "stream" and not handler.opt.get("open"):
+    if view != "stream" and not handler.opt.get("open") and not openai:
         content["text/html"] = text
     status = str(handler.opt.get("status", handler.status_code))
     responses: dict[str, Any] = {status: {"description": "Done."} | ({"content": content} if status != "204" else {})}
     if handler.opt.get("open"):
         return responses | {str(other): responses[status] for other in handler.opt.get("also", ())}
-    if "POST" in handler.http_methods:
+    if "POST" in handler.http_methods and not openai:
         responses["303"] = {"description": "Done; what changed is at Location. The answer to a plain form."}
-    problem = {"application/problem+json": {"schema": refs[Problem]}, "text/html": text}
+    problem = {PROBLEM: {"schema": refs[Problem]}, "text/html": text}
+    if openai:
+        # What is refused before the request reaches its handler is a problem as everywhere.
+        problem = {"application/json": {"schema": refs[OpenError]}, PROBLEM: problem[PROBLEM]}
+        responses["502"] = {"description": "The reply failed.", "content": problem}
     codes: dict[int, list[str]] = {}
     for refusal, number in STATUS.items():
         codes.setdefault(number, []).append(refusal.code)
@@ -127,7 +133,7 @@ def _parameters(path: str, handler: HTTPRouteHandler) -> list[dict[str, Any]]:
     if (query := _struct(handler, "asked")) is not None:
         properties = msgspec.json.schema_components([query])[1][query.__name__]["properties"]
         found += [{"name": name, "in": "query", "required": False, "schema": one} for name, one in properties.items()]
-    headers = {"once": "Idempotency-Key", "stream": "Last-Event-ID"}
+    headers = {"once": "Idempotency-Key", "stream": "Last-Event-ID", "in_session": SESSION_HEADER}
     for mark, header in headers.items():
         if handler.opt.get(mark) or handler.opt["answers"] == mark:
             found.append({"name": header, "in": "header", "required": False, "schema": {"type": "string"}})

@@ -250,6 +250,8 @@ def _checked(settings: Settings) -> Settings:
             raise SettingsError(f"$.models[{place}].provider: there is no provider {model.provider!r}")
         if ids.index(model.id) != place:
             raise SettingsError(f"$.models[{place}].id: {model.id!r} is there twice")
+        if "session" in (model.id, *model.aliases):
+            raise SettingsError(f"$.models[{place}].id: “session” is what scripts call a session's own model")
         if not model.id or len(model.id) > 100 or any(character.isspace() for character in model.id):
             raise SettingsError(f"$.models[{place}].id: an id has 1 to 100 characters and no space")
     defaults = {"$.default_model": settings.default_model}

@@ -24,9 +24,14 @@ def frame(data: str, event: str = "", id: str = "") -> bytes:
 
 
 def stream(frames: AsyncIterator[bytes]) -> Stream:
-    """An answer that goes on until its frames end."""
+    """An answer that goes on until its frames end, and says first how soon to come back."""
+    return stream_of(_begun(frames))
+
+
+def stream_of(frames: AsyncIterator[bytes]) -> Stream:
+    """The same for frames of another kind."""
     return Stream(
-        _begun(frames),
+        frames,
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

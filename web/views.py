@@ -127,6 +127,8 @@ class TurnView(msgspec.Struct, frozen=True):
 class TurnsView(msgspec.Struct, frozen=True):
     turns: list[TurnView]
     next_cursor: str | None
+    #: what the model is told before all of them
+    instructions: str
 
 
 class ModelView(msgspec.Struct, frozen=True):

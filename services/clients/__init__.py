@@ -13,6 +13,23 @@ class Message(msgspec.Struct, frozen=True):
     text: str
 
 
+class Wishes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a reply should be made, under OpenAI's names; what a provider does not know, it leaves aside."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+
+
+#: as the model does by itself
+PLAIN = Wishes()
+
+
 class Ask(msgspec.Struct, frozen=True):
     """One request for a reply."""
 
@@ -21,6 +38,7 @@ class Ask(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...]
     #: 0 leaves it to the provider.
     max_reply_tokens: int
+    wishes: Wishes = PLAIN
 
 
 class Text(msgspec.Struct, frozen=True):

@@ -156,6 +156,7 @@ class OpenAIClient:
         body: dict[str, object] = {
             "messages": [{"role": message.role, "content": message.text} for message in ask.messages],
             "stream_options": {"include_usage": True},
+            **msgspec.to_builtins(ask.wishes),
         }
         if ask.max_reply_tokens:
             body[self._limit_name] = ask.max_reply_tokens

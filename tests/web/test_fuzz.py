@@ -59,6 +59,11 @@ def plausible(name: str, schema: dict[str, Any], world: dict[str, Any]) -> st.Se
         return st.sampled_from(world[name])
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
+    if name == "messages":
+        role = st.sampled_from(["system", "user", "assistant", "developer", "tool", ""])
+        content = st.one_of(st.text(max_size=9), st.just([{"type": "text", "text": "x"}]), ODD)
+        message = st.fixed_dictionaries({"role": role, "content": content})
+        return st.lists(message, max_size=4).map(lambda said: [*said, {"role": "user", "content": "x"}])
     if name == "model":
         return st.sampled_from(["fast", "smart", "none", ""])
     kinds = json.dumps(schema)

@@ -15,6 +15,7 @@ from tests.web.wire import ABSENT, BROWSER, JSON, PROBLEM, begin, chat, create, 
 from web.routes import ROUTES
 
 Node = dict[str, Any]
+FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_both_forms_of_a_body_are_described_with_every_field(description: Node) 
         body = operation["requestBody"]
         required = {field.encode_name for field in msgspec.structs.fields(form) if field.required}
         assert body["required"] == bool(required)
-        assert set(body["content"]) >= {JSON, "application/x-www-form-urlencoded"}
+        assert set(body["content"]) == ({JSON} if key[1].startswith("/v1/") else {JSON, FORM})
         for content in body["content"].values():
             schema = resolved(content["schema"], description)
             names = {field.encode_name for field in msgspec.structs.fields(form)}
@@ -250,6 +251,13 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     check(guest.post("/models/switch", json={"session_id": id, "model": "smart"}), "/models/switch")
     check(guest.post("/models/switch", json={"session_id": id, "model": "smart"}), "/models/switch")
     check(guest.post("/chat", json={"prompt": "x", "session_id": id}), "/chat")
+    check(guest.get("/v1/models"), "/v1/models")
+    hello = {"model": "session", "messages": [{"role": "user", "content": "hello"}]}
+    for asked in (hello, hello | {"messages": []}, hello | {"model": "none"}):
+        check(guest.post("/v1/chat/completions", json=asked), "/v1/chat/completions")
+    for prompt, stream in (("/error 500", False), ("x", True)):
+        asked = hello | {"messages": [{"role": "user", "content": prompt}], "stream": stream}
+        check(guest.post("/v1/chat/completions", json=asked), "/v1/chat/completions")
     check(guest.post(f"/chat/{running['id']}/stop", json={}), "/chat/{turn_id}/stop")
     check(guest.post(f"/chat/{turn['id']}/retry", json={"model": "fast"}), "/chat/{turn_id}/retry")
     check(guest.post(f"/chat/{turn['id']}/edit", json={"prompt": "again"}), "/chat/{turn_id}/edit")

@@ -21,6 +21,7 @@ from tests.web.wire import (
     chat,
     create,
     problem,
+    refused,
     session_of,
     streaming,
     turn_of,
@@ -41,6 +42,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "limit": {"group": "user", "limit": "turns"},
     "moves": {"from": "fast", "to": "smart", "reason": "x"},
     "moves/stop": {"move_id": ABSENT},
+    "completions": {"model": "fast", "messages": [{"role": "user", "content": "x"}]},
 }
 #: what differs between two answers anyway
 OWN = ("x-request-id", "date", "content-length", "set-cookie")
@@ -204,6 +206,25 @@ def test_I11_an_id_in_a_body_is_walked_too(
             assert SECRET not in foreign.text
 
 
+@pytest.mark.parametrize("who", WHO[:2])
+def test_I11_an_id_for_an_openai_client_is_walked_too(owned: Owned, others: dict[str, httpx.Client], who: str) -> None:
+    def asked(session_id: str, **fields: Any) -> list[httpx.Response]:
+        body, url = FIELDS["completions"] | fields, "/v1/chat/completions"
+        return [
+            others[who].post(url, json=body, headers={"X-Turnkeeper-Session": session_id}),
+            others[who].post(url, json=body | {"metadata": {"session_id": session_id}}),
+        ]
+
+    for fields in ({}, {"model": "none"}, {"stream": True}, {"messages": [{"role": "system", "content": SECRET}]}):
+        if "messages" in fields:
+            fields = {"messages": [*fields["messages"], *FIELDS["completions"]["messages"]]}
+        for session_id in (owned.session_id, owned.busy_session_id):
+            for foreign, absent in zip(asked(session_id, **fields), asked(ABSENT, **fields), strict=True):
+                assert told(foreign, session_id) == told(absent, ABSENT)
+                assert foreign.status_code == 404
+                assert SECRET not in foreign.text
+
+
 def test_the_turn_of_somebody_else_is_no_place_in_ones_own_session(
     owned: Owned, others: dict[str, httpx.Client]
 ) -> None:
@@ -322,7 +343,7 @@ def test_without_guests_every_route_wants_an_account(tmp_path_factory: pytest.Te
                 for method in handler.http_methods - {"OPTIONS", "HEAD"}:
                     case = Case(method, path, handler.fn.__name__)
                     answer = asked(nobody, case, filled(path, ABSENT, ABSENT), JSON)
-                    problem(answer, 401, "unauthenticated")
+                    refused(answer, 401, "unauthenticated")
                     assert answer.headers["www-authenticate"].startswith("Bearer")
                     assert "set-cookie" not in answer.headers
                     walked += 1

@@ -9,7 +9,7 @@ import pytest
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
-from tests.web.wire import BROWSER, JSON, create, is_page, problem
+from tests.web.wire import BROWSER, JSON, create, is_page, problem, refused
 from web.app import create_app
 from web.routes import ROUTES
 from web.settings import Settings
@@ -164,7 +164,7 @@ def test_a_method_that_a_url_does_not_take_is_a_405_that_names_those_it_takes(gu
     takes = {method for method, declared, _ in ALL if concrete(declared) == path}
     for method in ("PUT", "PATCH", "DELETE", *({"GET", "POST"} - takes)):
         answer = guest.request(method, path)
-        problem(answer, 405, "method_not_allowed")
+        refused(answer, 405, "method_not_allowed")
         assert takes <= set(answer.headers["allow"].replace(" ", "").split(","))
 
 

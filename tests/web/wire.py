@@ -82,6 +82,14 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     return found
 
 
+def refused(response: httpx.Response, status: int, code: str) -> None:
+    """A refusal in the form of its URL: OpenAI's below /v1, a problem everywhere else."""
+    if response.request.url.path.startswith("/v1/"):
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    else:
+        problem(response, status, code)
+
+
 def is_page(response: httpx.Response) -> bool:
     """Whether it is a whole HTML page."""
     return response.headers.get("content-type", "").startswith("text/html") and "<!doctype html>" in response.text

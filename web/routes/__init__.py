@@ -2,7 +2,7 @@
 
 from litestar.handlers import HTTPRouteHandler
 
-from web.routes import admin, chat, health, home, limits, login, models, session
+from web.routes import admin, chat, health, home, limits, login, models, session, v1
 
 ROUTES: list[HTTPRouteHandler] = [
     home.show_home,
@@ -30,6 +30,9 @@ ROUTES: list[HTTPRouteHandler] = [
     chat.stop_turn,
     chat.retry_turn,
     chat.edit_turn,
+    # the same for OpenAI's clients
+    v1.list_open_models,
+    v1.complete_chat,
     # who
     login.show_login,
     login.sign_in,

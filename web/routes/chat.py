@@ -1,6 +1,5 @@
 """/chat — prompts and their replies."""
 
-from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -47,9 +46,7 @@ class Reply:
             case "stream":
                 response = stream(for_scripts(self._log.follow_turn(begun.turn, 0, self._actor, self._still)))
             case "json":
-                async with aclosing(self._log.follow_turn(begun.turn, 0, self._actor)) as events:
-                    async for _ in events:
-                        pass
+                await self._log.await_end(begun.turn, self._actor)
                 turn, text = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
                 response = json(TurnView.of(turn, text))
                 # It has ended since it was begun, so what it held is free again.

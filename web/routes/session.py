@@ -100,6 +100,7 @@ async def show_session(
         "session.html",
         SessionView.of(session),
         turns=[TurnView.of(turn, found.text) for turn in found.turns],
+        instructions=session.row.instructions if context["mine"] else "",
         earlier=found.earlier,
         position=Position.after(found.turns, found.text),
         recent=sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30)),
@@ -118,15 +119,17 @@ async def list_turns(
 ) -> Response[Any]:
     """The transcript from its end backwards, or with `all` every turn from the first on."""
     session = await sessions.get_session(session_id, db_session, actor=actor)
-    size, reading = asked.limit, Reads(sessions)
+    size, reading, instructions = asked.limit, Reads(sessions), session.row.instructions
     if asked.all:
         turns = await reading.siblings(session, db_session, actor=actor, after=asked.cursor, limit=size + 1)
         more = turns[size - 1].id if len(turns) > size else None
-        view = TurnsView([TurnView.of(turn) for turn in turns[:size]], str(more) if more else None)
+        view = TurnsView([TurnView.of(turn) for turn in turns[:size]], str(more) if more else None, instructions)
     else:
         found = await reading.transcript(session, db_session, actor=actor, last=asked.cursor, limit=size)
         view = TurnsView(
-            [TurnView.of(turn, found.text) for turn in found.turns], str(found.earlier) if found.earlier else None
+            [TurnView.of(turn, found.text) for turn in found.turns],
+            str(found.earlier) if found.earlier else None,
+            instructions,
         )
     return page(request, "session/turns.html", view, session=SessionView.of(session))
 
