@@ -10,6 +10,9 @@ JOBS ?= auto
 TEST_SECONDS ?= 1800
 SECONDS ?=
 PEOPLE ?=
+KILLS ?=
+TURNS ?=
+DATABASE ?=
 SEED ?=
 
 PY  := .venv/bin/python
@@ -21,7 +24,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test rules check lint types architecture format bench soak wheel lock clean browser
+.PHONY: help run test rules check lint types architecture format bench soak chaos wheel lock clean browser
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +60,9 @@ bench: .venv/.dev ## measure (ARGS= goes to the benchmarks)
 
 soak: .venv/.dev ## an hour of mixed load: does anything grow, fail or get lost? (SECONDS=, PEOPLE=, SEED=)
 	@SECONDS='$(SECONDS)' PEOPLE='$(PEOPLE)' SEED='$(SEED)' $(PY) -m benchmarks.soak
+
+chaos: .venv/.dev ## kill the server 200 times under running turns: is anything lost? (KILLS=, TURNS=, SEED=, DATABASE=)
+	@KILLS='$(KILLS)' TURNS='$(TURNS)' SEED='$(SEED)' DATABASE='$(DATABASE)' $(PY) -m tests.chaos
 
 wheel: .venv/.runtime ## build dist/turnkeeper-….whl
 	@$(PY) -m hatchling build --target wheel

@@ -123,6 +123,28 @@ class Ledger:
                     self._unseen.add(row["owner_id"])
 
 
+def the_books_are_balanced(rows: Rows) -> None:
+    """What holds of any rows that nobody writes to at the moment, however they came about; no turn may be deleted."""
+    I2_one_running_turn_per_session(rows)
+    text_of_turns(rows)
+    ended = [turn for turn in rows["turn"] if turn["state"] != "running"]
+    writing = {piece["turn_id"] for piece in rows["turn_piece"]}
+    assert not writing & {turn["id"] for turn in ended}
+    charges = [
+        (turn["owner_id"], turn["ended_at"].date(), turn["prompt_tokens"] + turn["reply_tokens"], turn["cost_nanos"])
+        for turn in ended
+        if turn["copied_from"] is None
+    ]
+    I8_what_was_used_is_the_sum_of_the_turns(charges, set(), rows)
+    turns_of = _by_session(rows["turn"])
+    for session_id, switches in _by_session(rows["journal"], "model_switched").items():
+        I3_the_switches_form_one_chain(session_id, switches, rows)
+    journal_of = _by_session(rows["journal"])
+    for session in rows["session"]:
+        the_turns_form_a_tree(session, turns_of[session["id"]])
+        the_journal_tells_everything(session, turns_of[session["id"]], journal_of[session["id"]])
+
+
 def _cost_if_stopped(turn: Row, rows: Rows, day: date) -> tuple[UUID, date, int, int]:
     reply_tokens = tokens_of(text_of_turns(rows)[turn["id"]])
     prices = [(row["price_in_nanos"], row["price_out_nanos"]) for row in rows["model"] if row["id"] == turn["model"]]
