@@ -403,8 +403,8 @@ class Chaos:
                 f" ({min(self.cut)} to {max(self.cut)})",
                 f"turns: {len(self.ended)} ({', '.join(f'{count} {state}' for state, count in states.most_common())}),"
                 f" {again} of them continued or asked again; {sum(len(asked.readers) for asked in self.ended)} streams",
-                f"characters: {self.shown:,} shown to readers that were cut off, {kept:,} stored, each held against what was"
-                " sent; lost: 0, doubled: 0",
+                f"characters: {self.shown:,} shown to readers that were cut off, {kept:,} stored, each held against"
+                " what was sent; lost: 0, doubled: 0",
                 f"ready again after {statistics.median(self.restarts):.2f} s ({max(self.restarts):.2f} s at most)",
                 f"interrupted turns were free {statistics.median(self.freed):.1f} s after the kill"
                 f" ({max(self.freed):.1f} s at most)",
