@@ -523,6 +523,20 @@ class DbSession:
             now,
         )
 
+    async def end_leases(self, workers: Sequence[UUID], now: datetime) -> None:
+        """Let the leases of dead workers lapse at once: of their turns, and of the moves they ran."""
+        await Turn.raw(
+            "UPDATE turn SET lease_until = {} WHERE id IN (SELECT id FROM turn "  # noqa: S608
+            f"WHERE state = 'running' AND lease_owner IN ({_marks(workers)}) AND lease_until > {{}} "
+            f"ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
+            now,
+            *workers,
+            now,
+        )
+        await ModelMove.update({ModelMove.lease_until: now}).where(
+            ModelMove.state == "running", ModelMove.lease_owner.is_in(list(workers))
+        )
+
     async def list_held_turns(
         self, turn_ids: Sequence[UUID], worker: UUID, now: datetime, *, lock: bool = True
     ) -> set[UUID]:

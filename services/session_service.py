@@ -537,6 +537,11 @@ class SessionService:
             now = self.now()
             await db_session.renew_leases(turn_ids, self.worker, now, now + LEASE)
 
+    async def succeed(self, workers: Sequence[UUID], db_session: DbSession) -> None:
+        """Free what workers held that are known to be dead; the next sweep writes the ends of their turns."""
+        async with self.units.writing(db_session):
+            await db_session.end_leases(workers, self.now())
+
     async def held_turns(self, turn_ids: Sequence[UUID], db_session: DbSession) -> set[UUID]:
         """Those of `turn_ids` that this worker may still write to: nobody has ended them, and their leases live."""
         return await db_session.list_held_turns(turn_ids, self.worker, self.now(), lock=False)

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
+from uuid import UUID
 
 from litestar import Litestar, Router
 from litestar.config.compression import CompressionConfig
@@ -41,8 +42,18 @@ from web.welcome import Models
 DRAIN_SECONDS = 5.0
 
 
-def create_app(settings: Settings, models: Models, ready: Callable[[], None]) -> Litestar:
-    """The application for one process, on a database that is prepared; tells when it is `ready`."""
+def create_app(
+    settings: Settings,
+    models: Models,
+    ready: Callable[[], None],
+    *,
+    worker: UUID | None = None,
+    dead: Sequence[UUID] = (),
+) -> Litestar:
+    """The application for one process, on a database that is prepared; tells when it is `ready`.
+
+    `dead` are workers in whose place this one is.
+    """
     engine = open_engine(settings.database_url)
     # SQLite serves one process, so whatever still runs there is left over from one that died.
     alone = engine.engine_type == "sqlite"
@@ -57,12 +68,14 @@ def create_app(settings: Settings, models: Models, ready: Callable[[], None]) ->
     async def serving(app: Litestar) -> AsyncIterator[None]:
         await engine.start()
         pool = ClientPool(models.providers)
-        sessions = SessionService(pool, bus)
+        sessions = SessionService(pool, bus, worker=worker)
         runner = sessions.runner = TurnRunner(sessions, pool, open_session)
         said = configured(models.models, settings.rules, models.default_model)
         governance, moves = Governance(sessions.units, said, sessions.now), Moves(sessions)
         mover = MoveRunner(moves, sessions.worker, open_session)
         await bus.open()
+        if dead:
+            await sessions.succeed(dead, open_session())
         await sessions.sweep(open_session(), alone=alone)
         app.state.update(pool=pool, sessions=sessions, log=TurnLog(sessions, bus, open_session, drained))
         app.state.update(governance=governance, moves=moves)

@@ -8,10 +8,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import FrameType
+from uuid import UUID, uuid4
 
 from web.settings import Settings
 from web.welcome import Models
@@ -33,7 +34,15 @@ class NoneStarted(Exception):
     """The first workers ended before any of them was ready; they have said why."""
 
 
-def serve(settings: Settings, models: Models, listener: socket.socket, ready: Callable[[], None]) -> None:
+def serve(
+    settings: Settings,
+    models: Models,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    *,
+    worker: UUID | None = None,
+    dead: Sequence[UUID] = (),
+) -> None:
     """Serve in this process until a signal comes."""
     import uvicorn
 
@@ -42,7 +51,7 @@ def serve(settings: Settings, models: Models, listener: socket.socket, ready: Ca
 
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, models, ready),
+            create_app(settings, models, ready, worker=worker, dead=dead),
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies or None,
             server_header=False,
@@ -136,13 +145,18 @@ class _Place:
         #: when the next one may start
         self.again_at = 0.0
         self._died_young = 0
+        #: under which name it holds turns, and those before it whose turns nobody has freed yet
+        self._worker = uuid4()
+        self._dead: list[UUID] = []
 
     def fill(self) -> None:
         """Start a worker where there is none, once its time has come."""
         if self.process is not None or time.monotonic() < self.again_at:
             return
         self._word, word = _processes.Pipe(duplex=False)
-        self.process = _processes.Process(target=_work, args=(*self._work, word), daemon=True)
+        self._worker = uuid4()
+        told = (*self._work, word, self._worker, tuple(self._dead))
+        self.process = _processes.Process(target=_work, args=told, daemon=True)
         self.process.start()
         word.close()
         self._begun_at = time.monotonic()
@@ -164,6 +178,8 @@ class _Place:
             begun = self._word.recv_bytes() == b"ready"
         self._word.close()
         self._word = None
+        if begun:
+            self._dead.clear()
         return begun
 
     def has_ended(self) -> bool:
@@ -178,10 +194,13 @@ class _Place:
         log.warning("worker %s has ended (%s); another takes its place", self.process.pid, self.process.exitcode)
         self.process.close()
         self.process = None
+        self._dead.append(self._worker)
         return True
 
 
-def _work(settings: Settings, models: Models, listener: socket.socket, word: Connection) -> None:
+def _work(
+    settings: Settings, models: Models, listener: socket.socket, word: Connection, worker: UUID, dead: Sequence[UUID]
+) -> None:
     """What a worker does."""
     # Ctrl-C reaches the whole group; the parent hands on what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -191,7 +210,7 @@ def _work(settings: Settings, models: Models, listener: socket.socket, word: Con
         with suppress(OSError), word:
             word.send_bytes(b"ready")
 
-    serve(settings, models, listener, ready)
+    serve(settings, models, listener, ready, worker=worker, dead=dead)
 
 
 def _end_with_the_parent() -> None:
