@@ -27,8 +27,8 @@ OUTGOING = 5000
 SEND_SECONDS = 5.0
 #: a silent wire is asked this often whether it still carries anything
 PULSE_SECONDS = 5.0
-#: between two attempts to connect: at first, and at most
-PAUSE_SECONDS = (0.1, 5.0)
+#: between two attempts to connect: at least, and at most
+PAUSE_SECONDS = (0.05, 5.0)
 #: how often readers look for themselves while the wire is broken, if there are no more than LOOKS_A_SECOND of them
 LOOK_SECONDS = 1.0
 LOOKS_A_SECOND = 500
@@ -106,15 +106,16 @@ class SharedEventBus(MemoryEventBus):
     # ------------------------------------------------------------ the wire
 
     async def _keep_connected(self) -> None:
-        first, most = PAUSE_SECONDS
+        clock, (first, most) = asyncio.get_running_loop().time, PAUSE_SECONDS
         pause, told = first, False
         while True:
+            begun = clock()
             try:
                 self._lost = False
                 async with self._wire.connect(self._receive, self._break) as send:
                     if told:
                         log.warning("live events from other processes come again")
-                    pause, told = first, False
+                        told = False
                     await self._carry(send)
                     return
             except Exception as error:
@@ -124,9 +125,9 @@ class SharedEventBus(MemoryEventBus):
                 told = True
             finally:
                 self._connected.clear()
-            self._wake_everybody()
+            # One that broke soon after it was made does not count as a fresh start.
+            pause = first if clock() - begun > 2 * most else min(2 * pause, most)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, most)
 
     async def _carry(self, send: Send) -> None:
         """Send what is due, to the last when this process stops. Raises Broken."""

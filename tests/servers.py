@@ -174,8 +174,14 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A real Redis that keeps nothing: `redis://…`."""
-    folder = Path(tempfile.mkdtemp(prefix="turnkeeper-redis-"))
-    port, password = free_port(), secrets.token_urlsafe(12)
+    with a_redis(free_port()) as url:
+        yield url
+
+
+@contextmanager
+def a_redis(port: int, password: str = "") -> Iterator[str]:
+    """A Redis for one block."""
+    folder, password = Path(tempfile.mkdtemp(prefix="turnkeeper-redis-")), password or secrets.token_urlsafe(12)
     settings = folder / "redis.conf"
     settings.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nsave ""\nappendonly no\n')
     settings.chmod(0o600)

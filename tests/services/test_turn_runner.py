@@ -348,6 +348,49 @@ async def test_G6_a_worker_that_wakes_up_at_the_end_of_its_turn_changes_nothing(
     assert await db_session.text_of(turn.id) == shown(published, turn) == "tok0 "
 
 
+@pytest.mark.parametrize("way", ["stopped", "deleted", "lapsed"])
+async def test_G7_what_another_process_ends_closes_the_connection_of_a_silent_provider_within_a_second(
+    runner: TurnRunner, sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor,
+    echo: WatchedEcho, until: Until, clock: Clock, way: str, published: list[Hint], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Nothing tells this process: no hint, and no text that could be refused."""
+    turn = (await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)).turn
+    other = (await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)).turn
+    await until(lambda: shown(published, turn) and shown(published, other) and echo.open == 2)
+    began = asyncio.get_running_loop().time()
+    if way == "stopped":
+        await other_worker.stop_turn(turn.id, db_session, actor=ann)
+    elif way == "deleted":
+        await other_worker.delete_session(turn.session_id, db_session, actor=ann)
+    else:
+        await db_session.end_leases([sessions.worker], clock())
+        await sessions.heartbeat([turn.id, other.id], db_session)
+    left = 0 if way == "lapsed" else 1
+    await until(lambda: echo.open == runner.running == left)
+    assert asyncio.get_running_loop().time() - began < 1
+    if left:
+        await sessions.stop_turn(other.id, db_session, actor=ann)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_G5_whoever_succeeds_a_dead_worker_frees_what_it_held_at_once(
+    sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor, bob: Actor,
+    configure: Configure, published: list[Hint],
+) -> None:  # fmt: skip
+    await configure("user", concurrent_turns=1)
+    theirs = (await other_worker.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await other_worker.append([(theirs.session_id, theirs.id, 0, "so far")], db_session)
+    ours = (await sessions.begin_turn(None, "Hello", db_session, actor=bob)).turn
+    await sessions.succeed([other_worker.worker, UUID(int=1)], db_session)
+    assert await other_worker.append([(theirs.session_id, theirs.id, 6, "!")], db_session) == set()
+    assert (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn.state == "running"
+    assert await sessions.sweep(db_session, thorough=False) == 1
+    kept, held = await db_session.find_turn(theirs.id), await db_session.find_turn(ours.id)
+    assert kept is not None and (kept.state, kept.reply) == ("interrupted", "so far")
+    assert held is not None and held.state == "running"
+    assert Hint(theirs.session_id, "turn_ended", theirs.id) in published
+
+
 async def test_G6_leases_are_renewed_and_lapsed_ones_swept(
     sessions: SessionService, other_worker: SessionService, pool: ClientPool, opened: Opened, db_session: DbSession,
     ann: Actor, until: Until, clock: Clock, configure: Configure, ended: Ended, published: list[Hint],

@@ -1,0 +1,386 @@
+"""Hints between processes over a real PostgreSQL and a real Redis, cut and silenced: late, and never wrong."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from db.db_session import DbSession
+from db.engine import Engine
+from db.wire import PostgresWire
+from services import shared_bus
+from services.actor import Actor
+from services.client_pool import ClientPool
+from services.event_bus import Hint, MemoryEventBus, Subscription
+from services.redis_wire import RedisWire
+from services.session_service import SessionService
+from services.shared_bus import MISSED, OUTGOING, SharedEventBus, Wire
+from services.turn_log import Changed, Delta, Ended, Event, Position, TurnLog
+from tests.conftest import Clock, Orders, Until
+from tests.servers import a_redis, free_port
+
+SESSION, OTHER, TURN = uuid4(), uuid4(), uuid4()
+TEXT = "Zwölf Boxkämpfer 🦊 e\u0301 \u2028 \0 'jagen' \"Viktor\"\n"
+
+
+class Counted:
+    """A real wire, whose messages are counted."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.most_bytes = wire.most_bytes
+        self.sent: list[str] = []
+        self.connections = 0
+
+    @asynccontextmanager
+    async def connect(
+        self, receive: Callable[[str], None], lost: Callable[[], None]
+    ) -> AsyncIterator[Callable[[Sequence[str]], Awaitable[None]]]:
+        async with self._wire.connect(receive, lost) as send:
+            self.connections += 1
+
+            async def counted(messages: Sequence[str]) -> None:
+                self.sent += messages
+                await send(messages)
+
+            yield counted
+
+
+class Carrier:
+    """What carries the hints, and the ways in which it fails."""
+
+    def __init__(self, kind: str, url: str) -> None:
+        self.kind, self.url = kind, url
+
+    def wire(self) -> Counted:
+        return Counted(PostgresWire(self.url) if self.kind == "postgres" else RedisWire(self.url))
+
+    async def cut(self) -> int:
+        """End every connection of ours from the other side; how many there were."""
+        if self.kind == "postgres":
+            connection = await asyncpg.connect(self.url)
+            ended = await connection.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'turnkeeper events'"
+            )
+            await connection.close()
+            return len(ended)
+        async with Redis.from_url(self.url) as client:
+            return int(await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"))
+
+
+@pytest.fixture(params=["postgres", "redis"])
+def carrier(request: pytest.FixtureRequest) -> Carrier:
+    return Carrier(request.param, request.getfixturevalue(f"{request.param}_url"))
+
+
+Buses = Callable[[Wire], Awaitable[SharedEventBus]]
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Buses]:
+    """Opens buses, each as a process of its own would."""
+    async with AsyncExitStack() as stack:
+
+        async def an_open_bus(wire: Wire) -> SharedEventBus:
+            bus = SharedEventBus(wire)
+            await bus.open()
+            stack.push_async_callback(bus.close)
+            return bus
+
+        yield an_open_bus
+
+
+def quiet(subscription: Subscription) -> list[Hint]:
+    """What has come but for the advice to look."""
+    return [hint for hint in subscription.take() if hint != MISSED]
+
+
+async def settled(*subscriptions: Subscription, until: Until) -> None:
+    """Wait until everybody is told to look, as each loss and each new connection does."""
+    await until(lambda: all(MISSED in one.hints for one in subscriptions))
+    for one in subscriptions:
+        one.take()
+
+
+async def comes(subscription: Subscription, hint: Hint, *, until: Until) -> None:
+    await until(lambda: hint in subscription.hints)
+
+
+# ---------------------------------------------------------------- one process
+
+
+async def test_a_hint_reaches_those_who_watch_its_session_and_nobody_else() -> None:
+    bus = MemoryEventBus()
+    await bus.open()
+    with bus.subscribe(SESSION) as first, bus.subscribe(SESSION) as second, bus.subscribe(OTHER) as other:
+        bus.publish(Hint(SESSION, "session"))
+        assert first.take() == second.take() == [Hint(SESSION, "session")]
+        assert other.take() == []
+    bus.publish(Hint(SESSION, "session"))
+    assert first.take() == []
+    await bus.close()
+
+
+# ---------------------------------------------------------------- several
+
+
+async def test_a_hint_is_here_at_once_and_there_soon_and_nowhere_twice(
+    carrier: Carrier, opened: Buses, until: Until
+) -> None:
+    here, there = await opened(carrier.wire()), await opened(carrier.wire())
+    with here.subscribe(SESSION) as mine, there.subscribe(SESSION) as theirs, there.subscribe(OTHER) as others:
+        hints = [
+            Hint(SESSION, "turn_begun", TURN),
+            *(Hint(SESSION, "text", TURN, at, TEXT[at : at + 3]) for at in range(0, len(TEXT), 3)),
+            Hint(SESSION, "turn_ended", TURN),
+            Hint(SESSION, "session"),
+        ]
+        for hint in hints:
+            here.publish(hint)
+            assert quiet(mine) == [hint], "it took a way around"
+        last = Hint(SESSION, "last", TURN)
+        here.publish(last)
+        await comes(theirs, last, until=until)
+        assert quiet(theirs) == [*hints, last]
+        # What comes back to its sender is not told again.
+        there.publish(last)
+        await until(lambda: list(mine.hints).count(last) > 1)
+        assert quiet(mine) == [last, last]
+        assert quiet(others) == []
+
+
+async def test_what_is_committed_together_goes_out_together_and_nothing_while_nothing_happens(
+    carrier: Carrier, opened: Buses, until: Until
+) -> None:
+    """One message for a tick of all turns, however many run."""
+    wire = carrier.wire()
+    here, there = await opened(wire), await opened(carrier.wire())
+    sessions = [uuid4() for _ in range(64)]
+    with there.subscribe(sessions[-1]) as theirs:
+        wire.sent.clear()
+        for tick in range(3):
+            for session in sessions:
+                here.publish(Hint(session, "text", TURN, tick * 5, "five "))
+            await comes(theirs, Hint(sessions[-1], "text", TURN, tick * 5, "five "), until=until)
+        # PostgreSQL takes 8,000 bytes at once.
+        assert len(wire.sent) <= (6 if carrier.kind == "postgres" else 3)
+        await asyncio.sleep(0.2)
+        assert len(wire.sent) <= 6
+
+
+async def test_text_that_is_too_long_is_left_to_the_rows(carrier: Carrier, opened: Buses, until: Until) -> None:
+    wire = carrier.wire()
+    wire.most_bytes = min(wire.most_bytes, 7999)
+    here, there = await opened(wire), await opened(carrier.wire())
+    with there.subscribe(SESSION) as theirs:
+        for size in [*range(7800, 8020), 20_000, 1_000_000]:
+            hint = Hint(SESSION, "text", TURN, 0, "x" * size)
+            here.publish(hint)
+            await until(lambda: any(one != MISSED for one in theirs.hints))
+            assert quiet(theirs) in ([hint], [Hint(SESSION, "more", TURN)])
+        assert all(len(message.encode()) <= wire.most_bytes for message in wire.sent)
+        here.publish(Hint(SESSION, "text", TURN, 0, "ü" * 5000))
+        here.publish(Hint(SESSION, "session"))
+        await comes(theirs, Hint(SESSION, "session"), until=until)
+        assert quiet(theirs) == [Hint(SESSION, "more", TURN), Hint(SESSION, "session")]
+
+
+async def test_what_is_no_hint_is_passed_over(
+    carrier: Carrier, opened: Buses, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = carrier.wire()
+    here, there = await opened(wire), await opened(carrier.wire())
+    with there.subscribe(SESSION) as theirs:
+        async with carrier.wire().connect(lambda _: None, lambda: None) as send:
+            await send(["nonsense", "0123456789abcdef[[1]]", "0123456789abcdef{}", "é" * 16 + "[]"])
+        here.publish(Hint(SESSION, "session"))
+        await comes(theirs, Hint(SESSION, "session"), until=until)
+        assert quiet(theirs) == [Hint(SESSION, "session")]
+    assert caplog.records == []
+
+
+async def test_more_than_can_be_sent_makes_the_others_look_instead(
+    carrier: Carrier, opened: Buses, until: Until
+) -> None:
+    here, there = await opened(carrier.wire()), await opened(carrier.wire())
+    last = Hint(SESSION, "turn_ended", TURN)
+    with there.subscribe(SESSION) as theirs, there.subscribe(OTHER) as others:
+        for number in range(OUTGOING + 10):
+            here.publish(Hint(SESSION, "text", TURN, number, "x"))
+        here.publish(last)
+        assert len(here._outgoing) < 20
+        await comes(theirs, last, until=until)
+        await comes(others, MISSED, until=until)
+
+
+async def test_the_last_hints_of_a_process_that_stops_are_sent(carrier: Carrier, opened: Buses, until: Until) -> None:
+    stopping, there = SharedEventBus(carrier.wire()), await opened(carrier.wire())
+    await stopping.open()
+    with there.subscribe(SESSION) as theirs:
+        stopping.publish(Hint(SESSION, "turn_ended", TURN))
+        await stopping.close()
+        await comes(theirs, Hint(SESSION, "turn_ended", TURN), until=until)
+    stopping.publish(Hint(SESSION, "turn_ended", TURN))
+
+
+# ---------------------------------------------------------------- cuts
+
+
+async def test_after_a_cut_everybody_looks_and_hints_come_again(
+    carrier: Carrier, opened: Buses, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    wires = [carrier.wire(), carrier.wire()]
+    here, there = [await opened(wire) for wire in wires]
+    with here.subscribe(SESSION) as mine, there.subscribe(SESSION) as theirs:
+        await settled_down(mine, theirs)
+        for cut in range(1, 4):
+            assert await carrier.cut() >= 2
+            await until(lambda: all(wire.connections > cut for wire in wires))  # noqa: B023
+            await settled(mine, theirs, until=until)
+            hint = Hint(SESSION, "text", TURN, cut, TEXT)
+            here.publish(hint)
+            assert hint in mine.hints
+            await comes(theirs, hint, until=until)
+            mine.take()
+            there.publish(hint)
+            await comes(mine, hint, until=until)
+            await settled_down(mine, theirs)
+    told = [record.getMessage() for record in caplog.records]
+    assert any("come late" in line for line in told) and any("come again" in line for line in told)
+    assert not any(record.exc_info or record.levelno > logging.WARNING for record in caplog.records)
+
+
+async def settled_down(*subscriptions: Subscription) -> None:
+    await asyncio.sleep(0.05)
+    for one in subscriptions:
+        one.take()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers look every 20 ms, and a wire that is silent for 0.4 s is given up."""
+    monkeypatch.setattr(shared_bus, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(shared_bus, "PULSE_SECONDS", 0.2)
+    monkeypatch.setattr(shared_bus, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(shared_bus, "PAUSE_SECONDS", (0.05, 0.1))
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_while_redis_is_away_readers_look_for_themselves_and_nothing_else_suffers(
+    opened: Buses, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, hint = free_port(), Hint(SESSION, "session")
+    carrier = Carrier("redis", f"redis://:secret@127.0.0.1:{port}/0")
+    here, there = await opened(carrier.wire()), await opened(carrier.wire())
+    with here.subscribe(SESSION) as mine, there.subscribe(SESSION) as theirs:
+        for _ in range(2):
+            for _ in range(3):
+                here.publish(hint)
+                assert hint in mine.hints
+                await settled(mine, theirs, until=until)
+            assert here._outgoing == []
+            with ExitStack() as stack:
+                # Beside the loop: a start takes a moment, in which readers look on.
+                await asyncio.to_thread(stack.enter_context, a_redis(port, "secret"))
+                await until(lambda: here._connected.is_set() and there._connected.is_set())
+                await settled(mine, theirs, until=until)
+                await settled_down(mine, theirs)
+                here.publish(hint)
+                await comes(theirs, hint, until=until)
+                await asyncio.to_thread(stack.close)
+            await until(lambda: not here._connected.is_set() and not there._connected.is_set())
+    assert "secret" not in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_wire_that_falls_silent_without_breaking_is_given_up(
+    opened: Buses, until: Until, redis_url: str
+) -> None:
+    wire = RedisWire(redis_url)
+    here, there = await opened(wire), await opened(RedisWire(redis_url))
+    with there.subscribe(SESSION) as theirs:
+        async with Redis.from_url(redis_url) as client:
+            hanging = asyncio.create_task(client.execute_command("DEBUG", "SLEEP", "1.5"))
+            await until(lambda: not here._connected.is_set() and not there._connected.is_set())
+            assert not hanging.done()
+            await settled(theirs, until=until)
+            await hanging
+        await until(lambda: here._connected.is_set() and there._connected.is_set())
+        here.publish(Hint(SESSION, "session"))
+        await comes(theirs, Hint(SESSION, "session"), until=until)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_many_readers_are_told_to_look_a_few_at_a_time(
+    opened: Buses, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_bus, "LOOKS_A_SECOND", 1000)
+    bus = await opened(RedisWire(f"redis://127.0.0.1:{free_port()}"))
+    with ExitStack() as stack:
+        watching = [stack.enter_context(bus.subscribe(uuid4())) for _ in range(300)]
+        await until(lambda: all(MISSED in one.hints for one in watching))
+        for one in watching:
+            one.take()
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.5)
+        looks = sum(len(one.hints) for one in watching)
+        # With what was under way already.
+        assert 0 < looks <= 1000 * (asyncio.get_running_loop().time() - began) + 300
+
+
+# ---------------------------------------------------------------- whole streams
+
+
+class Reading:
+    """A reader in another process than the turn."""
+
+    def __init__(self, log: TurnLog, session_id: UUID, actor: Actor) -> None:
+        self.events: list[Event] = []
+        self.text = ""
+        self.task = asyncio.create_task(self._read(log, session_id, actor))
+
+    async def _read(self, log: TurnLog, session_id: UUID, actor: Actor) -> None:
+        async for event in log.follow_session(session_id, Position(version=0), actor):
+            self.events.append(event)
+            if isinstance(event, Delta):
+                assert event.offset == len(self.text)
+                self.text += event.text
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("cut", [0, 2, 7, 100])
+async def test_I13_a_reader_in_another_process_misses_nothing_however_often_the_wire_is_cut(
+    carrier: Carrier, sessions: SessionService, engine: Engine, pool: ClientPool, clock: Clock, orders: Orders,
+    ann: Actor, db_session: DbSession, opened: Buses, until: Until, monkeypatch: pytest.MonkeyPatch, cut: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(shared_bus, "PAUSE_SECONDS", (0.01, 0.05))
+    here, there = await opened(carrier.wire()), await opened(carrier.wire())
+    writing, reading_side = SessionService(pool, here, now=clock), SessionService(pool, there, now=clock)
+    writing.runner = orders
+    log = TurnLog(reading_side, there, lambda: DbSession(engine), asyncio.Event())
+    session_id = (await writing.create_session(db_session, actor=ann)).row.id
+    reading = Reading(log, session_id, ann)
+    await until(lambda: there._watching)
+    turn = (await writing.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    text = "".join(f"{number} äöü 🦊 " for number in range(60))
+    for number, start in enumerate(range(0, len(text), 20)):
+        if cut and number % cut == 1:
+            await carrier.cut()
+        await writing.append([(session_id, turn.id, start, text[start : start + 20])], db_session)
+        if not cut:
+            await until(lambda: len(reading.text) >= start)  # noqa: B023
+    await writing.switch_model(session_id, "smart", db_session, actor=ann)
+    await writing.finish_turn(turn.id, db_session, state="done", tail="!")
+    await until(lambda: any(isinstance(event, Ended) for event in reading.events))
+    assert reading.text == text + "!"
+    await until(
+        lambda: any(isinstance(event, Changed) and event.session.current.id == "smart" for event in reading.events)
+    )
+    reading.task.cancel()
+    await asyncio.gather(reading.task, return_exceptions=True)
