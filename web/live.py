@@ -1,6 +1,7 @@
 """What the controls of a session page show, for the answer to a verb and for the live page alike."""
 
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from litestar import Request
@@ -15,6 +16,7 @@ from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event
 from web.answer import wants
 from web.given import Db, Pool, Sessions, Who
+from web.markdown import Growing
 from web.templating import render
 from web.views import SessionView, TurnView, models_view
 
@@ -28,6 +30,8 @@ class Controls:
         self._sessions, self._db_session, self._actor, self._pool = sessions, db_session, actor, pool
         #: whether the answer is HTML at all
         self._needed = needed
+        #: the reply this stream shows while it is written
+        self._growing: tuple[UUID, Growing] | None = None
 
     async def of(self, session: LiveSession) -> dict[str, Any]:
         """session, mine, models, limits; nothing where a script is answered."""
@@ -44,9 +48,10 @@ class Controls:
     async def render(self, event: Event) -> str:
         """What an event changes on a live page."""
         match event:
-            case Delta(turn_id, _, text):
-                return render("chat/grew.html", turn_id=turn_id, text=text)
+            case Delta():
+                return await self._grew(event)
             case Begun(turn) | Ended(turn):
+                self._growing = None
                 live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
                 if isinstance(event, Ended):
                     return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live))
@@ -62,6 +67,17 @@ class Controls:
                 return render("session/changed.html", view=SessionView.of(session), **await self.of(session))
             case _:
                 return ""
+
+    async def _grew(self, delta: Delta) -> str:
+        """Text was added: what it changes of the blocks on the page; all of them where this stream has shown none."""
+        kept, anew = self._growing, self._growing is None or self._growing[0] != delta.turn_id
+        text = delta.text
+        if kept is None or anew:
+            kept = self._growing = (delta.turn_id, Growing())
+            if delta.offset:
+                turn, so_far = await Reads(self._sessions).turn(delta.turn_id, self._db_session, actor=self._actor)
+                text = (so_far if turn.reply is None else turn.reply)[: delta.offset] + text
+        return render("chat/grew.html", turn_id=delta.turn_id, grown=kept[1].add(text), anew=anew)
 
     async def _path_before(self, session: LiveSession, turn: Turn) -> list[Turn]:
         if turn.parent_id is None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 import msgspec
+from markupsafe import Markup
 
 from db.tables import Journal, ModelMove, Turn
 from services.actor import Actor
@@ -14,6 +15,7 @@ from services.governance import GovernedGroup, GovernedLimit, GovernedModel
 from services.moves import Preview
 from services.outcomes import Extension, LiveSession, Switch
 from services.policies import Allowance
+from web.markdown import Growing, Grown, html_of
 
 
 class OwnerView(msgspec.Struct, frozen=True):
@@ -117,6 +119,16 @@ class TurnView(msgspec.Struct, frozen=True):
         """An ended turn as `actor` may see it: its text is its owner's alone."""
         view = cls.of(turn)
         return view if turn.owner_id == actor.id else msgspec.structs.replace(view, prompt="", reply="")
+
+    @property
+    def html(self) -> Markup:
+        """The reply as it is shown once it has ended."""
+        return html_of(self.reply)
+
+    @property
+    def growing(self) -> Grown:
+        """The reply as far as it is written: finished blocks, and the open one."""
+        return Growing().add(self.reply)
 
     @property
     def seconds(self) -> float | None:
