@@ -302,7 +302,7 @@ def test_text_between_two_renderings_goes_where_the_open_block_is() -> None:
     while (change := growing.add("y")).open is not None:
         times += 1
     assert change.in_code and change.text == "y"
-    closed = growing.add("\n```\n\n" + "z" * 4000)
+    closed = growing.add("\n```\n\n" + "z" * 4000 + "\n")
     assert closed.open == html_of("z" * 4000)
     assert closed.finished == html_of("```\n" + "x" * 10_000 + "y" * times + "\n```")
 
