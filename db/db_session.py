@@ -206,13 +206,42 @@ class DbSession:
         """A token that was not revoked."""
         return await self._object(ApiToken, ApiToken.id == token_id, ApiToken.revoked_at.is_null())
 
-    async def find_api_token(self, token_hash: str, now: datetime) -> ApiToken | None:
-        return await self._object(
-            ApiToken,
-            ApiToken.token_hash == token_hash,
-            ApiToken.revoked_at.is_null(),
-            (ApiToken.expires_at.is_null()) | (ApiToken.expires_at > now),
+    async def logins_of(
+        self, token_hashes: Sequence[str], now: datetime, used_after: datetime
+    ) -> dict[str, tuple[UUID, datetime, Account]]:
+        """{hash: its id, when it was last used, and whose it is} of the logins that live."""
+        if not token_hashes:
+            return {}
+        rows = await Login.raw(
+            "SELECT login.token_hash AS proof, login.id AS login_id, login.last_used_at AS used_at, account.* "  # noqa: S608
+            "FROM login JOIN account ON account.id = login.account_id "
+            f"WHERE login.token_hash IN ({_marks(token_hashes)}) AND login.revoked_at IS NULL "
+            "AND login.expires_at > {} AND login.last_used_at > {}",
+            *token_hashes,
+            now,
+            used_after,
         )
+        return {
+            row.pop("proof"): (row.pop("login_id"), row.pop("used_at"), Account(**row, _exists_in_db=True))
+            for row in map(dict, rows)
+        }
+
+    async def api_tokens_of(self, token_hashes: Sequence[str], now: datetime) -> dict[str, tuple[UUID, str, Account]]:
+        """{hash: its id, its scopes, and for whom it acts} of the tokens that live."""
+        if not token_hashes:
+            return {}
+        rows = await ApiToken.raw(
+            "SELECT api_token.token_hash AS proof, api_token.id AS token_id, api_token.scopes AS scopes, account.* "  # noqa: S608
+            "FROM api_token JOIN account ON account.id = api_token.account_id "
+            f"WHERE api_token.token_hash IN ({_marks(token_hashes)}) AND api_token.revoked_at IS NULL "
+            "AND (api_token.expires_at IS NULL OR api_token.expires_at > {})",
+            *token_hashes,
+            now,
+        )
+        return {
+            row.pop("proof"): (row.pop("token_id"), row.pop("scopes"), Account(**row, _exists_in_db=True))
+            for row in map(dict, rows)
+        }
 
     # ------------------------------------------------------------ catalogue and limits
 
@@ -299,6 +328,16 @@ class DbSession:
         """A session of `owner_id`, or anybody's for None; `lock` keeps others from changing it until commit."""
         mine = [] if owner_id is None else [Session.owner_id == owner_id]
         return await self._object(Session, Session.id == session_id, *mine, lock=lock)
+
+    async def list_owned(self, pairs: Iterable[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], Session]:
+        """Those of the (session, owner) pairs that are there."""
+        wanted = set(pairs)
+        if not wanted:
+            return {}
+        rows = await Session.objects().where(
+            Session.id.is_in([id for id, _ in wanted]), Session.owner_id.is_in(list({owner for _, owner in wanted}))
+        )
+        return {key: row for row in rows if (key := (row.id, row.owner_id)) in wanted}
 
     async def delete_session(self, session_id: UUID) -> None:
         """Take away a session with its turns; its journal stays."""

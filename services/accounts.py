@@ -5,7 +5,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from ipaddress import ip_address, ip_network
@@ -85,26 +85,52 @@ class Accounts:
 
     async def authenticate(self, given: Credentials, db_session: DbSession) -> Actor:
         """The one answer to who asks. Raises Unauthenticated."""
-        if given.bearer is not None:
-            return await self._token_actor(given, db_session)
-        if given.login_cookie:
-            login = await self.find_login(given.login_cookie, db_session)
-            if login is not None:
-                actor = await self._account_actor(login.account_id, given, db_session)
-                stale = self.now() - login.last_used_at >= LOGIN_NOTED
-                return msgspec.structs.replace(actor, login_id=login.id, login_is_stale=stale)
+        (found,) = await self._who_ask([given], db_session)
+        if isinstance(found, Unauthenticated):
+            raise found
+        return found
+
+    async def still(self, readers: Sequence[tuple[Credentials, Actor]], db_session: DbSession) -> list[bool]:
+        """For each whether the same credentials still make the same actor."""
+        found = await self._who_ask([given for given, _ in readers], db_session)
+        return [
+            isinstance(now, Actor) and (now.id, now.role, now.scopes) == (actor.id, actor.role, actor.scopes)
+            for now, (_, actor) in zip(found, readers, strict=True)
+        ]
+
+    async def _who_ask(self, given: Sequence[Credentials], db_session: DbSession) -> list[Actor | Unauthenticated]:
+        """The same for many, in a statement for tokens and one for logins."""
+        bearers = {one.bearer: _hash(one.bearer) for one in given if one.bearer is not None}
+        cookies = {
+            one.login_cookie: _hash(one.login_cookie) for one in given if one.bearer is None and one.login_cookie
+        }
+        now = self.now()
+        tokens = await db_session.api_tokens_of(sorted(bearers.values()), now)
+        logins = await db_session.logins_of(sorted(cookies.values()), now, now - LOGIN_IDLE)
+        found: list[Actor | Unauthenticated] = []
+        for one in given:
+            if one.bearer is not None:
+                token = tokens.get(bearers[one.bearer])
+                found.append(_script(*token, one) if token else Unauthenticated("This token is not valid."))
+            elif (login := logins.get(cookies.get(one.login_cookie, ""))) is not None:
+                found.append(_visitor(*login, one, now))
+            else:
+                found.append(self._guest(one))
+        return found
+
+    def _guest(self, given: Credentials) -> Actor | Unauthenticated:
         guest_id = self.guest_of(given.guest_cookie)
-        if self.guests and guest_id is not None:
-            return Actor(
-                kind="guest",
-                id=guest_id,
-                name=f"guest-{guest_id.hex[-12:]}",
-                group="guest",
-                rate_key=self._rate_key(given.address),
-                role="guest",
-                request_id=given.request_id,
-            )
-        raise Unauthenticated()
+        if not self.guests or guest_id is None:
+            return Unauthenticated()
+        return Actor(
+            kind="guest",
+            id=guest_id,
+            name=f"guest-{guest_id.hex[-12:]}",
+            group="guest",
+            rate_key=self._rate_key(given.address),
+            role="guest",
+            request_id=given.request_id,
+        )
 
     def nobody(self, address: str, request_id: str) -> Actor:
         """Somebody who is about to prove an account. Without a name: what is typed there is sometimes a password."""
@@ -122,20 +148,6 @@ class Accounts:
         """The living login that a cookie proves."""
         now = self.now()
         return await db_session.find_login(_hash(cookie), now, now - LOGIN_IDLE)
-
-    async def _token_actor(self, given: Credentials, db_session: DbSession) -> Actor:
-        token = await db_session.find_api_token(_hash(given.bearer or ""), self.now())
-        if token is None:
-            raise Unauthenticated("This token is not valid.")
-        actor = await self._account_actor(token.account_id, given, db_session)
-        scopes = frozenset().union(*(_IMPLIED.get(scope, set()) for scope in token.scopes.split()))
-        return msgspec.structs.replace(actor, kind="token", scopes=scopes, token_id=token.id)
-
-    async def _account_actor(self, account_id: UUID, given: Credentials, db_session: DbSession) -> Actor:
-        account = await db_session.find_account(account_id)
-        if account is None or account.disabled_at is not None:
-            raise Unauthenticated("This account is disabled.")
-        return _person(account, given.request_id)
 
     # ------------------------------------------------------------ guests
 
@@ -437,6 +449,32 @@ class Accounts:
                 return await self._signed_in(account, key, actor, db_session)
         # Link and key may be known to others by now; that it is the same person is for the password to prove.
         return await self.sign_in(name, password, db_session, actor=actor, key=key)
+
+
+def _visitor(
+    login_id: UUID, used_at: datetime, account: Account, given: Credentials, now: datetime
+) -> Actor | Unauthenticated:
+    """Whoever signed in to an account."""
+    person = _enabled(account, given)
+    if isinstance(person, Unauthenticated):
+        return person
+    return msgspec.structs.replace(person, login_id=login_id, login_is_stale=now - used_at >= LOGIN_NOTED)
+
+
+def _script(token_id: UUID, words: str, account: Account, given: Credentials) -> Actor | Unauthenticated:
+    """Whoever acts for an account by a token, within its scopes."""
+    person = _enabled(account, given)
+    if isinstance(person, Unauthenticated):
+        return person
+    scopes = frozenset().union(*(_IMPLIED.get(scope, set()) for scope in words.split()))
+    return msgspec.structs.replace(person, kind="token", scopes=scopes, token_id=token_id)
+
+
+def _enabled(account: Account, given: Credentials) -> Actor | Unauthenticated:
+    """The account that a proof leads to, unless it was disabled."""
+    if account.disabled_at is not None:
+        return Unauthenticated("This account is disabled.")
+    return _person(account, given.request_id)
 
 
 def _person(account: Account, request_id: str) -> Actor:

@@ -25,6 +25,7 @@
     │   └── BudgetExhausted
     ├── PromptTooLong               over the size cap
     ├── ContextOverflow             cannot fit the model even after trimming
+    ├── TooManyStreams              this process holds no more
     └── StorageUnavailable          the database failed before or during commit
 
 The text is a sentence for the user; the facts are attributes, listed by `facts`.
@@ -199,6 +200,12 @@ class PromptTooLong(Refusal):
 class ContextOverflow(Refusal):
     code = "context_overflow"
     text = "This text does not fit into the model's window."
+
+
+class TooManyStreams(Refusal):
+    code = "too_many_streams"
+    text = "As many pages are open here as this server can hold. Please try again in a moment."
+    retry_after_seconds = 15
 
 
 class StorageUnavailable(Refusal):

@@ -11,6 +11,8 @@ from services.errors import Forbidden, NotFound
 from services.outcomes import LiveSession
 from services.session_service import SessionService
 
+NOT_YOURS = "Only its owner reads a session."
+
 
 class Transcript(msgspec.Struct, frozen=True):
     """Part of a session's transcript, oldest first."""
@@ -40,6 +42,14 @@ class Reads:
         text = await db_session.text_of(turns[-1].id) if running else ""
         return Transcript(turns, text, turns[0].parent_id if turns else None)
 
+    async def require_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> None:
+        """Whether the actor may read a session. Raises NotFound, Forbidden."""
+        session = await db_session.find_session(session_id, None if actor.is_admin else actor.id)
+        if session is None:
+            raise NotFound()
+        if session.owner_id != actor.id:
+            raise Forbidden(NOT_YOURS)
+
     async def siblings(
         self, session: LiveSession, db_session: DbSession, *, actor: Actor, after: UUID | None = None, limit: int = 50
     ) -> list[Turn]:
@@ -68,4 +78,4 @@ class Reads:
 def require_owner(session: LiveSession, actor: Actor) -> None:
     """Raise Forbidden unless the session is the actor's own."""
     if session.row.owner_id != actor.id:
-        raise Forbidden("Only its owner reads a session.")
+        raise Forbidden(NOT_YOURS)

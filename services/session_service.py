@@ -241,9 +241,9 @@ class SessionService:
         """A session of the actor's, or any for an admin. Raises NotFound."""
         return await self.standing.of(await self._require(session_id, db_session, actor), actor, db_session)
 
-    async def glance(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> Glance:
-        """Whether a watcher has missed something, cheaply. Raises NotFound."""
-        return await self.standing.glance(await self._require(session_id, db_session, actor), db_session)
+    async def glances(self, watched: Sequence[tuple[UUID, UUID]], db_session: DbSession) -> list[Glance | None]:
+        """For each (session, owner) whether a watcher has missed something, cheaply; None where there is no such."""
+        return await self.standing.glances(watched, db_session)
 
     async def list_sessions(
         self,

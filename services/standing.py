@@ -1,7 +1,7 @@
 """How a session stands now: whose it is, whether it lives, which model it uses and why, what runs in it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -55,13 +55,25 @@ class Standing:
             for one in sessions
         ]
 
-    async def glance(self, session: Session, db_session: DbSession) -> Glance:
-        """The least that shows whether anything has changed, under rules that may be a second old."""
-        owner, rules = await self.owner(session.owner_id, db_session), await self._lately(db_session)
-        lifetime = rules.policies_of(owner.group_name).lifetime
-        current = self.model_rule(rules).current(session, owner)
-        state = state_of(session, lifetime, self.now())
-        return Glance(session.version, session.head_id, state, current.id, current.source)
+    async def glances(self, watched: Sequence[tuple[UUID, UUID]], db_session: DbSession) -> list[Glance | None]:
+        """The least that shows whether anything has changed, under rules that may be a second old.
+
+        For each (session, owner); None where there is no such.
+        """
+        rows = await db_session.list_owned(watched)
+        owners, rules, now = (
+            await db_session.list_accounts(owner for _, owner in rows),
+            await self._lately(db_session),
+            self.now(),
+        )
+        rule = self.model_rule(rules)
+
+        def glance(session: Session, owner: Account) -> Glance:
+            state = state_of(session, rules.policies_of(owner.group_name).lifetime, now)
+            current = rule.current(session, owner)
+            return Glance(session.version, session.head_id, state, current.id, current.source)
+
+        return [glance(row, owners[row.owner_id]) if (row := rows.get(key)) is not None else None for key in watched]
 
     async def _lately(self, db_session: DbSession) -> Rules:
         """The rules for those who only look, thousands of them in a second."""

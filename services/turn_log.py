@@ -1,39 +1,33 @@
 """Follows a session live: what its rows say since a position, then what the hints bring, without gap or double.
 
 A reader holds a `Position`; the event bus only wakes it. Text whose offset fits is passed on as it comes (it was
-committed before it was published); at any gap, and at every heartbeat, the rows are read again.
+committed before it was published); at any gap, and when a heartbeat shows that something was missed, the rows are read
+again.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from uuid import UUID
 
 import msgspec
 
-from db.db_session import DbSession
+from db.db_session import DatabaseUnavailable, DbSession
 from db.tables import Turn
+from services.accounts import Credentials
 from services.actor import Actor
 from services.errors import NotFound
 from services.event_bus import EventBus, Hint
 from services.outcomes import Glance, LiveSession
+from services.readers import Readers, Seat, Still, everybody
 from services.session_service import SessionService
 
-HEARTBEAT_SECONDS = 15.0
-#: how often a stream asks whether its reader still may
-ASK_SECONDS = 3.0
 #: an offset that no reply reaches
 MOST = 2**31 - 1
 #: how many turns a reader that was away long is shown again
 CATCH_UP_TURNS = 50
-
-
-Still = Callable[[], Awaitable[bool]]
-
-
-async def ever() -> bool:
-    """Whoever reads may go on reading."""
-    return True
+#: streams at once, where nobody says how many there may be
+ROOM = 10_000
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -72,7 +66,11 @@ class Gone(msgspec.Struct, frozen=True):
     """The session is no longer there for this reader."""
 
 
-Event = Begun | Delta | Ended | Changed | Beat | Gone
+class Ousted(msgspec.Struct, frozen=True):
+    """The reader has opened so many streams that this one gives way; it may come back later."""
+
+
+Event = Begun | Delta | Ended | Changed | Beat | Gone | Ousted
 
 
 class Position(msgspec.Struct):
@@ -116,72 +114,76 @@ class TurnLog:
         bus: EventBus,
         open_session: Callable[[], DbSession],
         drained: asyncio.Event,
+        still: Still = everybody,
+        room: int = ROOM,
     ) -> None:
         self._sessions = sessions
         self._bus = bus
         self._open_session = open_session
         #: set when the server stops and its turns have ended: streams end too
         self._drained = drained
+        self.readers = Readers(sessions, open_session, still, drained, room)
+
+    def require_room(self) -> None:
+        """Whether there is room for one more stream. Raises TooManyStreams."""
+        self.readers.require_room()
 
     async def follow_turn(
-        self, turn: Turn, offset: int, actor: Actor, still: Still = ever
+        self, turn: Turn, offset: int, actor: Actor, proof: Credentials | None = None, *, gives_way: bool = True
     ) -> AsyncGenerator[Event, None]:
-        """One turn from `offset` to its end, as long as the reader may."""
+        """One turn from `offset` to its end, as long as the reader may.
+
+        What answers the one who began it does not give way to the reader's other streams.
+        """
         yield Begun(turn)
         reader = _Reader(self._sessions, self._open_session, turn.session_id, Position(turn.id, offset), actor, turn.id)
-        async with aclosing(self._follow(reader, still)) as events:
+        async with aclosing(self._follow(reader, actor, proof, gives_way)) as events:
             async for event in events:
                 yield event
-                if isinstance(event, Ended | Gone):
+                if isinstance(event, Ended):
                     return
 
     async def await_end(self, turn: Turn, actor: Actor) -> None:
         """Wait until a turn has ended, its reader lost the right to it, or the server stops."""
-        async with aclosing(self.follow_turn(turn, 0, actor)) as events:
+        async with aclosing(self.follow_turn(turn, 0, actor, gives_way=False)) as events:
             async for _ in events:
                 pass
 
     async def follow_session(
-        self, session_id: UUID, position: Position, actor: Actor, still: Still = ever
+        self, session_id: UUID, position: Position, actor: Actor, proof: Credentials | None = None
     ) -> AsyncGenerator[Event, None]:
         """Everything live in a session from `position` on, as long as the reader may, until the server stops."""
         reader = _Reader(self._sessions, self._open_session, session_id, position, actor)
-        async with aclosing(self._follow(reader, still)) as events:
+        async with aclosing(self._follow(reader, actor, proof)) as events:
             async for event in events:
                 yield event
-                if isinstance(event, Gone):
-                    return
 
-    async def _follow(self, reader: "_Reader", still: Still) -> AsyncGenerator[Event, None]:
-        clock = asyncio.get_running_loop().time
-        asked = told = clock()
-        with self._bus.subscribe(reader.session_id) as subscription:
-            async for event in reader.begin():
-                yield event
-            drained = asyncio.ensure_future(self._drained.wait())
-            woken = drained
-            try:
-                while not self._drained.is_set():
-                    woken = asyncio.ensure_future(subscription.woken.wait())
-                    await asyncio.wait({woken, drained}, timeout=ASK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                    woken.cancel()
-                    hints = subscription.take()
-                    if not hints and self._drained.is_set():
-                        break
-                    if clock() - asked >= ASK_SECONDS:
-                        asked = clock()
-                        if not await still():
-                            yield Gone()
-                            return
-                    async for event in reader.read(hints):
+    async def _follow(
+        self, reader: "_Reader", actor: Actor, proof: Credentials | None, gives_way: bool = True
+    ) -> AsyncGenerator[Event, None]:
+        with (
+            self._bus.subscribe(reader.session_id) as subscription,
+            self.readers.seated(reader.session_id, actor, proof, subscription, gives_way=gives_way) as seat,
+        ):
+            news = reader.begin()
+            while True:
+                try:
+                    async for event in news:
+                        if seat.gone or seat.ousted:
+                            break
                         yield event
-                    if clock() - told >= HEARTBEAT_SECONDS:
-                        told = clock()
-                        async for event in reader.beat():
-                            yield event
-            finally:
-                woken.cancel()
-                drained.cancel()
+                        if isinstance(event, Gone):
+                            return
+                except DatabaseUnavailable:
+                    seat.look_again()
+                if seat.gone or seat.ousted:
+                    yield Gone() if seat.gone else Ousted()
+                    return
+                # What was said before the server stopped is told.
+                if self._drained.is_set() and not subscription.hints:
+                    return
+                await subscription.woken.wait()
+                news = reader.read(subscription.take(), seat)
 
 
 class _Reader:
@@ -205,11 +207,16 @@ class _Reader:
 
     async def begin(self) -> AsyncIterator[Event]:
         """What was there before the first hint."""
+        if self._only is None:
+            glance = await self._glance()
+            if glance is not None and self._at.version in (None, glance.version) and self._is_at_the_end(glance):
+                self._seen, self._at.version = glance, glance.version
+                return
         async for event in self._turns() if self._only is not None else self._all():
             yield event
 
-    async def read(self, hints: list[Hint]) -> AsyncIterator[Event]:
-        """What the hints say; where one does not join, what the rows say, once for all of them."""
+    async def read(self, hints: list[Hint], seat: Seat) -> AsyncIterator[Event]:
+        """What the hints say; where one does not join, what the rows say, once for all of them. Then the heartbeat."""
         seen = set()
         for hint in hints:
             if self._joins(hint):
@@ -225,26 +232,29 @@ class _Reader:
             async for event in self._all(told=hint.kind == "session") if session_too else self._turns():
                 yield event
         if any(hint.kind == "missed" for hint in hints):
-            async for event in self._look():
+            async for event in self._look(await self._glance()):
                 yield event
+        if seat.due:
+            seat.due = False
+            async for event in self._look(seat.glance):
+                yield event
+            if (known := seat.glance or self._seen) is not None:
+                yield Beat(known.version)
 
-    async def beat(self) -> AsyncIterator[Event]:
-        """Now and again: a sign of life, and whether a hint was missed."""
-        async for event in self._look(beat=True):
-            yield event
+    async def _glance(self) -> Glance | None:
+        """How the session stands, for its owner alone."""
+        (glance,) = await self._sessions.glances([(self.session_id, self._actor.id)], self._open_session())
+        return glance
 
-    async def _look(self, *, beat: bool = False) -> AsyncIterator[Event]:
-        """What has changed although no hint told it."""
-        try:
-            glance = await self._sessions.glance(self.session_id, self._open_session(), actor=self._actor)
-        except NotFound:
-            yield Gone()
-            return
-        if glance != self._seen or (glance.head_id, True) != (self._at.turn_id, self._at.ended):
+    async def _look(self, glance: Glance | None) -> AsyncIterator[Event]:
+        """What has changed although no hint told it, if how the session stands shows that."""
+        if glance is not None and not (glance == self._seen and self._is_at_the_end(glance)):
             async for event in self._all():
                 yield event
-        if beat:
-            yield Beat(glance.version)
+
+    def _is_at_the_end(self, glance: Glance) -> bool:
+        """Whether every turn has been shown to its end."""
+        return glance.head_id == self._at.turn_id and (self._at.ended or glance.head_id is None)
 
     def _joins(self, hint: Hint) -> bool:
         return hint.kind == "text" and hint.turn_id == self._at.turn_id and hint.offset <= self._at.offset

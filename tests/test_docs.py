@@ -26,7 +26,7 @@ from services.clients.guide import SUGGESTIONS
 from services.configuration import GroupConfig
 from services.idempotency import KEY_CHARACTERS
 from services.policies import DEFAULT_LIMITS, Rate, parse_span
-from services.turn_log import HEARTBEAT_SECONDS
+from services.readers import HEARTBEAT_SECONDS
 from tests.markdown import DOCS, PAGES, ROOT, anchors, bare, blocks, headings, links, read, section, spans, table
 from tests.web.running import Server, a_server
 from web import views

@@ -7,7 +7,6 @@ from litestar.datastructures import Cookie
 from services.accounts import LOGIN, Accounts, Credentials
 from services.actor import Actor
 from services.errors import Forbidden, Unauthenticated
-from services.turn_log import Still
 from web.given import Db, Who
 
 LOGIN_COOKIE = "tk_login"
@@ -27,18 +26,10 @@ async def provide_actor(request: Request, db_session: Db) -> Actor:
     return actor
 
 
-def provide_still(request: Request, db_session: Db, actor: Who) -> Still:
-    """Whether the same credentials still make the same actor: what an open stream asks."""
-    accounts: Accounts = request.app.state.accounts
-
-    async def still() -> bool:
-        try:
-            now = await accounts.authenticate(request.state.credentials, db_session)
-        except Unauthenticated:
-            return False
-        return (now.id, now.role, now.scopes) == (actor.id, actor.role, actor.scopes)
-
-    return still
+def provide_proof(request: Request, actor: Who) -> Credentials:
+    """What the actor has proved to be itself with: an open stream is asked for it again and again."""
+    found: Credentials = request.state.credentials
+    return found
 
 
 def nobody(request: Request) -> Actor:

@@ -1,13 +1,13 @@
 """`turnkeeper check`: what would keep this deployment from working, or make it unsafe."""
 
 import asyncio
-import resource
 
 import msgspec
 
 from db.db_session import DatabaseUnavailable
 from db.engine import open_engine
 from services.client_pool import ClientPool
+from web.descriptors import open_files
 from web.settings import Settings
 from web.welcome import the_models
 
@@ -25,8 +25,8 @@ async def findings(settings: Settings, *, deploy: bool = False) -> list[Finding]
         await _database(settings),
         *await _providers(settings),
     ]
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found.append(Finding("open files", files >= 1024, f"{files} allowed; an open page takes two"))
+    files = open_files()
+    found.append(Finding("open files", files >= 1024, f"{files} allowed; an open page takes one"))
     return found + (_deployment(settings) if deploy else [])
 
 

@@ -40,6 +40,7 @@ STATUS: dict[type[Refusal], int] = {
     errors.BudgetExhausted: 429,
     errors.PromptTooLong: 413,
     errors.ContextOverflow: 422,
+    errors.TooManyStreams: 503,
     errors.StorageUnavailable: 503,
 }
 

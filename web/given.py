@@ -5,13 +5,13 @@ from typing import TypeVar
 from litestar.di import NamedDependency
 
 from db.db_session import DbSession
-from services.accounts import Accounts
+from services.accounts import Accounts, Credentials
 from services.actor import Actor
 from services.client_pool import ClientPool
 from services.governance import Governance
 from services.moves import Moves
 from services.session_service import SessionService
-from services.turn_log import Still, TurnLog
+from services.turn_log import TurnLog
 
 T = TypeVar("T")
 
@@ -24,6 +24,6 @@ Log = NamedDependency[TurnLog]
 Pool = NamedDependency[ClientPool]
 Ruling = NamedDependency[Governance]
 Moving = NamedDependency[Moves]
-MayRead = NamedDependency[Still]
+Proof = NamedDependency[Credentials]
 
-__all__ = ["Db", "Given", "Log", "Logins", "MayRead", "Moving", "Pool", "Ruling", "Sessions", "Who"]
+__all__ = ["Db", "Given", "Log", "Logins", "Moving", "Pool", "Proof", "Ruling", "Sessions", "Who"]

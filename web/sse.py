@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from litestar.response import Stream
 
-from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone
+from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone, Ousted
 from web.views import SessionView, TurnView
 
 RETRY_MILLISECONDS = 1000
+#: for a stream that gave way to another one of its reader's
+LATER_MILLISECONDS = 30_000
 _BREAKS = re.compile(r"\r\n|\r|\n")
 
 
-def frame(data: str, event: str = "", id: str = "") -> bytes:
+def frame(data: str, event: str = "", id: str = "", retry: int = 0) -> bytes:
     """One event; `\\n` only, whatever the text holds."""
     lines = [f"id: {id}\n"] if id else []
+    if retry:
+        lines.append(f"retry: {retry}\n")
     if event:
         lines.append(f"event: {event}\n")
     lines += [f"data: {line}\n" for line in _BREAKS.split(data)]
@@ -62,6 +66,8 @@ async def for_scripts(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
                 yield f": version {version}\n\n".encode()
             case Gone():
                 yield frame("{}", "gone")
+            case Ousted():
+                yield frame("{}", "ousted", retry=LATER_MILLISECONDS)
 
 
 async def for_pages(events: AsyncIterator[Event], render: Callable[[Event], Awaitable[str]]) -> AsyncIterator[bytes]:
@@ -76,6 +82,8 @@ async def for_pages(events: AsyncIterator[Event], render: Callable[[Event], Awai
                 yield f": version {version}\n\n".encode()
             case Gone():
                 yield frame("gone", "gone")
+            case Ousted():
+                yield frame("ousted", "ousted", retry=LATER_MILLISECONDS)
             case _:
                 yield frame(await render(event))
 

@@ -48,7 +48,9 @@ def serve(
 
     from web.app import create_app
     from web.connection import Connection
+    from web.descriptors import raise_open_files
 
+    raise_open_files()
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings, models, ready, worker=worker, dead=dead),

@@ -34,7 +34,6 @@ VERBS: dict[str, Verb] = {
     "current_model": lambda sessions, id, db, actor: sessions.current_model(id, db, actor=actor),
     "switch": lambda sessions, id, db, actor: sessions.switch_model(id, "smart", db, actor=actor),
     "begin": lambda sessions, id, db, actor: sessions.begin_turn(id, "Hello", db, actor=actor),
-    "glance": lambda sessions, id, db, actor: sessions.glance(id, db, actor=actor),
     "timeline": lambda sessions, id, db, actor: Reads(sessions).timeline(id, db, actor=actor),
 }
 
@@ -70,7 +69,7 @@ TURN_VERBS: dict[str, Verb] = {
     "read": lambda sessions, id, db, actor: Reads(sessions).turn(id, db, actor=actor),
 }
 #: verbs of the worker that runs a turn, under its lease
-OF_THE_RUNNER = {"append", "finish_turn", "heartbeat"}
+OF_THE_RUNNER = {"append", "finish_turn", "heartbeat", "held_turns"}
 
 
 def test_every_verb_of_the_service_is_asked_for_what_is_somebody_elses() -> None:

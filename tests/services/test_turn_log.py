@@ -1,7 +1,7 @@
 """Readers of live sessions: every character once, in order, from every position, whatever gets lost on the way."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
@@ -10,7 +10,8 @@ import pytest
 from db.db_session import DbSession
 from db.engine import Engine
 from db.tables import Turn
-from services import turn_log
+from services import readers
+from services.accounts import Credentials
 from services.actor import Actor
 from services.event_bus import BACKLOG, Hint, MemoryEventBus
 from services.session_service import SessionService
@@ -394,8 +395,9 @@ class LossyBus(MemoryEventBus):
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat every 30 ms, and a question whether the reader still may every 10."""
-    monkeypatch.setattr(turn_log, "HEARTBEAT_SECONDS", 0.03)
-    monkeypatch.setattr(turn_log, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(readers, "HEARTBEAT_SECONDS", 0.03)
+    monkeypatch.setattr(readers, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(readers, "TICK_SECONDS", 0.005)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -507,17 +509,19 @@ async def test_S12_a_change_whose_hint_was_lost_is_told_at_the_heartbeat(
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("busy", [False, True])
 async def test_O4_a_stream_ends_when_its_reader_loses_the_right_to_it(
-    sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow,
-    until: Until, busy: bool,
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, turn: Turn, bus: MemoryEventBus,
+    draining: asyncio.Event, follow: Follow, until: Until, busy: bool,
 ) -> None:  # fmt: skip
-    may = True
+    may, proof = True, Credentials("tk_of_ann", "", "", "", "")
 
-    async def still() -> bool:
-        return may
+    async def still(asked: Sequence[tuple[Credentials, Actor]], _: DbSession) -> list[bool]:
+        assert set(asked) == {(proof, ann)}
+        return [may for _ in asked]
 
+    log = TurnLog(sessions, bus, lambda: DbSession(engine), draining, still)
     readings = [
-        follow(log.follow_session(turn.session_id, Position(), ann, still)),
-        follow(log.follow_turn(turn, 0, ann, still)),
+        follow(log.follow_session(turn.session_id, Position(), ann, proof)),
+        follow(log.follow_turn(turn, 0, ann, proof)),
     ]
     start = 0
 

@@ -8,15 +8,16 @@ from litestar.di import Provide
 from litestar.params import FromPath
 
 from db.db_session import DbSession
+from services.accounts import Credentials
 from services.actor import Actor
 from services.outcomes import BegunTurn
 from services.policies import freed
 from services.reads import Reads
 from services.session_service import SessionService
-from services.turn_log import MOST, Position, Still, TurnLog
+from services.turn_log import MOST, Position, TurnLog
 from web.answer import answer, json, page, rate_headers, wants
 from web.forms import Chat, EditTurn, Nothing, RetryTurn, reads
-from web.given import Db, Given, Log, MayRead, Sessions, Who
+from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.live import Controls
 from web.sse import for_scripts, stream
 from web.views import SessionView, TurnView
@@ -32,11 +33,11 @@ class Reply:
         db_session: DbSession,
         actor: Actor,
         log: TurnLog,
-        still: Still,
+        proof: Credentials,
         controls: Controls,
     ) -> None:
         self._request, self._sessions, self._db_session, self._actor = request, sessions, db_session, actor
-        self._log, self._still, self._controls = log, still, controls
+        self._log, self._proof, self._controls = log, proof, controls
 
     async def of(self, begun: BegunTurn, fragment: str | None) -> Response[Any]:
         """The answer to a page is `fragment`; without one the page is loaded anew, for another branch is shown."""
@@ -44,7 +45,9 @@ class Reply:
         allowance = begun.allowance
         match wants(self._request):
             case "stream":
-                response = stream(for_scripts(self._log.follow_turn(begun.turn, 0, self._actor, self._still)))
+                response = stream(
+                    for_scripts(self._log.follow_turn(begun.turn, 0, self._actor, self._proof, gives_way=False))
+                )
             case "json":
                 await self._log.await_end(begun.turn, self._actor)
                 turn, text = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
@@ -71,10 +74,10 @@ async def provide_reply(
     db_session: Db,
     actor: Who,
     log: Log,
-    still: MayRead,
+    proof: Proof,
     controls: Given[Controls],
 ) -> Reply:
-    return Reply(request, sessions, db_session, actor, log, still, controls)
+    return Reply(request, sessions, db_session, actor, log, proof, controls)
 
 
 BEGINS: dict[str, Any] = {"answers": TurnView, "streams": True, "once": True}
@@ -158,14 +161,15 @@ async def follow_turn(
     db_session: Db,
     actor: Who,
     log: Log,
-    still: MayRead,
+    proof: Proof,
 ) -> Response[Any]:
     """A reply as it is written, from `Last-Event-ID` on."""
+    log.require_room()
     turn, _ = await Reads(sessions).turn(turn_id, db_session, actor=actor)
     position = Position.parse(request.headers.get("last-event-id", ""))
     same = position.turn_id == turn.id
     offset = MOST if same and position.ended else position.offset if same else 0
-    return stream(for_scripts(log.follow_turn(turn, offset, actor, still)))
+    return stream(for_scripts(log.follow_turn(turn, offset, actor, proof)))
 
 
 @post(

@@ -12,7 +12,7 @@ from litestar.response import Stream
 from services.errors import InvalidRequest
 from services.outcomes import SessionPage
 from services.policies import instant, microseconds
-from services.reads import Reads, Transcript, require_owner
+from services.reads import Reads, Transcript
 from services.turn_log import Position
 from web.answer import answer, json, page, wants
 from web.forms import (
@@ -29,7 +29,7 @@ from web.forms import (
     is_json,
     reads,
 )
-from web.given import Db, Given, Log, MayRead, Sessions, Who
+from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.live import Controls
 from web.sse import for_pages, for_scripts, stream
 from web.views import (
@@ -142,16 +142,16 @@ async def follow_session(
     db_session: Db,
     actor: Who,
     log: Log,
-    still: MayRead,
+    proof: Proof,
     asked: Given[FollowSession],
     controls: Given[Controls],
 ) -> Stream:
     """Everything live in a session, from `Last-Event-ID` or `after` on."""
-    session = await sessions.get_session(session_id, db_session, actor=actor)
-    require_owner(session, actor)
+    log.require_room()
+    await Reads(sessions).require_session(session_id, db_session, actor=actor)
     position = Position.parse(request.headers.get("last-event-id") or asked.after)
     position.version = asked.version
-    events = log.follow_session(session_id, position, actor, still)
+    events = log.follow_session(session_id, position, actor, proof)
     if wants(request) == "fragment":
         return stream(for_pages(events, controls.render))
     return stream(for_scripts(events))

@@ -9,7 +9,7 @@ from services.reads import Reads
 from web.answer import json, rate_headers
 from web.completions import SESSION_HEADER, ChatCompletion, Completion, OpenModels, Question, answered, chunks
 from web.forms import reads
-from web.given import Db, Given, Log, MayRead, Sessions, Who
+from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.sse import stream_of
 from web.views import TurnView
 
@@ -33,7 +33,7 @@ async def complete_chat(
     db_session: Db,
     actor: Who,
     log: Log,
-    still: MayRead,
+    proof: Proof,
 ) -> Response[Any]:
     """Answer a conversation in OpenAI's form; the header X-Turnkeeper-Session, or metadata, names its session."""
     question = Question.of(form, request.headers)
@@ -51,7 +51,7 @@ async def complete_chat(
     response: Response[Any]
     if form.stream:
         usage = bool(form.stream_options and form.stream_options.include_usage)
-        response = stream_of(chunks(log.follow_turn(begun.turn, 0, actor, still), begun, usage=usage))
+        response = stream_of(chunks(log.follow_turn(begun.turn, 0, actor, proof, gives_way=False), begun, usage=usage))
         response.headers.update(rate_headers(begun.allowance) | {SESSION_HEADER: str(begun.turn.session_id)})
         return response
     await log.await_end(begun.turn, actor)
