@@ -76,11 +76,11 @@ class DbSession:
         """Whether this task has one open."""
         return self.engine.own_transaction() is not None
 
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the open transaction is committed; it must not wait."""
+    def after_commit(self, callback: Callable[[], None], in_doubt: Callable[[], None] | None = None) -> None:
+        """Call `callback` when the open transaction is committed, `in_doubt` when that failed; neither may wait."""
         transaction = self.engine.own_transaction()
         assert transaction is not None, "after_commit needs an open transaction"
-        transaction.after_commit(callback)
+        transaction.after_commit(callback, in_doubt)
 
     async def lock(self, *names: str) -> None:
         """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits.

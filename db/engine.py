@@ -60,7 +60,7 @@ class Transaction(Protocol):
 
     async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]: ...
 
-    def after_commit(self, callback: Callable[[], None]) -> None: ...
+    def after_commit(self, callback: Callable[[], None], in_doubt: Callable[[], None] | None = None) -> None: ...
 
 
 class _Transaction:
@@ -72,6 +72,7 @@ class _Transaction:
         self.task = asyncio.current_task()
         self.connection: Any = None
         self.callbacks: list[Callable[[], None]] = []
+        self.doubts: list[Callable[[], None]] = []
 
     async def __aenter__(self) -> "_Transaction":
         if self.parent is not None:
@@ -87,18 +88,31 @@ class _Transaction:
         self.engine.current_transaction.set(None)
         await _whole(self._end(commit=error is None))
 
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once the outermost transaction is committed; never when it is rolled back."""
+    def after_commit(self, callback: Callable[[], None], in_doubt: Callable[[], None] | None = None) -> None:
+        """Call `callback` once the outermost transaction is committed; never when it is rolled back.
+
+        `in_doubt` is called instead where the commit failed: whether it came through, only the rows can tell.
+        """
         self.callbacks.append(callback)
+        if in_doubt is not None:
+            self.doubts.append(in_doubt)
 
     async def _end(self, commit: bool) -> None:
-        await self.end(commit)
+        try:
+            await self.end(commit)
+        except DatabaseUnavailable:
+            if commit:
+                self._call(self.doubts)
+            raise
         if commit:
-            for callback in self.callbacks:
-                try:
-                    callback()
-                except Exception:
-                    log.exception("an after-commit callback failed")
+            self._call(self.callbacks)
+
+    def _call(self, callbacks: list[Callable[[], None]]) -> None:
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("an after-commit callback failed")
 
     async def begin(self) -> None:
         raise NotImplementedError

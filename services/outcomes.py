@@ -103,8 +103,10 @@ class TurnOrder(msgspec.Struct, frozen=True):
 
 
 class Runner(Protocol):
-    """Runs begun turns; told only after their commit."""
+    """Runs begun turns; told only after their commit, or to `seek` one whose commit nobody acknowledged."""
 
     def start(self, order: TurnOrder) -> None: ...
+
+    def seek(self, order: TurnOrder) -> None: ...
 
     def stop(self, turn_id: UUID) -> None: ...

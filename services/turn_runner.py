@@ -10,10 +10,10 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from uuid import UUID
 
-from db.db_session import DbSession
+from db.db_session import DatabaseUnavailable, DbSession
 from services.client_pool import ClientPool
 from services.clients import ClientError, Text, Usage
 from services.errors import NotFound, StorageUnavailable
@@ -29,6 +29,8 @@ TICK_SECONDS = 0.05
 SWEEP_SECONDS = 2.0
 #: between two looks for turns that another process has ended
 LOOK_SECONDS = 0.5
+#: between two looks for a turn whose commit nobody acknowledged
+SEEK_SECONDS = 0.5
 #: what a provider may send that a database cannot hold
 _UNSTORABLE = {0: "\ufffd"} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
@@ -74,6 +76,8 @@ class TurnRunner:
         self._drafts: dict[UUID, Draft] = {}
         #: tasks that write a turn's end; no longer stoppable
         self._endings: dict[asyncio.Task[None], UUID] = {}
+        #: tasks that look for a turn which may not have been begun
+        self._seeking: set[asyncio.Task[None]] = set()
         self._due = asyncio.Event()
         self._hurry = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -90,6 +94,12 @@ class TurnRunner:
         # A clean context: the caller's holds its open transaction.
         task = asyncio.create_task(self._run(order), context=contextvars.Context())
         self._tasks[order.turn_id] = task
+
+    def seek(self, order: TurnOrder) -> None:
+        """Run a turn if it is there once the database answers again; nobody knows whether its commit came through."""
+        seeking = asyncio.create_task(self._seek(order), context=contextvars.Context())
+        self._seeking.add(seeking)
+        seeking.add_done_callback(self._seeking.discard)
 
     def stop(self, turn_id: UUID) -> None:
         """Close the provider's connection of a turn that has ended in the database."""
@@ -108,6 +118,8 @@ class TurnRunner:
         """End every running turn as interrupted, with all its text."""
         self._closed = True
         await asyncio.sleep(0)  # a task that has not begun would be cancelled before it could write its end
+        for seeking in self._seeking:
+            seeking.cancel()
         running, self._tasks = self._tasks, {}
         for task in running.values():
             task.cancel()
@@ -123,6 +135,15 @@ class TurnRunner:
         return len(self._tasks)
 
     # ------------------------------------------------------------ one turn
+
+    async def _seek(self, order: TurnOrder) -> None:
+        give_up = time.monotonic() + LEASE.total_seconds()
+        while time.monotonic() < give_up:
+            with suppress(DatabaseUnavailable):
+                if await self._sessions.held_turns([order.turn_id], self._open_session()):
+                    self.start(order)
+                    return
+            await asyncio.sleep(SEEK_SECONDS)
 
     async def _run(self, order: TurnOrder) -> None:
         draft = self._drafts[order.turn_id] = Draft(order)

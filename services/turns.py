@@ -103,7 +103,7 @@ class Turns:
         """Hand a begun turn to the runner after the commit."""
         if self.runner is not None:
             runner = self.runner
-            db_session.after_commit(lambda: runner.start(order))
+            db_session.after_commit(lambda: runner.start(order), in_doubt=lambda: runner.seek(order))
 
     async def running(self, session: Session, db_session: DbSession) -> Turn | None:
         """The turn that runs in a session that is being changed; one whose lease lapsed ends here."""

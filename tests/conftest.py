@@ -198,10 +198,14 @@ class Orders:
 
     def __init__(self) -> None:
         self.started: list[TurnOrder] = []
+        self.sought: list[TurnOrder] = []
         self.stopped: list[UUID] = []
 
     def start(self, order: TurnOrder) -> None:
         self.started.append(order)
+
+    def seek(self, order: TurnOrder) -> None:
+        self.sought.append(order)
 
     def stop(self, turn_id: UUID) -> None:
         self.stopped.append(turn_id)

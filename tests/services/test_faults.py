@@ -152,7 +152,7 @@ class Story:
             await asyncio.wait(engines._shielded)
         if isinstance(self.engine, SqliteEngine):
             assert not self.engine.writing.locked()
-            assert self.engine._readers.qsize() == engines.SQLITE_READERS
+            assert self.engine._reading._value == engines.SQLITE_READERS
             assert self.engine._writer is None or not self.engine._writer.in_transaction
             return
         assert self.engine.pool is not None

@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DatabaseUnavailable, DbSession
 from db.engine import Engine
 from db.tables import Turn
 from services import turn_runner
@@ -522,6 +523,30 @@ async def test_G10_a_commit_whose_acknowledgement_was_lost_doubles_nothing(
             await asyncio.sleep(0.05)
         done = await ended(turn)
         assert (done.state, done.reply) == ("done", numbered(int(prompt.split()[1])))
+
+
+async def test_G1_a_turn_whose_begin_was_committed_and_not_acknowledged_is_run(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, engine: Engine, ended: Ended,
+    echo: WatchedEcho, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    end, came_through = engine.transaction_class.end, True
+
+    async def lost(transaction: Any, commit: bool) -> None:
+        await end(transaction, commit and came_through)
+        if commit:
+            raise DatabaseUnavailable("the connection was lost")
+
+    live = await sessions.create_session(db_session, actor=ann)
+    for came_through in (False, True):  # noqa: B007 – `lost` asks
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(engine.transaction_class, "end", lost)
+            with pytest.raises(StorageUnavailable):
+                await sessions.begin_turn(live.row.id, "Hello", db_session, actor=ann, key="once")
+    # Whoever sends it again under the same key finds the turn, which is running meanwhile or has ended.
+    turn = (await sessions.begin_turn(live.row.id, "Hello", db_session, actor=ann, key="once")).turn
+    done = await ended(turn)
+    assert (done.state, done.reply) == ("done", "Hello")
+    assert len(echo.asked) == 1
 
 
 async def test_G10_an_end_that_cannot_be_written_is_tried_again(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
@@ -24,6 +25,7 @@ from tests.web.wire import (
     create,
     ended,
     follow,
+    hidden_fields,
     is_fragment,
     is_page,
     problem,
@@ -738,6 +740,11 @@ def test_a_silent_stream_sends_a_comment_in_time_with_the_version(
 # ---------------------------------------------------------------- asking again
 
 
+def turns_of(client: httpx.Client, session_id: str) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = client.get(f"/session/{session_id}/turns").json()["turns"]
+    return turns
+
+
 def shown(client: httpx.Client, session_id: str, **query: str) -> list[tuple[str, str]]:
     """Prompts and models of a session's branch."""
     turns = client.get(f"/session/{session_id}/turns", params=query).json()["turns"]
@@ -761,6 +768,28 @@ def test_retry_and_edit_stand_beside_the_first_and_are_the_branch_that_is_shown(
     branch = chat(guest, "zwei", session_id=id, parent_id=one["id"])
     assert shown(guest, id) == [("one", "fast"), ("zwei", "fast")]
     assert branch["parent_id"] == one["id"]
+
+
+def test_G5_continue_follows_a_reply_that_did_not_come_to_its_end(guest: httpx.Client) -> None:
+    turn = begin(guest, "/tokens 300 /delay 5ms")
+    with streaming(guest, f"/chat/{turn['id']}/events") as stream:
+        stream.next("delta")
+    guest.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+    page = guest.get(f"/session/{turn['session_id']}", headers=FORM).text
+    form = hidden_fields(page, "/chat")
+    assert (form["parent_id"], form["prompt"]) == (turn["id"], "Continue where you stopped.")
+    answer = guest.post("/chat", data=form, headers=FORM)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/session/{turn['session_id']}")
+    more = ended(guest, next(one["id"] for one in turns_of(guest, turn["session_id"]) if one["id"] != turn["id"]))
+    assert (more["parent_id"], more["state"]) == (turn["id"], "done")
+
+
+def test_there_is_nothing_to_continue_where_nothing_was_said(guest: httpx.Client) -> None:
+    turn = begin(guest, "/hang")
+    guest.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+    page = guest.get(f"/session/{turn['session_id']}", headers=FORM).text
+    assert f'action="/chat/{turn["id"]}/retry"' in page
+    assert "Continue" not in page
 
 
 def test_a_retry_is_a_stream_a_form_and_a_page_too(guest: httpx.Client) -> None:
