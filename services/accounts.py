@@ -29,7 +29,6 @@ LOGIN = timedelta(days=30)
 LOGIN_IDLE = timedelta(days=14)
 #: the use of a login is noted no more often than this
 LOGIN_NOTED = timedelta(hours=1)
-BROWSER_CHARACTERS = 80
 TOKEN_NAME_CHARACTERS = 80
 PASSWORD_CHARACTERS = (8, 1000)
 SCOPES = ("read", "chat", "admin")
@@ -298,13 +297,23 @@ class Accounts:
     # ------------------------------------------------------------ logins
 
     async def sign_in(
-        self, name: str, password: str, db_session: DbSession, *, actor: Actor, key: str | None = None
+        self,
+        name: str,
+        password: str,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        key: str | None = None,
+        browser: str = "",
     ) -> SignedIn:
-        """Check a password and make a login; `actor` is nobody yet. Raises Unauthenticated, RateLimited."""
+        """Check a password and make a login; `actor` is nobody yet. Raises Unauthenticated, RateLimited.
+
+        `browser` is what a list of logins calls it.
+        """
         key = checked_key(key)
         async with self.units.refusing("sign_in", actor, db_session):
             account = await self.prove(name, password, db_session, actor=actor)
-        return await self._signed_in(account, key, actor, db_session)
+        return await self._signed_in(account, key, actor, browser, db_session)
 
     async def prove(self, name: str, password: str, db_session: DbSession, *, actor: Actor) -> Account:
         """The account that has this name and password; attempts are counted for the name and for the actor's address.
@@ -351,7 +360,9 @@ class Accounts:
             state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(place), now)
             raise RateLimited("Too many attempts to sign in. Please wait.", state, now)
 
-    async def _signed_in(self, account: Account, key: str, actor: Actor, db_session: DbSession) -> SignedIn:
+    async def _signed_in(
+        self, account: Account, key: str, actor: Actor, browser: str, db_session: DbSession
+    ) -> SignedIn:
         """A new login of an account that was just proved; a key whose login still lives is answered with that one.
 
         A key is no secret: it stands in a page, and a script may choose it. So it proves nothing. It is looked at
@@ -380,6 +391,7 @@ class Accounts:
                         id=login_id,
                         account_id=account.id,
                         token_hash=_hash(cookie),
+                        browser=browser,
                         created_at=now,
                         last_used_at=now,
                         expires_at=now + LOGIN,
@@ -429,7 +441,15 @@ class Accounts:
         return await db_session.has_setup_link(_hash(secret)) and not await db_session.has_admin()
 
     async def set_up(
-        self, secret: str, name: str, password: str, db_session: DbSession, *, actor: Actor, key: str | None = None
+        self,
+        secret: str,
+        name: str,
+        password: str,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        key: str | None = None,
+        browser: str = "",
     ) -> SignedIn:
         """Spend the link: make the admin and sign in. Of two at once one is refused, unless both have one key."""
         async with self.units.refusing("set_up", actor, db_session):
@@ -446,9 +466,9 @@ class Accounts:
                 if not await db_session.use_setup_link(_hash(secret), self.now()):
                     raise Forbidden(LINK_IS_SPENT)
                 await self._add(account, SYSTEM, db_session)
-                return await self._signed_in(account, key, actor, db_session)
+                return await self._signed_in(account, key, actor, browser, db_session)
         # Link and key may be known to others by now; that it is the same person is for the password to prove.
-        return await self.sign_in(name, password, db_session, actor=actor, key=key)
+        return await self.sign_in(name, password, db_session, actor=actor, key=key, browser=browser)
 
 
 def _visitor(

@@ -161,17 +161,19 @@ class Membership:
 
     async def revoke_login(
         self, login_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
-    ) -> None:
-        """End one login. Raises NotFound, Unauthenticated, Forbidden."""
+    ) -> UUID:
+        """End one login; whose it was. Raises NotFound, Unauthenticated, Forbidden."""
         async with self._units.once("revoke_login", key, login_id, actor, db_session) as once:
             require_person(actor)
             if once.answer:
-                return
+                return UUID(once.answer)
             login = await db_session.find_login_by_id(login_id, self.now(), self.now() - LOGIN_IDLE)
             if login is None or (login.account_id != actor.id and not actor.is_admin):
                 raise NotFound("There is no such login.")
             await self._locked(login.account_id, db_session, actor)
             await self._end_login(login, actor, db_session)
+            await once.remember(str(login.account_id))
+            return login.account_id
 
     async def revoke_logins(
         self, account_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
@@ -188,12 +190,12 @@ class Membership:
 
     async def revoke_token(
         self, token_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
-    ) -> None:
-        """End a script's token. Raises NotFound, Unauthenticated, Forbidden."""
+    ) -> UUID:
+        """End a script's token; whose it was. Raises NotFound, Unauthenticated, Forbidden."""
         async with self._units.once("revoke_token", key, token_id, actor, db_session) as once:
             require_person(actor)
             if once.answer:
-                return
+                return UUID(once.answer)
             token = await db_session.find_api_token_by_id(token_id)
             if token is None or (token.account_id != actor.id and not actor.is_admin):
                 raise NotFound("There is no such token.")
@@ -201,6 +203,8 @@ class Membership:
             await db_session.update(token, revoked_at=self.now())
             told = {"reason": token.name, "from_value": token.scopes}
             await self._record("token_revoked", token.account_id, actor, db_session, **told)
+            await once.remember(str(token.account_id))
+            return token.account_id
 
     # ------------------------------------------------------------ parts of verbs
 

@@ -11,6 +11,17 @@ from web.given import Db, Who
 
 LOGIN_COOKIE = "tk_login"
 GUEST_COOKIE = "tk_guest"
+#: how browsers and systems are told apart; the first that is found
+BROWSERS = {"Firefox/": "Firefox", "Edg/": "Edge", "OPR/": "Opera", "Chrome/": "Chrome", "Safari/": "Safari"}
+SYSTEMS = {
+    "Android": "Android",
+    "iPhone": "iPhone",
+    "iPad": "iPad",
+    "Windows": "Windows",
+    "Mac OS X": "macOS",
+    "CrOS": "ChromeOS",
+    "Linux": "Linux",
+}
 
 
 async def provide_actor(request: Request, db_session: Db) -> Actor:
@@ -36,6 +47,14 @@ def nobody(request: Request) -> Actor:
     """Who asks before proving anything."""
     accounts: Accounts = request.app.state.accounts
     return accounts.nobody(_address(request), request.state.get("request_id", ""))
+
+
+def browser_of(request: Request) -> str:
+    """What a browser calls itself, in a word or two: "Firefox on Linux"."""
+    agent = request.headers.get("user-agent", "")
+    name = next((name for mark, name in BROWSERS.items() if mark in agent), "A browser")
+    system = next((name for mark, name in SYSTEMS.items() if mark in agent), "")
+    return f"{name} on {system}" if system else name
 
 
 def login_cookie(request: Request, value: str) -> Cookie:

@@ -24,6 +24,7 @@ from services.client_pool import ClientPool
 from services.configuration import configured
 from services.event_bus import EventBus, MemoryEventBus
 from services.governance import Governance
+from services.membership import Membership
 from services.moves import MoveRunner, Moves
 from services.redis_wire import RedisWire
 from services.session_service import SessionService, utc_now
@@ -31,6 +32,7 @@ from services.shared_bus import SharedEventBus
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
 from web.actor import provide_actor, provide_proof
+from web.admin import provide_admin
 from web.descriptors import room_for_streams
 from web.errors import HANDLERS
 from web.guard import Guard
@@ -117,10 +119,12 @@ def create_app(
             "governance": _from_state("governance"),
             "moves": _from_state("moves"),
             "logins": _from_state("accounts"),
+            "members": _from_state("members"),
+            "admin": Provide(provide_admin, sync_to_thread=False),
         },
         exception_handlers=HANDLERS,
         lifespan=[serving],
-        state=State({"accounts": accounts, "draining": draining, "engine": engine}),
+        state=State({"accounts": accounts, "members": Membership(accounts), "draining": draining, "engine": engine}),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,

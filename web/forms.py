@@ -107,6 +107,8 @@ class ShowLogin(msgspec.Struct):
 
 #: fields of forms that are not the verb's own: the hidden idempotency key
 KEY_FIELD = "idempotency_key"
+#: what no page ever gives back
+SECRETS = frozenset(("password", "old", "new"))
 FORM_KINDS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -115,12 +117,14 @@ def reads(form: type[msgspec.Struct]) -> Provide:
 
     async def read(request: Request) -> Any:
         fields = await _fields(request, form)
-        # Kept so that a refusal can give back what was typed.
-        request.state.typed = {name: value for name, value in fields.items() if isinstance(value, str)}
-        typed = fields.pop(KEY_FIELD, None)
-        if not isinstance(typed, str | None):
+        # Kept so that a refusal can give back what was typed; beside a password no more than who and where to.
+        typed = {name: value for name, value in fields.items() if isinstance(value, str)}
+        secret = not SECRETS.isdisjoint(field.name for field in msgspec.structs.fields(form))
+        request.state.typed = {name: typed[name] for name in ("name", "next") if name in typed} if secret else typed
+        key = fields.pop(KEY_FIELD, None)
+        if not isinstance(key, str | None):
             raise InvalidRequest("An idempotency key is a text.", field=KEY_FIELD)
-        request.state.key = request.headers.get("idempotency-key") or typed or None
+        request.state.key = request.headers.get("idempotency-key") or key or None
         return _converted(fields, form, strict=is_json(request))
 
     read.struct = form  # type: ignore[attr-defined]  # what web/openapi.py describes
@@ -241,3 +245,64 @@ class OrderMove(msgspec.Struct, forbid_unknown_fields=True, rename={"from_model"
 
 class StopMove(msgspec.Struct, forbid_unknown_fields=True):
     move_id: UUID
+
+
+# ---------------------------------------------------------------- accounts
+
+
+class ChangePassword(msgspec.Struct, forbid_unknown_fields=True):
+    old: str
+    new: str
+
+
+class RevokeLogins(msgspec.Struct, forbid_unknown_fields=True):
+    #: none for all of the account's but the one that asks
+    login_id: UUID | None = None
+    #: an admin's choice; default: one's own
+    account_id: UUID | None = None
+
+
+class CreateToken(msgspec.Struct, forbid_unknown_fields=True):
+    #: what it is for
+    name: str
+    scope: Literal["read", "chat", "admin"] = "chat"
+    #: an admin's choice; default: one's own
+    account: str | None = None
+
+
+class RevokeToken(msgspec.Struct, forbid_unknown_fields=True):
+    token_id: UUID
+
+
+class ListAccounts(msgspec.Struct):
+    #: where the page before ended
+    cursor: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+    #: part of the name
+    q: str = ""
+
+
+class CreateAccount(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    password: str
+    role: Literal["user", "admin"] = "user"
+    #: default: that of the role
+    group: str = ""
+
+
+class ChangeAccount(msgspec.Struct, forbid_unknown_fields=True):
+    """What is left out stays."""
+
+    account_id: UUID
+    role: Literal["user", "admin"] | None = None
+    group: str | None = None
+    disabled: bool | None = None
+    #: for the journal
+    reason: str = ""
+
+
+class SetPassword(msgspec.Struct, forbid_unknown_fields=True):
+    account_id: UUID
+    password: str
+    #: for the journal
+    reason: str = ""

@@ -9,6 +9,7 @@ from services.accounts import Accounts, Credentials
 from services.actor import Actor
 from services.client_pool import ClientPool
 from services.governance import Governance
+from services.membership import Membership
 from services.moves import Moves
 from services.session_service import SessionService
 from services.turn_log import TurnLog
@@ -24,6 +25,7 @@ Log = NamedDependency[TurnLog]
 Pool = NamedDependency[ClientPool]
 Ruling = NamedDependency[Governance]
 Moving = NamedDependency[Moves]
+Members = NamedDependency[Membership]
 Proof = NamedDependency[Credentials]
 
-__all__ = ["Db", "Given", "Log", "Logins", "Moving", "Pool", "Proof", "Ruling", "Sessions", "Who"]
+__all__ = ["Db", "Given", "Log", "Logins", "Members", "Moving", "Pool", "Proof", "Ruling", "Sessions", "Who"]

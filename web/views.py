@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any, Self
 from uuid import UUID
 
 import msgspec
 from markupsafe import Markup
 
-from db.tables import Journal, ModelMove, Turn
+from db.tables import Account, ApiToken, Journal, Login, ModelMove, Turn
 from services.actor import Actor
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
@@ -18,12 +19,25 @@ from services.policies import Allowance
 from web.markdown import Growing, Grown, html_of
 
 
-class OwnerView(msgspec.Struct, frozen=True):
+class View(msgspec.Struct, frozen=True):
+    """What is told of a row."""
+
+    @classmethod
+    def _of(cls, row: Any, **told: Any) -> Self:
+        """The fields named in `told`, and every other as the row has it."""
+        return cls(**{name: getattr(row, name) for name in cls.__struct_fields__ if name not in told}, **told)
+
+
+class OwnerView(View, frozen=True):
     id: UUID
     name: str
 
+    @classmethod
+    def of(cls, account: Account) -> "OwnerView":
+        return cls._of(account)
 
-class SessionView(msgspec.Struct, frozen=True):
+
+class SessionView(View, frozen=True):
     id: UUID
     title: str
     owner: OwnerView
@@ -40,21 +54,14 @@ class SessionView(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, live: LiveSession) -> "SessionView":
-        row = live.row
-        return cls(
-            row.id,
-            live.title,
-            OwnerView(live.owner.id, live.owner.name),
-            live.state,
-            row.last_model,
-            live.current,
-            row.locked,
-            row.version,
-            row.created_at,
-            row.last_activity_at,
-            live.deadline,
-            row.turn_count,
-            live.running_turn,
+        return cls._of(
+            live.row,
+            title=live.title,
+            owner=OwnerView.of(live.owner),
+            state=live.state,
+            current_model=live.current,
+            expires_at=live.deadline,
+            running_turn=live.running_turn,
         )
 
     @property
@@ -72,7 +79,7 @@ class TurnError(msgspec.Struct, frozen=True):
     detail: str
 
 
-class TurnView(msgspec.Struct, frozen=True):
+class TurnView(View, frozen=True):
     id: UUID
     session_id: UUID
     parent_id: UUID | None
@@ -95,23 +102,11 @@ class TurnView(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, turn: Turn, text: str = "") -> "TurnView":
         """`text` is what a running turn has written so far."""
-        return cls(
-            turn.id,
-            turn.session_id,
-            turn.parent_id,
-            turn.prompt,
-            text if turn.reply is None else turn.reply,
-            turn.model,
-            turn.state,
-            TurnError(turn.error_code, turn.error_detail or "") if turn.error_code else None,
-            turn.prompt_tokens,
-            turn.reply_tokens,
-            turn.estimated,
-            turn.cost_nanos / 1e9,
-            turn.context_left_out,
-            turn.created_at,
-            turn.first_text_at,
-            turn.ended_at,
+        return cls._of(
+            turn,
+            reply=text if turn.reply is None else turn.reply,
+            error=TurnError(turn.error_code, turn.error_detail or "") if turn.error_code else None,
+            cost=turn.cost_nanos / 1e9,
         )
 
     @classmethod
@@ -143,7 +138,7 @@ class TurnsView(msgspec.Struct, frozen=True):
     instructions: str
 
 
-class ModelView(msgspec.Struct, frozen=True):
+class ModelView(View, frozen=True):
     id: str
     label: str
     state: str
@@ -156,15 +151,11 @@ class ModelView(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, entry: Entry, pool: ClientPool) -> "ModelView":
-        return cls(
-            entry.id,
-            entry.label,
-            entry.state,
-            pool.is_up(entry.provider) if pool.has(entry.provider) else False,
-            entry.context_tokens,
-            entry.price_in_nanos / 1000,
-            entry.price_out_nanos / 1000,
-            entry.replacement,
+        return cls._of(
+            entry,
+            provider_up=pool.is_up(entry.provider) if pool.has(entry.provider) else False,
+            price_in=entry.price_in_nanos / 1000,
+            price_out=entry.price_out_nanos / 1000,
         )
 
 
@@ -226,17 +217,17 @@ class SwitchView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_
         )
 
 
-class ExtensionView(msgspec.Struct, frozen=True):
+class ExtensionView(View, frozen=True):
     extended: bool
     expires_at: datetime | None
     reason: str
 
     @classmethod
     def of(cls, extension: Extension) -> "ExtensionView":
-        return cls(extension.extended, extension.expires_at, extension.reason)
+        return cls._of(extension)
 
 
-class DecisionView(msgspec.Struct, frozen=True, rename={"from_value": "from", "to_value": "to"}):
+class DecisionView(View, frozen=True, rename={"from_value": "from", "to_value": "to"}):
     """One row of the journal."""
 
     at: datetime
@@ -251,17 +242,7 @@ class DecisionView(msgspec.Struct, frozen=True, rename={"from_value": "from", "t
 
     @classmethod
     def of(cls, row: Journal) -> "DecisionView":
-        return cls(
-            row.at,
-            row.actor_name,
-            row.what,
-            row.outcome,
-            row.reason,
-            row.from_value,
-            row.to_value,
-            row.version,
-            row.request_id,
-        )
+        return cls._of(row, actor=row.actor_name)
 
 
 class TimelineView(msgspec.Struct, frozen=True):
@@ -276,7 +257,7 @@ def models_view(entries: Iterable[Entry], pool: ClientPool, default: str | None)
     return ModelsView([ModelView.of(entry, pool) for entry in entries], default)
 
 
-class AdminModelView(msgspec.Struct, frozen=True):
+class AdminModelView(View, frozen=True):
     """One model, as admins see it."""
 
     id: str
@@ -296,19 +277,11 @@ class AdminModelView(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, model: GovernedModel, pool: ClientPool) -> "AdminModelView":
-        entry = model.entry
-        return cls(
-            entry.id,
-            entry.label,
-            entry.provider,
-            pool.is_up(entry.provider) if pool.has(entry.provider) else False,
-            entry.state,
-            entry.state_reason,
-            model.since.at if model.since is not None else None,
-            entry.replacement,
-            entry.groups,
-            entry.concurrent_turns,
-            model.set_by,
+        return cls._of(
+            model.entry,
+            provider_up=pool.is_up(model.entry.provider) if pool.has(model.entry.provider) else False,
+            since=model.since.at if model.since is not None else None,
+            set_by=model.set_by,
         )
 
 
@@ -337,7 +310,7 @@ class AdminGroupsView(msgspec.Struct, frozen=True):
     changes: list[DecisionView]
 
 
-class MoveView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_model": "to"}):
+class MoveView(View, frozen=True, rename={"from_model": "from", "to_model": "to"}):
     """A move of sessions and how far it is."""
 
     id: UUID
@@ -355,27 +328,14 @@ class MoveView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_mo
 
     @classmethod
     def of(cls, row: ModelMove) -> "MoveView":
-        return cls(
-            row.id,
-            row.from_model,
-            row.to_model,
-            row.reason,
-            row.state,
-            row.admin_name,
-            row.total,
-            row.moved,
-            row.skipped,
-            row.note,
-            row.created_at,
-            row.ended_at,
-        )
+        return cls._of(row, ordered_by=row.admin_name)
 
 
 class MovesView(msgspec.Struct, frozen=True):
     moves: list[MoveView]
 
 
-class SampleView(msgspec.Struct, frozen=True):
+class SampleView(View, frozen=True):
     """One of the sessions that would be moved; what it is about is its owner's."""
 
     id: UUID
@@ -384,7 +344,7 @@ class SampleView(msgspec.Struct, frozen=True):
     last_activity_at: datetime
 
 
-class PreviewView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to_model": "to"}):
+class PreviewView(View, frozen=True, rename={"from_model": "from", "to_model": "to"}):
     """What a move would do now."""
 
     from_model: str
@@ -397,8 +357,72 @@ class PreviewView(msgspec.Struct, frozen=True, rename={"from_model": "from", "to
 
     @classmethod
     def of(cls, found: Preview) -> "PreviewView":
-        sample = [
-            SampleView(session.id, OwnerView(owner.id, owner.name), session.locked, session.last_activity_at)
-            for session, owner in found.sample
-        ]
-        return cls(found.from_model, found.to_model, found.total, found.running, found.locked, found.refused, sample)
+        sample = [SampleView._of(session, owner=OwnerView.of(owner)) for session, owner in found.sample]
+        return cls._of(found, sample=sample)
+
+
+# ---------------------------------------------------------------- accounts
+
+
+class LoginView(View, frozen=True):
+    """Where an account is signed in."""
+
+    id: UUID
+    browser: str
+    #: it is the one that asks
+    current: bool
+    created_at: datetime
+    #: give or take an hour; reading does not count
+    last_used_at: datetime
+    expires_at: datetime
+
+
+class TokenView(View, frozen=True):
+    """A script's key, without its text."""
+
+    id: UUID
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+
+
+class MemberView(View, frozen=True):
+    """An account in a list."""
+
+    id: UUID
+    name: str
+    role: str
+    group: str
+    disabled_at: datetime | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, account: Account) -> "MemberView":
+        return cls._of(account, group=account.group_name)
+
+
+class AccountView(MemberView, frozen=True):
+    """An account with its logins and tokens."""
+
+    logins: list[LoginView] = []
+    tokens: list[TokenView] = []
+    #: the text of the token just made; told only then
+    token: str | None = None
+
+    @classmethod
+    def whole(
+        cls, account: Account, logins: list[Login], tokens: list[ApiToken], actor: Actor, token: str | None = None
+    ) -> "AccountView":
+        return cls._of(
+            account,
+            group=account.group_name,
+            logins=[LoginView._of(one, current=one.id == actor.login_id) for one in logins],
+            tokens=[TokenView._of(one, scopes=one.scopes.split()) for one in tokens],
+            token=token,
+        )
+
+
+class AccountsView(msgspec.Struct, frozen=True):
+    accounts: list[MemberView]
+    next_cursor: str | None

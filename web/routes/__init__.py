@@ -2,7 +2,9 @@
 
 from litestar.handlers import HTTPRouteHandler
 
-from web.routes import admin, chat, health, home, limits, login, models, session, v1
+from web.routes import account, chat, health, home, limits, login, models, session, v1
+from web.routes.admin import accounts, desk, groups, moves
+from web.routes.admin import models as governed
 
 ROUTES: list[HTTPRouteHandler] = [
     home.show_home,
@@ -39,19 +41,29 @@ ROUTES: list[HTTPRouteHandler] = [
     login.sign_out,
     login.show_setup,
     login.set_up,
+    account.show_account,
+    account.change_password,
+    account.revoke_logins,
+    account.create_token,
+    account.revoke_token,
     # admin
-    admin.show_desk,
-    admin.list_governed_models,
-    admin.change_model,
-    admin.restore_model,
-    admin.list_groups,
-    admin.change_group,
-    admin.restore_group,
-    admin.change_limit,
-    admin.list_moves,
-    admin.preview_move,
-    admin.order_move,
-    admin.stop_move,
+    desk.show_desk,
+    governed.list_governed_models,
+    governed.change_model,
+    governed.restore_model,
+    groups.list_groups,
+    groups.change_group,
+    groups.restore_group,
+    groups.change_limit,
+    moves.list_moves,
+    moves.preview_move,
+    moves.order_move,
+    moves.stop_move,
+    accounts.list_accounts,
+    accounts.show_account_of,
+    accounts.create_account,
+    accounts.change_account,
+    accounts.set_password,
     # machines
     health.healthz,
     health.readyz,

@@ -10,7 +10,7 @@ from db.db_session import DbSession
 from services.accounts import Accounts, SignedIn
 from services.errors import Refusal
 from services.session_service import SessionService
-from web.actor import GUEST_COOKIE, LOGIN_COOKIE, cookie_of, login_cookie, nobody
+from web.actor import GUEST_COOKIE, LOGIN_COOKIE, browser_of, cookie_of, login_cookie, nobody
 from web.answer import html, redirect
 from web.forms import Nothing, SetUp, ShowLogin, SignIn, asks, reads
 from web.given import Db, Given, Logins, Sessions
@@ -31,7 +31,14 @@ async def sign_in(
     request: Request, form: Given[SignIn], logins: Logins, sessions: Sessions, db_session: Db
 ) -> Response[Any]:
     """Check a password; a new login each time, and one for each idempotency key."""
-    signed_in = await logins.sign_in(form.name, form.password, db_session, actor=nobody(request), key=request.state.key)
+    signed_in = await logins.sign_in(
+        form.name,
+        form.password,
+        db_session,
+        actor=nobody(request),
+        key=request.state.key,
+        browser=browser_of(request),
+    )
     await _take_along(request, signed_in, logins, sessions, db_session)
     return redirect(local(form.next), [login_cookie(request, signed_in.cookie)])
 
@@ -66,7 +73,13 @@ async def set_up(
 ) -> Response[Any]:
     """Make the first admin and sign in."""
     signed_in = await logins.set_up(
-        secret, form.name, form.password, db_session, actor=nobody(request), key=request.state.key
+        secret,
+        form.name,
+        form.password,
+        db_session,
+        actor=nobody(request),
+        key=request.state.key,
+        browser=browser_of(request),
     )
     await _take_along(request, signed_in, logins, sessions, db_session)
     return redirect("/admin", [login_cookie(request, signed_in.cookie)])

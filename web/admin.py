@@ -1,0 +1,67 @@
+"""What the handlers of admins' pages share: the services at hand, who asks, and how an answer looks."""
+
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+
+from db.db_session import DbSession
+from services.accounts import Accounts
+from services.actor import Actor
+from services.client_pool import ClientPool
+from services.governance import Governance
+from services.membership import Membership
+from services.moves import Moves
+from services.session_service import SessionService
+from web.answer import answer, page
+from web.forms import reads
+from web.given import Db, Logins, Members, Moving, Pool, Ruling, Sessions, Who
+
+
+class Admin(msgspec.Struct, frozen=True):
+    """One request of an admin's, with all that its handler asks. That it is an admin is the services' to say."""
+
+    request: Request
+    db_session: DbSession
+    actor: Actor
+    sessions: SessionService
+    governance: Governance
+    moves: Moves
+    members: Membership
+    logins: Accounts
+    pool: ClientPool
+
+    @property
+    def asks(self) -> dict[str, Any]:
+        """Who asks for a verb, and under which key."""
+        return {"actor": self.actor, "key": self.request.state.key}
+
+    def page(self, template: str, view: msgspec.Struct, **context: Any) -> Response[Any]:
+        return page(self.request, template, view, **context)
+
+    def answer(self, view: msgspec.Struct, location: str, status: int = 200) -> Response[Any]:
+        """The page once more, after a verb; or what it tells a script."""
+        return answer(self.request, None, view, location=location, status=status)
+
+
+def provide_admin(
+    request: Request,
+    db_session: Db,
+    actor: Who,
+    sessions: Sessions,
+    governance: Ruling,
+    moves: Moving,
+    members: Members,
+    logins: Logins,
+    pool: Pool,
+) -> Admin:
+    return Admin(request, db_session, actor, sessions, governance, moves, members, logins, pool)
+
+
+def acts(form: type[msgspec.Struct], view: type[msgspec.Struct], status: int = 200) -> dict[str, Any]:
+    """What a route needs that changes something: its form, its answer, and that a key makes it one effect."""
+    return {
+        "status_code": status,
+        "dependencies": {"form": reads(form)},
+        "opt": {"answers": view, "once": True},
+    }

@@ -1,0 +1,86 @@
+"""/account — one's own password, logins and tokens; an admin ends and makes those of others by the same URLs."""
+
+from typing import Any
+from uuid import UUID
+
+from litestar import Request, Response, get, post
+
+from db.db_session import DbSession
+from services.actor import Actor
+from services.membership import Membership
+from web.actor import nobody
+from web.admin import acts
+from web.answer import answer, page, wants
+from web.forms import ChangePassword, CreateToken, RevokeLogins, RevokeToken
+from web.given import Db, Given, Logins, Members, Who
+from web.views import AccountView
+
+
+@get("/account", opt={"answers": AccountView})
+async def show_account(request: Request, members: Members, db_session: Db, actor: Who) -> Response[Any]:
+    """Who one is, where one is signed in, and which scripts act for one."""
+    return page(request, "account.html", await account_view(actor.id, members, db_session, actor))
+
+
+@post("/account/password", **acts(ChangePassword, AccountView))
+async def change_password(
+    request: Request, form: Given[ChangePassword], members: Members, db_session: Db, actor: Who
+) -> Response[Any]:
+    """Change one's own password; every other login ends."""
+    await members.change_password(
+        form.old, form.new, db_session, actor=actor, address=nobody(request), key=request.state.key
+    )
+    return await _answer(request, actor.id, members, db_session, actor)
+
+
+@post("/account/logins/revoke", **acts(RevokeLogins, AccountView))
+async def revoke_logins(
+    request: Request, form: Given[RevokeLogins], members: Members, db_session: Db, actor: Who
+) -> Response[Any]:
+    """End one login, or all of an account but the one that asks."""
+    account_id = form.account_id or actor.id
+    if form.login_id is not None:
+        account_id = await members.revoke_login(form.login_id, db_session, actor=actor, key=request.state.key)
+    else:
+        await members.revoke_logins(account_id, db_session, actor=actor, key=request.state.key)
+    return await _answer(request, account_id, members, db_session, actor)
+
+
+@post("/account/tokens", **acts(CreateToken, AccountView, 201))
+async def create_token(
+    request: Request, form: Given[CreateToken], members: Members, logins: Logins, db_session: Db, actor: Who
+) -> Response[Any]:
+    """Make a script's token. The page that answers is the only one that shows it."""
+    name = form.account or actor.name
+    token = await logins.create_token(name, form.name, (form.scope,), db_session, actor=actor, key=request.state.key)
+    account = await members.account_named(name, db_session, actor=actor)
+    view = await account_view(account.id, members, db_session, actor, token)
+    if wants(request) == "json":
+        return answer(request, None, view, location="/account", status=201)
+    return page(request, "account/token.html", view, status=201)
+
+
+@post("/account/tokens/revoke", **acts(RevokeToken, AccountView))
+async def revoke_token(
+    request: Request, form: Given[RevokeToken], members: Members, db_session: Db, actor: Who
+) -> Response[Any]:
+    """End a token."""
+    account_id = await members.revoke_token(form.token_id, db_session, actor=actor, key=request.state.key)
+    return await _answer(request, account_id, members, db_session, actor)
+
+
+async def account_view(
+    account_id: UUID, members: Membership, db_session: DbSession, actor: Actor, token: str | None = None
+) -> AccountView:
+    """An account with its logins and tokens."""
+    account = await members.account(account_id, db_session, actor=actor)
+    logins = await members.logins(account_id, db_session, actor=actor)
+    return AccountView.whole(account, logins, await members.tokens(account_id, db_session, actor=actor), actor, token)
+
+
+async def _answer(
+    request: Request, account_id: UUID, members: Membership, db_session: DbSession, actor: Actor
+) -> Response[Any]:
+    view = await account_view(account_id, members, db_session, actor)
+    location = "/account" if account_id == actor.id else f"/admin/accounts/{account_id}"
+    return answer(request, None, view, location=location)

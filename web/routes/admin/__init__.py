@@ -1,0 +1,1 @@
+"""/admin — what those see and do who steer: one file per page."""

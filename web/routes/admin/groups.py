@@ -1,0 +1,56 @@
+"""/admin/groups — groups, their default model, and their limits."""
+
+from typing import Any
+
+import msgspec
+from litestar import Response, get, post
+
+from web.admin import Admin, acts
+from web.forms import ChangeGroup, ChangeLimit, RestoreGroup
+from web.given import Given
+from web.views import AdminGroupsView, AdminGroupView, DecisionView
+
+HERE = "/admin/groups"
+
+
+@get(HERE, opt={"answers": AdminGroupsView})
+async def list_groups(admin: Given[Admin]) -> Response[Any]:
+    """Every group with its default model and its limits, and a form for each."""
+    view, entries = await _view(admin), await admin.sessions.models(admin.db_session, actor=admin.actor)
+    return admin.page("admin/groups.html", view, models=[entry.id for entry in entries])
+
+
+@post("/admin/groups/change", **acts(ChangeGroup, AdminGroupsView))
+async def change_group(form: Given[ChangeGroup], admin: Given[Admin]) -> Response[Any]:
+    """Change a group's default model, or make a group."""
+    await admin.governance.set_group(
+        form.group,
+        admin.db_session,
+        default_model=form.default_model,
+        on_missing_model=form.on_missing_model or msgspec.UNSET,
+        reason=form.reason,
+        **admin.asks,
+    )
+    return admin.answer(await _view(admin), HERE)
+
+
+@post("/admin/groups/restore", **acts(RestoreGroup, AdminGroupsView))
+async def restore_group(form: Given[RestoreGroup], admin: Given[Admin]) -> Response[Any]:
+    """Give a group's default model back to the configuration."""
+    await admin.governance.restore_group(form.group, admin.db_session, reason=form.reason, **admin.asks)
+    return admin.answer(await _view(admin), HERE)
+
+
+@post("/admin/groups/limit", **acts(ChangeLimit, AdminGroupsView))
+async def change_limit(form: Given[ChangeLimit], admin: Given[Admin]) -> Response[Any]:
+    """Set one limit of a group, or give it back to the configuration."""
+    await admin.governance.set_limit(
+        form.group, form.limit, form.value, admin.db_session, reason=form.reason, **admin.asks
+    )
+    return admin.answer(await _view(admin), HERE)
+
+
+async def _view(admin: Admin) -> AdminGroupsView:
+    groups = await admin.governance.groups(admin.db_session, actor=admin.actor)
+    changes = await admin.governance.changes(admin.db_session, actor=admin.actor)
+    return AdminGroupsView([AdminGroupView.of(group) for group in groups], [DecisionView.of(row) for row in changes])
