@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from litestar.handlers import HTTPRouteHandler
 
+from tests.web.people import PASSWORD
 from tests.web.running import Server
 from tests.web.wire import ABSENT, BROWSER, JSON, PROBLEM, begin, chat, create, follow, streaming
 from web.routes import ROUTES
@@ -232,8 +233,21 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
         check(guest.get(path.format(**at)), path)
     check(guest.get(f"/chat/{failed['id']}"), "/chat/{turn_id}")
     check(guest.get(f"/chat/{running['id']}"), "/chat/{turn_id}")
-    for path in ("/admin", "/admin/models", "/admin/groups", "/admin/moves"):
+    for path in ("/admin", "/admin/models", "/admin/groups", "/admin/moves", "/admin/accounts", "/account"):
         check(ada.get(path), path)
+    made = ada.post("/admin/accounts", json={"name": f"described-{id[-12:]}", "password": PASSWORD})
+    check(made, "/admin/accounts")
+    account_id = made.json()["id"]
+    check(ada.get(f"/admin/accounts/{account_id}"), "/admin/accounts/{account_id}")
+    check(ada.post("/admin/accounts/change", json={"account_id": account_id}), "/admin/accounts/change")
+    fields = {"account_id": account_id, "password": PASSWORD[::-1]}
+    check(ada.post("/admin/accounts/password", json=fields), "/admin/accounts/password")
+    token = ada.post("/account/tokens", json={"name": "described", "account": made.json()["name"]})
+    check(token, "/account/tokens")
+    token_id = token.json()["tokens"][0]["id"]
+    check(ada.post("/account/tokens/revoke", json={"token_id": token_id}), "/account/tokens/revoke")
+    check(ada.post("/account/logins/revoke", json={"account_id": account_id}), "/account/logins/revoke")
+    check(ada.post("/account/password", json={"old": PASSWORD, "new": PASSWORD}), "/account/password")
     check(ada.get("/admin/moves/preview?from=fast&to=smart"), "/admin/moves/preview")
     move = ada.post("/admin/moves", json={"from": "guide", "to": "fast", "reason": "described"})
     check(move, "/admin/moves")

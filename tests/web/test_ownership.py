@@ -43,6 +43,12 @@ FIELDS: dict[str, dict[str, Any]] = {
     "moves": {"from": "fast", "to": "smart", "reason": "x"},
     "moves/stop": {"move_id": ABSENT},
     "completions": {"model": "fast", "messages": [{"role": "user", "content": "x"}]},
+    "account/password": {"old": "correct horse", "new": "battery staple"},
+    "account/tokens": {"name": "x"},
+    "tokens/revoke": {"token_id": ABSENT},
+    "admin/accounts": {"name": "x", "password": "correct horse"},
+    "accounts/change": {"account_id": ABSENT},
+    "accounts/password": {"account_id": ABSENT, "password": "correct horse"},
 }
 #: what differs between two answers anyway
 OWN = ("x-request-id", "date", "content-length", "set-cookie")
@@ -120,6 +126,7 @@ def others(server: Server, ann_token: str) -> Iterator[dict[str, httpx.Client]]:
 
 def filled(path: str, session_id: str, turn_id: str) -> str:
     path = path.replace("{session_id:uuid}", session_id).replace("{turn_id:uuid}", turn_id)
+    path = path.replace("{account_id:uuid}", ABSENT)
     assert "{" not in path
     return path
 

@@ -76,7 +76,7 @@ def test_no_two_handlers_share_a_method_and_path() -> None:
 def test_every_function_with_a_route_is_on_the_site_map() -> None:
     found = {
         name
-        for file in (Path(__file__).parents[2] / "web" / "routes").glob("*.py")
+        for file in (Path(__file__).parents[2] / "web" / "routes").rglob("*.py")
         for name in re.findall(r"^@(?:get|post|put|patch|delete)\(.*?^async def (\w+)", file.read_text(), re.S | re.M)
     }
     assert found == {handler.fn.__name__ for handler in ROUTES}

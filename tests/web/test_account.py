@@ -1,0 +1,206 @@
+"""/account and /admin/accounts: passwords, logins and tokens, and who may change whose; O4 by the admin's own hand."""
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.web.people import PASSWORD
+from tests.web.running import Server
+from tests.web.wire import ABSENT, BROWSER, HTMX, JSON, begin, create, hidden_fields, is_page, problem, streaming
+
+FORM = {"Accept": BROWSER}
+OTHER = "battery staple horse"
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:150.0) Gecko/20100101 Firefox/150.0"
+
+Come = Callable[..., httpx.Client]
+
+
+@pytest.fixture
+def name(boss: httpx.Client) -> str:
+    """Somebody who has an account since just now."""
+    name = f"eve-{uuid4().hex[:8]}"
+    made = boss.post("/admin/accounts", json={"name": name, "password": PASSWORD})
+    assert made.status_code == 201, made.text
+    assert made.json()["role"] == made.json()["group"] == "user"
+    return name
+
+
+@pytest.fixture
+def account_id(name: str, boss: httpx.Client) -> str:
+    (account,) = boss.get("/admin/accounts", params={"q": name}).json()["accounts"]
+    return str(account["id"])
+
+
+SignsIn = Callable[..., httpx.Client]
+
+
+@pytest.fixture
+def signs_in(newcomer: Come, name: str) -> SignsIn:
+    """A browser that has just signed in as somebody."""
+
+    def sign_in(who: str = "", password: str = PASSWORD, **headers: str) -> httpx.Client:
+        client = newcomer(BROWSER, **headers)
+        answer = client.post("/login", data={"name": who or name, "password": password})
+        assert answer.status_code == 303, answer.text
+        client.headers["accept"] = JSON
+        return client
+
+    return sign_in
+
+
+def test_the_page_tells_who_one_is_and_where_one_is_signed_in(signs_in: SignsIn, name: str) -> None:
+    first, second = signs_in(**{"User-Agent": FIREFOX}), signs_in()
+    account = first.get("/account").json()
+    assert (account["name"], account["role"], account["group"]) == (name, "user", "user")
+    assert [one["browser"] for one in account["logins"]] == ["A browser", "Firefox on Linux"]
+    assert [one["current"] for one in account["logins"]] == [False, True]
+    page = first.get("/account", headers=FORM)
+    assert is_page(page) and "Firefox on Linux" in page.text
+    form = hidden_fields(page.text, "/account/logins/revoke")
+    assert first.post("/account/logins/revoke", data=form, headers=FORM).headers["location"] == "/account"
+    problem(second.get("/account"), 401, "unauthenticated")
+    assert [one["current"] for one in first.get("/account").json()["logins"]] == [True]
+
+
+def test_who_has_no_account_is_asked_to_sign_in(newcomer: Come) -> None:
+    guest = newcomer()
+    problem(guest.get("/account"), 401, "unauthenticated")
+    page = guest.get("/account", headers=FORM)
+    assert page.status_code == 401 and 'name="next" value="/account"' in page.text
+    for url, fields in (
+        ("/account/password", {"old": PASSWORD, "new": OTHER}),
+        ("/account/logins/revoke", {}),
+        ("/account/tokens", {"name": "x"}),
+        ("/account/tokens/revoke", {"token_id": ABSENT}),
+    ):
+        problem(guest.post(url, json=fields), 401, "unauthenticated")
+
+
+def test_a_password_is_changed_by_the_form_and_every_other_browser_is_out(signs_in: SignsIn, name: str) -> None:
+    client, other = signs_in(), signs_in()
+    form = hidden_fields(client.get("/account", headers=FORM).text, "/account/password")
+    wrong = client.post("/account/password", data={**form, "old": "wrong horse", "new": OTHER}, headers=FORM)
+    assert wrong.status_code == 401 and "wrong" in wrong.text
+    assert "wrong horse" not in wrong.text and OTHER not in wrong.text
+    for _ in range(2):  # the second is a double click
+        done = client.post("/account/password", data={**form, "old": PASSWORD, "new": OTHER}, headers=FORM)
+        assert (done.status_code, done.headers.get("location")) == (303, "/account")
+    problem(other.get("/account"), 401, "unauthenticated")
+    assert client.get("/account").status_code == 200
+    assert signs_in(password=OTHER).get("/account").json()["name"] == name
+
+
+def test_a_token_is_shown_once_works_in_its_scope_and_is_revoked(
+    signs_in: SignsIn, governed: Server, name: str
+) -> None:
+    client = signs_in()
+    form = hidden_fields(client.get("/account", headers=FORM).text, "/account/tokens")
+    made = client.post("/account/tokens", data={**form, "name": "nightly", "scope": "read"}, headers=FORM)
+    assert made.status_code == 201 and is_page(made)
+    (token,) = set(re.findall(r"tk_[\w-]{40,}", made.text))
+    again = client.post("/account/tokens", data={**form, "name": "nightly", "scope": "read"}, headers=FORM)
+    assert token in again.text, "a double click is one token"
+    page, account = client.get("/account", headers=FORM).text, client.get("/account").json()
+    assert "nightly" in page and token not in page and account["token"] is None
+    assert [(one["name"], one["scopes"]) for one in account["tokens"]] == [("nightly", ["read"])]
+    with governed.script(token) as script:
+        assert script.get("/account").json()["name"] == name
+        problem(script.post("/account/tokens", json={"name": "more"}), 403, "forbidden")
+        form = hidden_fields(page, "/account/tokens/revoke")
+        assert client.post("/account/tokens/revoke", data=form, headers=FORM).status_code == 303
+        problem(script.get("/account"), 401, "unauthenticated")
+    problem(client.post("/account/tokens", json={"name": "x", "scope": "admin"}), 403, "forbidden")
+    problem(client.post("/account/tokens", json={"name": "x", "account": "boss"}), 403, "forbidden")
+
+
+def test_an_admin_finds_makes_and_changes_accounts(boss: httpx.Client, name: str, account_id: str) -> None:
+    pages = [boss.get(path, headers=FORM) for path in ("/admin/accounts", f"/admin/accounts/{account_id}")]
+    assert all(is_page(page) for page in pages)
+    again = boss.post("/admin/accounts", data={"name": name, "password": PASSWORD}, headers=HTMX)
+    assert again.status_code == 400 and "already" in again.text and PASSWORD not in again.text
+    changed = boss.post("/admin/accounts/change", json={"account_id": account_id, "group": "brief", "reason": "x"})
+    assert (changed.json()["role"], changed.json()["group"]) == ("user", "brief")
+    form = hidden_fields(pages[1].text, "/admin/accounts/change")
+    plain = boss.post("/admin/accounts/change", data={**form, "role": "admin", "group": "admin"}, headers=FORM)
+    assert (plain.status_code, plain.headers["location"]) == (303, f"/admin/accounts/{account_id}")
+    problem(
+        boss.post("/admin/accounts/change", json={"account_id": account_id, "group": "none"}), 400, "invalid_request"
+    )
+    problem(boss.get(f"/admin/accounts/{ABSENT}"), 404, "session_not_found")
+    problem(boss.post("/admin/accounts/change", json={"account_id": ABSENT}), 404, "session_not_found")
+
+
+def test_a_list_of_accounts_goes_on_and_holds_no_guest(boss: httpx.Client, newcomer: Come, name: str) -> None:
+    create(newcomer())
+    seen, cursor = [], ""
+    while True:
+        found = boss.get("/admin/accounts", params={"limit": 3, "cursor": cursor}).json()
+        seen += [one["name"] for one in found["accounts"]]
+        if not (cursor := found["next_cursor"]):
+            break
+    assert len(seen) == len(set(seen)) and seen == sorted(seen) and {"bob", "boss", name} <= set(seen)
+    assert not any(one.startswith("guest-") for one in seen)
+
+
+def test_nobody_else_sees_or_changes_accounts(bob: httpx.Client, newcomer: Come, account_id: str) -> None:
+    for client in (bob, newcomer()):
+        problem(client.get("/admin/accounts"), 403, "forbidden")
+        for url, fields in (
+            ("/admin/accounts", {"name": "x", "password": PASSWORD}),
+            ("/admin/accounts/change", {"account_id": account_id, "role": "admin"}),
+            ("/admin/accounts/password", {"account_id": account_id, "password": PASSWORD}),
+        ):
+            problem(client.post(url, json=fields), 403, "forbidden")
+    # Whether there is such an account is not told either.
+    foreign, absent = (bob.get(f"/admin/accounts/{id}") for id in (account_id, ABSENT))
+    assert (foreign.status_code, foreign.json()["detail"]) == (absent.status_code, absent.json()["detail"])
+
+
+def test_O4_whoever_an_admin_takes_the_right_from_is_out_at_once_and_its_streams_end(
+    boss: httpx.Client, governed: Server, newcomer: Come
+) -> None:
+    """By the pages of the admin, and by one's own: within five seconds, also what is open already."""
+    people = {
+        why: f"{why}-{uuid4().hex[:8]}" for why in ("disabled", "demoted", "token", "login", "logins", "password")
+    }
+    tokens = governed.people(*(f"{who}:{'admin' if why == 'demoted' else ''}" for why, who in people.items()))
+    accounts = {
+        why: boss.get("/admin/accounts", params={"q": who}).json()["accounts"][0]["id"] for why, who in people.items()
+    }
+    with ExitStack() as opened:
+        clients, streams = {}, []
+        for why, who in people.items():
+            if why in ("disabled", "demoted", "token"):
+                clients[why] = opened.enter_context(governed.script(tokens[who]))
+            else:
+                clients[why] = newcomer()
+                signed_in = clients[why].post("/login", data={"name": who, "password": PASSWORD}, headers=FORM)
+                assert signed_in.status_code == 303
+            turn = begin(clients[why], "/tokens 3000 /delay 50ms")
+            streams.append(opened.enter_context(streaming(clients[why], f"/chat/{turn['id']}/events")))
+            streams[-1].next("delta")
+        began = time.monotonic()
+        ids = {why: boss.get(f"/admin/accounts/{id}").json() for why, id in accounts.items()}
+        for url, fields in (
+            ("/admin/accounts/change", {"account_id": accounts["disabled"], "disabled": True}),
+            ("/admin/accounts/change", {"account_id": accounts["demoted"], "role": "user"}),
+            ("/account/tokens/revoke", {"token_id": ids["token"]["tokens"][0]["id"]}),
+            ("/account/logins/revoke", {"login_id": ids["login"]["logins"][0]["id"]}),
+            ("/account/logins/revoke", {"account_id": accounts["logins"]}),
+            ("/admin/accounts/password", {"account_id": accounts["password"], "password": OTHER}),
+        ):
+            answer = boss.post(url, json=fields)
+            assert answer.status_code == 200, answer.text
+        for why, client in clients.items():
+            answer = client.get("/admin" if why == "demoted" else "/account")
+            assert answer.status_code == (403 if why == "demoted" else 401), why
+        for stream in streams:
+            last = stream.next()
+            for last in stream:  # noqa: B007
+                assert time.monotonic() - began < 8, "still told what it may not see"
+            assert last.name == "gone"
