@@ -564,30 +564,6 @@ def test_a_backup_made_as_the_docs_say_is_whole(fresh: Server) -> None:
     copy.close()
 
 
-def test_access_that_is_taken_away_as_the_docs_say_is_gone(tmp_path: Path) -> None:
-    secret = "correct horse battery"
-    with a_server(tmp_path, "", TURNKEEPER_DISCOVER="false") as server:
-        assert server.run("account", "create", "ann", stdin=f"{secret}\n").returncode == 0
-        made = [server.run("token", "create", "--account", "ann", "--name", name) for name in ("nightly", "daily")]
-        nightly, daily = (server.script(one.stdout.strip()) for one in made)
-        browser = server.guest(Accept="application/json")
-        browser.post("/login", data={"name": "ann", "password": secret})
-        browser.cookies.delete("tk_guest")
-        assert [who.get("/session").status_code for who in (nightly, daily, browser)] == [200, 200, 200]
-
-        (statements,) = blocks(section(OPERATE, "Taking away a token or somebody's access"), "sql")
-        one, everything = re.split(r"^-- every.*\n", statements, flags=re.MULTILINE)
-        database = sqlite3.connect(server.folder / "var" / "turnkeeper.db", timeout=10)
-        database.executescript(one)
-        assert [who.get("/limits").status_code for who in (nightly, daily)] == [401, 200]
-        database.executescript(everything)
-        database.close()
-        assert daily.get("/limits").status_code == 401
-        owner = database_owner(browser)
-        assert owner != "ann"
-        assert browser.post("/login", data={"name": "ann", "password": secret}).status_code == 401
-
-
 def database_owner(browser: httpx.Client) -> str:
     """Under which name a browser makes a session now."""
     return str(browser.post("/session/create").json()["owner"]["name"])
