@@ -663,18 +663,65 @@ class DbSession:
             Idempotency.created_at >= since,
         )
 
-    async def delete_spent(self, now_us: int, now: datetime, limit: int) -> None:
-        """Drop rates that are whole again and logins that have ended; nothing depends on either."""
-        await RateBucket.raw(
-            "DELETE FROM rate_bucket WHERE key IN (SELECT key FROM rate_bucket WHERE tat_us <= {} LIMIT {}"  # noqa: S608
-            f"{' FOR UPDATE SKIP LOCKED' if self._postgres else ''})",
-            now_us,
-            limit,
-        )
-        await Login.delete().where(Login.expires_at <= now)
+    async def delete_spent(self, now_us: int, now: datetime, keys_before: datetime, limit: int) -> int:
+        """Drop rates that are whole again, logins that have ended and old keys, each in a transaction of its own.
 
-    async def delete_keys_before(self, before: datetime) -> None:
-        await Idempotency.delete().where(Idempotency.created_at < before)
+        Returns how many there were of the kind that had most, at most `limit`.
+        """
+        kinds: tuple[tuple[type[Table], str, str, Any], ...] = (
+            (RateBucket, "key", "tat_us <= {}", now_us),
+            (Login, "id", "expires_at <= {}", now),
+            (Idempotency, "actor_id, verb, key", "created_at < {}", keys_before),
+        )
+        skip = " FOR UPDATE SKIP LOCKED" if self._postgres else ""
+        most = 0
+        for table, key, condition, value in kinds:
+            name = table._meta.tablename
+            gone = await table.raw(
+                f"DELETE FROM {name} WHERE ({key}) IN "  # noqa: S608
+                f"(SELECT {key} FROM {name} WHERE {condition} LIMIT {{}}{skip}) RETURNING 1 AS one",
+                value,
+                limit,
+            )
+            most = max(most, len(gone))
+        return most
+
+    async def is_leased_beyond(self, until: datetime) -> bool:
+        """Whether a turn or a move is leased for longer."""
+        rows = await Turn.raw(
+            "SELECT 1 AS one WHERE EXISTS (SELECT 1 FROM turn WHERE state = 'running' AND lease_until > {}) "
+            "OR EXISTS (SELECT 1 FROM model_move WHERE state = 'running' AND lease_until > {})",
+            until,
+            until,
+        )
+        return bool(rows)
+
+    async def shorten_leases(self, beyond: datetime, until: datetime) -> None:
+        """Let the leases of turns and moves that reach beyond a time end earlier."""
+        for name in ("turn", "model_move"):
+            await Turn.raw(
+                f"UPDATE {name} SET lease_until = {{}} WHERE id IN (SELECT id FROM {name} "  # noqa: S608
+                f"WHERE state = 'running' AND lease_until > {{}} ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
+                until,
+                beyond,
+            )
+
+    async def shorten_rates(self, fullest_us: Mapping[str, int], limit: int = 1000) -> int:
+        """Let buckets of rates ({name: how far one can reach}) that reach further end there. Returns how many."""
+        shortened = 0
+        for name, us in fullest_us.items():
+            beyond = "SELECT key FROM rate_bucket WHERE tat_us > {} AND key LIKE {} ORDER BY key LIMIT {}"
+            # Looked for first: a statement that writes has to wait for its turn on SQLite.
+            if rows := await RateBucket.raw(beyond, us, f"{name}:%", limit):
+                keys = [row["key"] for row in rows]
+                await RateBucket.raw(
+                    f"UPDATE rate_bucket SET tat_us = {{}} WHERE tat_us > {{}} AND key IN ({_marks(keys)})",  # noqa: S608
+                    us,
+                    us,
+                    *keys,
+                )
+            shortened += len(rows)
+        return shortened
 
     async def record(self, what: str, actor: Any, at: datetime, **facts: Any) -> None:
         """Write one decision into the journal: past tense, who (an Actor), when, and columns of `Journal`."""

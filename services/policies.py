@@ -155,6 +155,11 @@ class Rate(msgspec.Struct, frozen=True):
         """Microseconds in which one place grows back."""
         return int(self.per / timedelta(microseconds=1)) // self.count
 
+    @property
+    def window_us(self) -> int:
+        """Microseconds in which an empty bucket fills."""
+        return self.burst * self.interval_us if self.count else 0
+
     def allowance(self, name: str, tat_us: int, now: datetime) -> Allowance:
         """What a bucket with theoretical arrival time `tat_us` still allows at `now`."""
         now_us = microseconds(now)
@@ -269,6 +274,8 @@ class Policies(msgspec.Struct, frozen=True):
         )
 
 
+#: the names of the rates
+RATES = ("sessions_created", "turns", "switches")
 #: the names of the budgets: what is counted, and in which window
 BUDGETS = ("tokens_per_day", "tokens_per_month", "money_per_day", "money_per_month")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from db.db_session import DbSession
 from services.catalogue import EVERYBODY, Catalogue
-from services.policies import DEFAULT_LIMITS, Policies, parse_count, parse_zone
+from services.policies import DEFAULT_LIMITS, RATES, Policies, parse_count, parse_zone
 
 
 class Rules:
@@ -46,6 +46,12 @@ class Rules:
             name: (now - one.idle if one.idle else None, now - one.absolute if one.absolute else None)
             for name, one in lifetimes.items()
         }
+
+    @property
+    def windows_us(self) -> dict[str, int]:
+        """For each rate the longest that one of its buckets takes to fill, in any group."""
+        policies = [self.policies_of(name) for name in self._limits if name != EVERYBODY]
+        return {name: max(getattr(one, name).window_us for one in policies) for name in RATES}
 
     @property
     def concurrent_turns(self) -> int:

@@ -5,7 +5,7 @@ state, permission, model, nothing to do, version, busy, limits — and writes th
 What it does not do is raised as a `services.errors.Refusal`. Live hints go out only after the commit.
 
 Its collaborators: `Standing` judges how a session stands, `ModelRule` which model it uses, `Admission` whether one more
-is allowed, `Turns` writes the rows of turns, `UnitOfWork` opens the transactions.
+is allowed, `Turns` writes the rows of turns, `UnitOfWork` opens the transactions, `Upkeep` forgets what is worthless.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -41,7 +41,6 @@ from services.errors import (
     VersionConflict,
 )
 from services.event_bus import EventBus, Hint
-from services.idempotency import KEPT
 from services.outcomes import (
     BegunTurn,
     End,
@@ -62,7 +61,6 @@ from services.policies import (
     SWITCH_LIMITS,
     TURN_LIMITS,
     Allowance,
-    microseconds,
     tightest_first,
 )
 from services.records import publish, record
@@ -78,6 +76,7 @@ from services.text import (
 )
 from services.turns import LEASE, Turns
 from services.unit_of_work import UnitOfWork
+from services.upkeep import Upkeep
 
 #: an untouched session younger than this is used again instead of a new one
 REUSE = timedelta(days=1)
@@ -85,8 +84,6 @@ REUSE = timedelta(days=1)
 FORK_TURNS = 10_000
 #: rows that one sweep changes in one transaction
 SWEEP_ROWS = 100
-#: rates that are whole again, forgotten in one sweep
-SPENT_ROWS = 10_000
 NO_TURN = "There is no such turn."
 
 
@@ -109,6 +106,7 @@ class SessionService:
         self.bus = bus
         self.now = now
         self.units = UnitOfWork(now)
+        self.upkeep = Upkeep(now)
         self.standing = Standing(pool, now)
         self.admission = Admission(now)
         self.turns = Turns(self.standing, bus, worker or new_id(), now)
@@ -589,12 +587,11 @@ class SessionService:
         for turn_id in lapsed:
             with suppress(NotFound):  # deleted meanwhile
                 await self._interrupt(turn_id, db_session, alone=alone)
+        await self.upkeep.put_right(db_session, rates=thorough)
         if not thorough:
             return len(lapsed)
-        now = self.now()
         await refusals.settle(self.now, db_session)
-        await db_session.delete_keys_before(now - KEPT)
-        await db_session.delete_spent(microseconds(now), now, SPENT_ROWS)
+        await self.upkeep.forget(db_session)
         return len(lapsed) + await self._expire(db_session)
 
     async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool) -> None:

@@ -10,7 +10,7 @@ from db.tables import Account, Login, RateBucket, RefusalCount
 from services.accounts import NOBODY, Accounts, Credentials, SignedIn
 from services.actor import Actor
 from services.errors import StorageUnavailable
-from services.idempotency import KEY_CHARACTERS
+from services.idempotency import KEPT, KEY_CHARACTERS
 from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused, StorageFails
 from tests.services.test_accounts import cheap_passwords  # noqa: F401 - a fixture, used by every test
 
@@ -126,7 +126,7 @@ async def test_D1_a_login_that_has_ended_is_not_revived_by_its_key(
     old = (await signs_in()).cookie
     await Login.update({Login.expires_at: clock()}).where(Login.expires_at > clock())
     assert await whose(old) == ""
-    await db_session.delete_spent(0, clock(), 100)
+    await db_session.delete_spent(0, clock(), clock() - KEPT, 100)
     new = (await signs_in()).cookie
     assert (await whose(old), await whose(new)) == ("", "ann")
 
@@ -147,7 +147,7 @@ async def test_D1_a_key_that_was_forgotten_makes_a_new_login(
     signs_in: Signs, db_session: DbSession, clock: Clock, whose: Whose
 ) -> None:
     first = (await signs_in()).cookie
-    await db_session.delete_keys_before(clock.pass_(seconds=1))
+    await db_session.delete_spent(0, clock(), clock.pass_(seconds=1), 100)
     second = (await signs_in()).cookie
     assert first != second
     assert (await whose(first), await whose(second)) == ("ann", "ann")
