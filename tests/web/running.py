@@ -81,13 +81,15 @@ class Server:
         self.command = [sys.executable, "-m", "turnkeeper"]
         #: the module that serves
         self.program = "turnkeeper"
+        #: what it is told besides its settings
+        self.arguments: tuple[str, ...] = ()
         self.output = ""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error::DeprecationWarning", "-m", self.program, "serve"],
+            [sys.executable, "-W", "error::DeprecationWarning", "-m", self.program, "serve", *self.arguments],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,

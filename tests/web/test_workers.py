@@ -1,0 +1,540 @@
+"""Several processes on one PostgreSQL: two workers under one parent, and a server of its own, as on another machine."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.servers import free_port
+from tests.web.people import PASSWORD
+from tests.web.running import PLAIN, Server
+from tests.web.wire import (
+    HTMX,
+    JSON,
+    begin,
+    chat,
+    create,
+    ended,
+    follow,
+    session_of,
+    streaming,
+    text_of,
+    turn_of,
+)
+
+LONG = bool(os.environ.get("LONG_TESTS"))
+#: how late an event may be on a machine that is busy with other tests
+SOON = 1.0 if LONG else 5.0
+SECRET = "a secret that both machines share, long enough"
+
+
+class Cluster:
+    """One database, and the servers on it."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.first, self.second = (self._server(folder / name) for name in ("first", "second"))
+        self.first.arguments = ("--workers", "2")
+        self.both = (self.first, self.second)
+
+    def _server(self, folder: Path) -> Server:
+        folder.mkdir()
+        return Server(folder, TURNKEEPER_DATABASE_URL=self.url, TURNKEEPER_SECRET_KEY=SECRET)
+
+    def rows(self, statement: str, *values: Any) -> list[Any]:
+        """Straight from the database."""
+        return rows(self.url, statement, *values)
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that serve under the first one's parent."""
+        assert self.first.process is not None
+        return children(self.first.process.pid)
+
+
+def rows(url: str, statement: str, *values: Any) -> list[Any]:
+    async def whole() -> list[Any]:
+        connection = await asyncpg.connect(url)
+        try:
+            return list(await connection.fetch(statement, *values))
+        finally:
+            await connection.close()
+
+    # In a thread of its own: the async tests have a loop in this one.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(whole())).result()
+
+
+def children(parent: int) -> list[int]:
+    """The workers among a process's children; Python's own keeper of resources is another one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, stat = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
+        except OSError:
+            continue  # it has just ended
+        if b"spawn_main" in command and int(stat.rpartition(")")[2].split()[1]) == parent:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that only waits to be buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(holds: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def started(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The servers, which these tests stop, kill and start again."""
+    rows(postgres_url, "CREATE DATABASE several")
+    cluster = Cluster(postgres_url.rsplit("/", 1)[0] + "/several", tmp_path_factory.mktemp("cluster"))
+    with ThreadPoolExecutor(2) as pool:  # both at once: both migrate, and both configure
+        list(pool.map(Server.start, cluster.both))
+    yield cluster
+    for server in cluster.both:
+        if server.process is not None and server.process.poll() is None:
+            server.stop()
+    rows(postgres_url, "DROP DATABASE several WITH (FORCE)")
+    for server in cluster.both:
+        if server.noise:
+            pytest.fail(f"the server complained:\n{server.output}", pytrace=False)
+
+
+@pytest.fixture
+def cluster(started: Cluster) -> Cluster:
+    """All of them, running."""
+    for server in started.both:
+        if server.process is None or server.process.poll() is not None:
+            server.start()
+    wait_until(lambda: len(started.workers) == 2)
+    return started
+
+
+@pytest.fixture
+def ann(cluster: Cluster) -> Iterator[tuple[httpx.Client, httpx.Client]]:
+    """A guest with one cookie, at the first server and at the second."""
+    with cluster.first.guest(Accept=JSON) as here, cluster.second.guest(Accept=JSON) as there:
+        create(here)
+        there.cookies.update(here.cookies)
+        yield here, there
+
+
+@pytest.fixture(scope="module")
+def tokens(started: Cluster) -> dict[str, str]:
+    """Of ann and bob, who are known to both servers."""
+    return started.first.people("ann", "bob")
+
+
+class Watcher(threading.Thread):
+    """Somebody who follows a session, and when what was shown."""
+
+    def __init__(self, client: httpx.Client, url: str, *, page: bool = False, after: str = "") -> None:
+        super().__init__(daemon=True)
+        self._client, self._url, self._page, self._after = client, url, page, after
+        self.shown: list[tuple[float, str, str]] = []
+        self.text, self.broken = "", False
+
+    def run(self) -> None:
+        try:
+            headers = HTMX if self._page else {}
+            with streaming(self._client, self._url, headers=headers, after=self._after) as stream:
+                for event in stream:
+                    if event.name == "delta":
+                        self.text += event.json["text"]
+                    self.shown.append((time.monotonic(), event.name, event.data))
+                    if event.name == "end":
+                        break
+        except httpx.TransportError:
+            self.broken = True
+
+    def when(self, what: str) -> float | None:
+        """When something was shown first."""
+        return next((at for at, name, data in self.shown if what in f"{name} {data}"), None)
+
+
+@contextmanager
+def watching(*watchers: Watcher) -> Iterator[None]:
+    for watcher in watchers:
+        watcher.start()
+    yield
+    for watcher in watchers:
+        watcher.join(20)
+        assert not watcher.is_alive()
+
+
+# ---------------------------------------------------------------- start
+
+
+def test_several_start_at_once_and_each_greets_once(cluster: Cluster) -> None:
+    for server in cluster.both:
+        assert server.output.count("Turnkeeper is at") == 1
+        assert server.output.count("/setup/") == 1
+    assert len(set(cluster.workers)) == 2
+    assert len(cluster.rows("SELECT 1 FROM journal WHERE what = 'configuration_applied'")) == 1
+    # One socket: whoever connects reaches one of them, and over time all of them.
+    told: set[int | None] = set()
+    wait_until(lambda: told.add(served_by(cluster)) or len(told) == 2)
+    assert told == set(cluster.workers)
+
+
+def served_by(cluster: Cluster) -> int | None:
+    """The process that took a new connection, as the kernel sees it."""
+    with socket.create_connection(("127.0.0.1", cluster.first.port)) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        ends = f":{cluster.first.port:04X} 0100007F:{connection.getsockname()[1]:04X} "
+        (line,) = (line for line in Path("/proc/net/tcp").read_text().splitlines() if ends in line)
+        file = f"socket:[{line.split()[9]}]"
+        for pid in cluster.workers:
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if str(descriptor.readlink()) == file:
+                        return pid
+    return None
+
+
+def test_workers_of_whom_none_can_start_are_not_started_for_ever(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import socket\n"
+        "from web.settings import Settings\nfrom web.welcome import Models\nfrom web.workers import *\n"
+        "if __name__ == '__main__':\n"
+        f"    settings = Settings(database_url='postgresql://127.0.0.1:{free_port()}/x', secret_key='x' * 32)\n"
+        "    listener = socket.create_server(('127.0.0.1', 0))\n"
+        "    try:\n"
+        "        Workers(1, settings, Models([], [], None, []), listener, lambda: print('ready')).serve()\n"
+        "    except NoneStarted:\n"
+        "        print('none started')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "none started\n", done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+# ---------------------------------------------------------------- in step
+
+
+def test_S12_two_tabs_two_browsers_and_a_script_on_different_workers_stay_in_step(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    session_id = create(here, title="first")["id"]
+    url = f"/session/{session_id}/events"
+    pages = [Watcher(client, url, page=True) for client in (here, here, here, there, there)]
+    scripts = [Watcher(client, url) for client in (here, there)]
+    with watching(*pages, *scripts):
+        time.sleep(0.3)
+        turn = begin(here, "/tokens 60 /delay 40ms", session_id=session_id)
+        everybody: list[Watcher] = [*pages, *scripts]
+        wait_until(lambda: all(watcher.when("tok1 ") for watcher in everybody))
+        acts: list[tuple[float, str]] = []
+        for client, path, body, shown in (
+            (there, "/models/switch", {"session_id": session_id, "model": "smart"}, "Smart"),
+            (here, f"/session/{session_id}/rename", {"title": "second"}, "second"),
+            (there, f"/session/{session_id}/rename", {"title": "third"}, "third"),
+        ):
+            acts.append((time.monotonic(), shown if shown != "Smart" else "mart"))
+            client.post(path, json=body).raise_for_status()
+        for began, shown in acts:
+            wait_until(lambda: all(watcher.when(shown) for watcher in everybody))  # noqa: B023
+            late = [(watcher.when(shown) or 0) - began for watcher in everybody]
+            assert max(late) < SOON, (shown, late)
+        wait_until(lambda: all(watcher.when("tok59 ") for watcher in everybody))
+        done = ended(here, turn["id"])
+        wait_until(lambda: all(watcher.when("end ") for watcher in scripts))
+        began = time.monotonic()
+        there.post(f"/session/{session_id}/delete", json={}).raise_for_status()
+        wait_until(lambda: all(watcher.when("gone") for watcher in pages))
+        assert time.monotonic() - began < SOON
+    assert done["state"] == "done"
+    assert scripts[0].text == scripts[1].text == done["reply"]
+
+
+def test_G7_a_stop_from_another_process_ends_a_silent_turn(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    for writing, stopping in ((here, there), (there, here)):
+        turn = begin(writing, "/hang after 2")
+        watchers = [Watcher(client, f"/chat/{turn['id']}/events") for client in ann]
+        with watching(*watchers):
+            wait_until(lambda: all(watcher.when("tok1") or watcher.text for watcher in watchers))  # noqa: B023
+            stopping.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+        for client in ann:
+            assert turn_of(client, turn["id"])["state"] == "stopped"
+        assert {watcher.text for watcher in watchers} == {turn_of(here, turn["id"])["reply"]}
+        # Its place is free at once, wherever one asks.
+        assert chat(writing, "and on", session_id=turn["session_id"])["state"] == "done"
+
+
+@contextmanager
+def wires_cut(cluster: Cluster) -> Iterator[None]:
+    """Meanwhile no connection that carries live events lasts."""
+    over = threading.Event()
+
+    def cut() -> None:
+        async def whole() -> None:
+            connection = await asyncpg.connect(cluster.url)
+            while not over.is_set():
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE application_name = 'turnkeeper events' AND datname = current_database()"
+                )
+                await asyncio.sleep(0.01)
+            await connection.close()
+
+        asyncio.run(whole())
+
+    cutting = threading.Thread(target=cut, daemon=True)
+    cutting.start()
+    yield
+    over.set()
+    cutting.join()
+
+
+def test_with_the_bus_dead_everything_arrives_and_only_later(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    session_id = create(here)["id"]
+    url = f"/session/{session_id}/events"
+    watchers = [Watcher(client, url) for client in (here, here, there)]
+    with wires_cut(cluster), watching(*watchers):
+        time.sleep(0.5)
+        turn = begin(there, "/tokens 1000 /delay 30ms", session_id=session_id)
+        wait_until(lambda: all(watcher.text for watcher in watchers))
+        began = time.monotonic()
+        here.post("/models/switch", json={"session_id": session_id, "model": "smart"}).raise_for_status()
+        wait_until(lambda: all(watcher.when('"last_model":"smart"') for watcher in watchers))
+        assert time.monotonic() - began < 3 * SOON
+        here.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+    kept = turn_of(here, turn["id"])
+    assert kept["state"] == "stopped"
+    assert {watcher.text for watcher in watchers} == {kept["reply"]}
+    assert "come late" in cluster.second.output
+    wait_until(lambda: "come again" in cluster.second.output)
+
+
+def test_O4_a_token_that_is_revoked_ends_its_streams_in_every_process(cluster: Cluster, tokens: dict[str, str]) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.script(tokens["ann"])) for server in cluster.both]
+        session_id = create(clients[0])["id"]
+        watchers = [Watcher(client, f"/session/{session_id}/events") for client in (*clients, clients[0])]
+        with watching(*watchers):
+            time.sleep(0.3)
+            cluster.rows("UPDATE api_token SET revoked_at = now()")
+            began = time.monotonic()
+            wait_until(lambda: all(watcher.when("gone") for watcher in watchers))
+            assert time.monotonic() - began < 4 + SOON
+        assert [client.get("/limits").status_code for client in clients] == [401, 401]
+
+
+@pytest.mark.usefixtures("tokens")
+def test_who_signs_in_at_one_is_known_at_the_other_until_signed_out(cluster: Cluster) -> None:
+    with cluster.first.guest(Accept=JSON) as here, cluster.second.guest(Accept=JSON) as there:
+        here.post("/login", data={"name": "bob", "password": PASSWORD})
+        there.cookies.update(here.cookies)
+        assert create(there)["owner"]["name"] == "bob"
+        there.post("/logout", json={})
+        assert create(here)["owner"]["name"] != "bob"
+
+
+def test_sessions_go_on_wherever_they_are_asked_for(cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]) -> None:
+    here, there = ann
+    session_id = create(here)["id"]
+    before: str | None = None
+    for number, client in enumerate((here, there, there, here)):
+        turn = chat(client, f"{number}", session_id=session_id)
+        assert turn["parent_id"] == before
+        before = turn["id"]
+    assert session_of(here, session_id) == session_of(there, session_id)
+    with httpx.Client(verify=PLAIN) as anybody:
+        for server in cluster.both:
+            assert anybody.get(f"{server.url}/readyz").status_code == 200
+
+
+# ---------------------------------------------------------------- death
+
+
+def test_G5_a_worker_that_is_killed_is_replaced_and_its_turns_are_free_at_once(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    turns = [begin(here, "/tokens 5000 /delay 10ms") for _ in range(4)]
+    watchers = [Watcher(there, f"/chat/{turn['id']}/events") for turn in turns]
+    with watching(*watchers):
+        wait_until(lambda: all(len(watcher.text) > 50 for watcher in watchers))
+        before = cluster.workers
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        # Long before their leases lapse.
+        wait_until(lambda: all(watcher.when("end ") for watcher in watchers), 20)
+    wait_until(lambda: len(set(cluster.workers) - set(before)) == 2)
+    for turn, watcher in zip(turns, watchers, strict=True):
+        kept = turn_of(there, turn["id"])
+        assert (kept["state"], kept["error"]["code"]) == ("interrupted", "interrupted")
+        assert kept["reply"] == watcher.text
+        assert "".join(f"tok{number} " for number in range(5000)).startswith(kept["reply"])
+        events = follow(there, turn["id"], f"{turn['id']}:7")
+        assert text_of(events) == kept["reply"][7:]
+    with cluster.first.guest(Accept=JSON) as client:
+        client.cookies.update(here.cookies)
+        assert chat(client, "and on", session_id=turns[0]["session_id"])["parent_id"] == turns[0]["id"]
+    assert cluster.first.output.count("Turnkeeper is at") == cluster.first.output.count("/setup/")
+
+
+def test_G6_a_paused_worker_that_wakes_cannot_write_and_its_readers_are_told(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    paused = cluster.second.process
+    assert paused is not None
+    turn = begin(there, "/tokens 5000 /delay 10ms")
+    url = f"/chat/{turn['id']}/events"
+    elsewhere, beside = Watcher(here, url), Watcher(there, url)
+    with watching(elsewhere, beside):
+        wait_until(lambda: len(elsewhere.text) > 50 and len(beside.text) > 50)
+        paused.send_signal(signal.SIGSTOP)
+        try:
+            if LONG:
+                time.sleep(30)
+            else:  # what time would do
+                cluster.rows("UPDATE turn SET lease_until = now() WHERE id = $1 AND state = 'running'", turn["id"])
+            swept = ended(here, turn["id"])
+            wait_until(lambda: elsewhere.when("end "))
+        finally:
+            paused.send_signal(signal.SIGCONT)
+        wait_until(lambda: beside.when("end "))
+    assert swept["state"] == "interrupted"
+    assert elsewhere.text == beside.text == swept["reply"]
+    # It writes for other turns again, and to this one never.
+    assert chat(there, "one two")["reply"] == "one two"
+    assert turn_of(there, turn["id"]) == swept
+    assert cluster.rows("SELECT 1 FROM turn_piece WHERE turn_id = $1", turn["id"]) == []
+
+
+# ---------------------------------------------------------------- stop
+
+
+def test_F42_a_stop_of_several_ends_streams_and_turns_and_leaves_nothing(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    quiet = create(here)["id"]
+    turns = [begin(here, "/tokens 5000 /delay 10ms") for _ in range(4)]
+    watchers = [Watcher(client, f"/chat/{turn['id']}/events") for turn in turns for client in ann]
+    idle = [Watcher(here, f"/session/{quiet}/events", page=page) for page in (True, False, True)]
+    parent, workers = cluster.first.process, cluster.workers
+    assert parent is not None
+    with watching(*watchers, *idle):
+        wait_until(lambda: all(len(watcher.text) > 50 for watcher in watchers))
+        began = time.monotonic()
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(20) == 0
+        assert time.monotonic() - began < 3 * SOON
+    assert not any(map(alive, workers))
+    assert not any(watcher.broken for watcher in (*watchers, *idle)), "a stream was torn instead of ended"
+    assert cluster.rows("SELECT count(*) FROM turn WHERE state = 'running'")[0][0] == 0
+    for turn, beside, elsewhere in zip(turns, watchers[::2], watchers[1::2], strict=True):
+        kept = turn_of(there, turn["id"])
+        assert kept["state"] == "interrupted"
+        assert kept["reply"].startswith(beside.text)
+        assert elsewhere.text == kept["reply"], "who read at another process is not told the end"
+    assert "is killed" not in cluster.first.output
+
+
+def test_F42_a_rolling_restart_loses_no_accepted_prompt(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    """Who is turned away, or hears nothing, asks the other one with the same key."""
+    over = threading.Event()
+    accepted: list[tuple[str, dict[str, Any]]] = []
+
+    def ask(number: int) -> None:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(server.guest(Accept=JSON)) for server in cluster.both]
+            for client in clients:
+                client.cookies.update(ann[0].cookies)
+            for round in range(10_000):
+                if over.is_set():
+                    return
+                prompt = f"/text {number} asks for the {round} time /delay 3ms"
+                key, tries = f"roll-{number}-{round}", 0
+                while True:
+                    tries += 1
+                    assert tries < 200, "neither of them answers"
+                    try:
+                        answer = clients[(number + tries) % 2].post(
+                            "/chat", json={"prompt": prompt}, headers={"Idempotency-Key": key}
+                        )
+                    except httpx.TransportError:
+                        time.sleep(0.05)
+                        continue
+                    if answer.status_code == 200:
+                        accepted.append((prompt, answer.json()))
+                        break
+                    assert answer.status_code == 503, answer.text
+                    time.sleep(0.05)
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask, number) for number in range(3)]
+        try:
+            for server in (cluster.second, cluster.first):
+                before = len(accepted)
+                assert server.stop() == 0
+                wait_until(lambda: len(accepted) > before + 4)  # noqa: B023
+                server.start()
+                before = len(accepted)
+                wait_until(lambda: len(accepted) > before + 4)  # noqa: B023
+        finally:
+            over.set()
+        for one in asking:
+            one.result(30)
+    here, _ = ann
+    assert len({answer["id"] for _, answer in accepted}) == len(accepted) > 16
+    for prompt, answer in accepted:
+        kept = ended(here, answer["id"])
+        assert (kept["prompt"], kept["reply"]) == (prompt, answer["reply"])
+        assert kept["state"] in ("done", "interrupted")
+    asked = cluster.rows("SELECT prompt, count(*) FROM turn WHERE prompt LIKE '/text%' GROUP BY prompt")
+    assert sorted(row["prompt"] for row in asked) == sorted(prompt for prompt, _ in accepted)
+    assert all(row["count"] == 1 for row in asked)
+    assert cluster.rows("SELECT count(*) FROM turn WHERE state = 'running'")[0][0] == 0
+
+
+def test_G5_no_worker_outlives_a_parent_that_is_killed(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    turn = begin(here, "/tokens 5000 /delay 10ms")
+    workers, parent = cluster.workers, cluster.first.process
+    assert parent is not None
+    parent.kill()
+    parent.wait(10)
+    wait_until(lambda: not any(map(alive, workers)))
+    kept = ended(there, turn["id"])
+    assert kept["state"] == "interrupted"
