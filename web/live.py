@@ -34,7 +34,7 @@ class Controls:
         self._growing: tuple[UUID, Growing] | None = None
 
     async def of(self, session: LiveSession) -> dict[str, Any]:
-        """session, mine, models, limits; nothing where a script is answered."""
+        """session, mine, models, reasons, limits; nothing where a script is answered."""
         if not self._needed:
             return {}
         entries = await self._sessions.models(self._db_session, actor=self._actor)
@@ -42,6 +42,7 @@ class Controls:
             "session": SessionView.of(session),
             "mine": session.row.owner_id == self._actor.id,
             "models": models_view(entries, self._pool, None),
+            "reasons": {entry.id: entry.state_reason for entry in entries},
             "limits": await self._sessions.allowances(self._db_session, actor=self._actor),
         }
 

@@ -1,8 +1,10 @@
 """Jinja, and the few functions templates call: asset(), dom_id(), ago(), left(), money(), new_key()."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,7 +26,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.filters.update(ago=ago, left=left, tokens=tokens, words=words)
+    made.filters.update(ago=ago, by_day=by_day, left=left, tokens=tokens, words=words)
     return made
 
 
@@ -48,6 +50,18 @@ def dom_id(kind: str, id: UUID | str, part: str = "") -> str:
 def ago(at: datetime) -> str:
     """How long ago, in a word or two."""
     return "just now" if (seconds := (datetime.now(UTC) - at).total_seconds()) < 45 else f"{_span(seconds)} ago"
+
+
+def by_day(sessions: Iterable[Any]) -> list[tuple[str, list[Any]]]:
+    """Sessions, newest activity first, under Today, Yesterday and so on; days are those of UTC."""
+    today = datetime.now(UTC).date()
+
+    def day(one: Any) -> str:
+        days = (today - one.last_activity_at.date()).days
+        spans = ((1, "Today"), (2, "Yesterday"), (7, "The last seven days"), (30, "The last thirty days"))
+        return next((name for end, name in spans if days < end), "Earlier")
+
+    return [(name, list(ones)) for name, ones in groupby(sessions, day)]
 
 
 def left(at: datetime) -> str:
