@@ -88,7 +88,7 @@ def test_nothing_in_a_text_acts(
     sign_in(admin, "ada")
     admin.page.goto(url)
     admin.page.locator("summary.model").click()
-    admin.page.locator(".picker select").select_option("smart")
+    admin.page.locator(".picker [value=smart]").check()
     admin.page.get_by_label("Reason").fill(HOSTILE)
     admin.page.get_by_role("button", name="Switch").click()
     expect(chat.page.locator("[data-model-reason]")).to_contain_text("Chosen by ada: <img src=/loaded")
