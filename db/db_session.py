@@ -7,6 +7,7 @@ outermost commits. Rows come as Piccolo objects with the attributes of `db.table
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -520,26 +521,28 @@ class DbSession:
     async def copy_turns(self, path: Sequence[Turn], session_id: UUID) -> list[UUID]:
         """Put copies of a path, oldest first, into another session; their ids."""
         ids = [new_id() for _ in path]
-        copies = [
-            Turn(
-                **{
-                    **snapshot(turn),
-                    "id": id,
-                    "session_id": session_id,
-                    "parent_id": parent_id,
-                    "depth": depth,
-                    "copied_from": turn.copied_from or turn.id,
-                }
-            )
+        await self.add_turns(
+            {
+                **snapshot(turn),
+                "id": id,
+                "session_id": session_id,
+                "parent_id": parent_id,
+                "depth": depth,
+                "copied_from": turn.copied_from or turn.id,
+            }
             for depth, (turn, id, parent_id) in enumerate(zip(path, ids, [None, *ids], strict=False), start=1)
-        ]
-        await self.add_turns(copies)
+        )
         return ids
 
-    async def add_turns(self, turns: Sequence[Turn]) -> None:
-        """Insert many turns."""
-        for start in range(0, len(turns), COPY_ROWS):
-            await Turn.insert(*turns[start : start + COPY_ROWS])
+    async def add_turns(self, turns: Iterable[Mapping[str, Any]]) -> None:
+        """Insert many turns, each with a value for every column; past Piccolo, which takes 20 times as long."""
+        names = [column._meta.name for column in Turn.all_columns()]
+        turns = iter(turns)
+        while rows := list(islice(turns, COPY_ROWS)):
+            values = [row[name] for row in rows for name in names]
+            marks = (f"${place}" if self._postgres else "?" for place in range(1, len(values) + 1))
+            listed = ", ".join([f"({', '.join(islice(marks, len(names)))})" for _ in rows])
+            await self.engine.run(f"INSERT INTO turn ({', '.join(names)}) VALUES {listed}", values)  # noqa: S608
 
     async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
         """Every turn of a session, siblings too, oldest first."""

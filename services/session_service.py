@@ -714,10 +714,10 @@ class SessionService:
             if brought.model is not None:
                 entry = self.standing.model_rule(rules).require(brought.model, actor, actor.group)
                 await self._put_model(session, entry.id, actor, origin, db_session)
-        turns = self.turns.brought(session, brought.turns)
-        await db_session.add_turns(turns)
-        session.head_id = turns[brought.head].id if brought.head is not None else None
-        session.turn_count = len(turns)
+        ids = [new_id() for _ in brought.turns]
+        await db_session.add_turns(self.turns.brought(session, brought.turns, ids))
+        session.head_id = ids[brought.head] if brought.head is not None else None
+        session.turn_count = len(ids)
         await db_session.update(session, **snapshot(session))
         return session, allowance
 

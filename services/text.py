@@ -5,6 +5,7 @@ from services.errors import InvalidRequest, PromptTooLong
 PROMPT_CHARACTERS = 100_000
 TITLE_CHARACTERS = 120
 REASON_CHARACTERS = 500
+UNSTORABLE = "The text holds characters that cannot be stored."
 
 
 def checked_prompt(prompt: str) -> str:
@@ -42,6 +43,10 @@ def tokens_of(text: str) -> int:
 
 def storable(text: str) -> str:
     """Refuse what no database column can hold: NUL and lone surrogates."""
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRequest("The text holds characters that cannot be stored.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(UNSTORABLE) from error
+    if "\0" in text:
+        raise InvalidRequest(UNSTORABLE)
     return text

@@ -4,8 +4,9 @@ A collaborator of SessionService, which opens the transaction and holds the sess
 here that writes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -73,31 +74,27 @@ class Turns:
             created_at=now,
         )
 
-    def brought(self, session: Session, turns: Sequence[BroughtTurn]) -> list[Turn]:
-        """Rows of ended turns from outside, not yet written; nothing is charged for them."""
-        now, rows = self.now(), list[Turn]()
-        for turn in turns:
-            before = rows[turn.after] if turn.after is not None else None
+    def brought(self, session: Session, turns: Sequence[BroughtTurn], ids: Sequence[UUID]) -> Iterator[dict[str, Any]]:
+        """The columns of ended turns from outside, under new ids; nothing is charged for them."""
+        now, depths = self.now(), list[int]()
+        for turn, id in zip(turns, ids, strict=True):
             facts = msgspec.structs.asdict(turn)
-            del facts["after"]
+            after = facts.pop("after")
+            depths.append(depths[after] + 1 if after is not None else 1)
             created_at = turn.created_at or now
-            rows.append(
-                Turn(
-                    **facts
-                    | {
-                        "id": new_id(),
-                        "session_id": session.id,
-                        "owner_id": session.owner_id,
-                        "parent_id": before.id if before is not None else None,
-                        "depth": before.depth + 1 if before is not None else 1,
-                        "created_at": created_at,
-                        "ended_at": turn.ended_at or created_at,
-                        "lease_owner": self.worker,
-                        "lease_until": now,
-                    }
-                )
-            )
-        return rows
+            yield facts | {
+                "id": id,
+                "session_id": session.id,
+                "owner_id": session.owner_id,
+                "parent_id": ids[after] if after is not None else None,
+                "depth": depths[-1],
+                "reserved_tokens": 0,
+                "reserved_nanos": 0,
+                "lease_owner": self.worker,
+                "lease_until": now,
+                "created_at": created_at,
+                "ended_at": turn.ended_at or created_at,
+            }
 
     def start(self, order: TurnOrder, db_session: DbSession) -> None:
         """Hand a begun turn to the runner after the commit."""

@@ -27,13 +27,14 @@ from services.configuration import GroupConfig
 from services.idempotency import KEY_CHARACTERS
 from services.policies import DEFAULT_LIMITS, Rate, parse_span
 from services.readers import HEARTBEAT_SECONDS
+from services.transfer import Document, SessionRecord, TurnRecord
 from tests.markdown import DOCS, PAGES, ROOT, anchors, bare, blocks, headings, links, read, section, spans, table
 from tests.web.running import Server, a_server
 from web import views
 from web.__main__ import main
 from web.completions import ChatCompletion
 from web.errors import STATUS
-from web.guard import BODY_BYTES
+from web.guard import BODY_BYTES, FILE_BYTES
 from web.openapi import Problem
 from web.routes import ROUTES
 from web.settings import PREFIX, Settings, SettingsError, load
@@ -241,6 +242,12 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
         "Sessions": views.SessionsView,
         "Turn": views.TurnView,
         "Turns": views.TurnsView,
+        "File": Document,
+        "FileSession": SessionRecord,
+        "FileTurn": TurnRecord,
+        "Imported": views.ImportedView,
+        "Refused": views.RefusedView,
+        "Progress": views.ProgressView,
         "Model": views.ModelView,
         "Models": views.ModelsView,
         "Switch": views.SwitchView,
@@ -291,7 +298,7 @@ def test_the_facts_of_a_refusal_are_documented() -> None:
 
 def test_sizes_and_waits_are_as_documented() -> None:
     sizes = section(HTTP, "Sizes")
-    for size in (BODY_BYTES, text.PROMPT_CHARACTERS, text.TITLE_CHARACTERS, text.REASON_CHARACTERS):
+    for size in (BODY_BYTES, FILE_BYTES, text.PROMPT_CHARACTERS, text.TITLE_CHARACTERS, text.REASON_CHARACTERS):
         assert f" {size:,}" in sizes
     assert f"{text.PROMPT_CHARACTERS:,} characters" in SESSIONS
     assert f"at most {KEY_CHARACTERS} characters" in " ".join(section(HTTP, "Repeating a request safely").split())

@@ -130,7 +130,7 @@ def create_app(
         request_max_body_size=None,
         # Not what streams: its frames go out as they come.
         compression_config=CompressionConfig(
-            backend="gzip", gzip_compress_level=6, exclude=["/events$", "^/chat", "^/v1/chat"]
+            backend="gzip", gzip_compress_level=6, exclude=["/events$", "^/chat", "^/v1/chat", "^/session/import$"]
         ),
     )
     # Around the whole application: what the router itself refuses is guarded too.

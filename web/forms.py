@@ -1,12 +1,16 @@
 """Input structs, and what fills them: `reads()` from a form or JSON alike, `asks()` from the query."""
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from litestar import Request
-from litestar.di import Provide
+from litestar.datastructures import UploadFile
+from litestar.di import NamedDependency, Provide
 
+from services.actor import Actor
 from services.errors import InvalidRequest
 
 
@@ -81,6 +85,18 @@ class ListSessions(msgspec.Struct):
     q: str = ""
 
 
+class ExportSession(msgspec.Struct):
+    format: Literal["json", "md"] = "json"
+
+
+class ExportSessions(msgspec.Struct):
+    format: Literal["json", "md"] = "json"
+    # Which ones, as in the list.
+    state: Literal["", "active", "expired", "closed"] = ""
+    model: str = ""
+    q: str = ""
+
+
 class ShowSession(msgspec.Struct):
     #: the last turn to show; default: the newest
     before: UUID | None = None
@@ -109,6 +125,8 @@ class ShowLogin(msgspec.Struct):
 KEY_FIELD = "idempotency_key"
 #: what no page ever gives back
 SECRETS = frozenset(("password", "old", "new"))
+#: files that are read at a time; whoever comes then waits with the body unread
+_FILES = asyncio.Semaphore(4)
 FORM_KINDS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -131,6 +149,44 @@ def reads(form: type[msgspec.Struct]) -> Provide:
     return Provide(read)
 
 
+def takes(document: type[msgspec.Struct]) -> Provide:
+    """A dependency that reads a file of `document`: as a JSON body, or in the field `file` of a form.
+
+    Who asks is known before a large body is read, and few are read at a time. Raises InvalidRequest.
+    """
+
+    async def take(request: Request, actor: NamedDependency[Actor]) -> AsyncGenerator[Any, None]:
+        async with _FILES:
+            file, typed = await _file(request)
+            request.state.typed = {}
+            request.state.key = request.headers.get("idempotency-key") or typed or None
+            try:
+                read = await asyncio.to_thread(msgspec.json.decode, file, type=document)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise _malformed(error) from error
+            del file
+            yield read
+
+    take.struct = document  # type: ignore[attr-defined]
+    return Provide(take)
+
+
+async def _file(request: Request) -> tuple[bytes, str]:
+    """The bytes of a file that was sent, and the key of the form it came in."""
+    if is_json(request):
+        return await request.body(), ""
+    if _kind(request) != "multipart/form-data":
+        raise InvalidRequest("The body is neither JSON nor a form with a file.")
+    try:
+        form = await request.form()
+    except (UnicodeDecodeError, ValueError) as error:
+        raise InvalidRequest("The body is neither JSON nor a form with a file.") from error
+    file, key = form.get("file"), form.get(KEY_FIELD, "")
+    if not isinstance(file, UploadFile) or not isinstance(key, str) or form.keys() - {"file", KEY_FIELD}:
+        raise InvalidRequest("Choose a file.", field="file")
+    return await file.read(), key
+
+
 def asks(query: type[msgspec.Struct]) -> Provide:
     """A dependency that fills `query` from the URL; fields it does not know are ignored. Raises InvalidRequest."""
 
@@ -146,8 +202,13 @@ def _converted(fields: dict[str, Any], struct: type[msgspec.Struct], *, strict: 
     try:
         return msgspec.convert(fields, struct, strict=strict)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise InvalidRequest(f"{what}.", field=where.rstrip("`") or None) from error
+        raise _malformed(error) from error
+
+
+def _malformed(error: Exception) -> InvalidRequest:
+    """What is wrong with a body, and where."""
+    what, _, where = str(error).partition(" - at `$.")
+    return InvalidRequest(f"{what}.", field=where.rstrip("`") or None)
 
 
 def is_json(request: Request) -> bool:

@@ -16,6 +16,10 @@ from web.actor import GUEST_COOKIE
 
 #: a prompt of the longest kind, percent-encoded in a form, and some more
 BODY_BYTES = 1_500_000
+#: a file of sessions
+FILE_BYTES = 20_000_000
+#: {path: its own cap}
+CAPS = {"/session/import": FILE_BYTES}
 PATH_CHARACTERS = 1000
 SAFE = ("GET", "HEAD", "OPTIONS")
 CSP = "; ".join(
@@ -64,7 +68,7 @@ class Guard:
             # A copy: the server below still has to know that no body follows.
             scope = {**scope, "method": HttpMethod.GET}
             send = _headers_only(send)
-        await self.app(scope, _capped(receive), _dressed(send, scope))
+        await self.app(scope, _capped(receive, _cap(scope)), _dressed(send, scope))
 
     def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
@@ -73,8 +77,8 @@ class Guard:
         if _host_name(headers["host"]) not in self.hosts:
             return 421, "unknown_host", "This server does not answer to that name; see allowed_hosts."
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > BODY_BYTES:
-            return 413, "too_large", f"A body has at most {BODY_BYTES:,} bytes."
+        if not length.isdecimal() or int(length) > (cap := _cap(scope)):
+            return 413, "too_large", f"A body has at most {cap:,} bytes here."
         # A browser never adds a bearer token by itself, so such a request needs no other proof.
         if scope["method"] in SAFE or headers.get("authorization", "").lower().startswith("bearer "):
             return None
@@ -101,7 +105,12 @@ def _same_origin(headers: dict[str, str]) -> bool:
         return False
 
 
-def _capped(receive: Receive) -> Receive:
+def _cap(scope: HTTPScope) -> int:
+    """How large a body may be."""
+    return CAPS.get(scope["path"], BODY_BYTES)
+
+
+def _capped(receive: Receive, cap: int) -> Receive:
     """A body that grows past the cap without having said so is refused where it is read."""
     seen = 0
 
@@ -110,7 +119,7 @@ def _capped(receive: Receive) -> Receive:
         message = await receive()
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
-            if seen > BODY_BYTES:
+            if seen > cap:
                 raise HTTPException(status_code=413)
         return message
 

@@ -9,11 +9,19 @@ import msgspec
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
+from web.answer import JSON
 from web.completions import SESSION_HEADER, OpenError
 from web.errors import PROBLEM, STATUS
+from web.forms import FORM_KINDS, KEY_FIELD
 
 VERSION = "0.1.0"
-FORM = "application/x-www-form-urlencoded"
+FORM, MULTIPART = FORM_KINDS
+A_FILE = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "contentMediaType": JSON}, KEY_FIELD: {"type": "string"}},
+    "required": ["file"],
+    "additionalProperties": False,
+}
 
 
 class Problem(msgspec.Struct):
@@ -85,11 +93,13 @@ def _operation(path: str, handler: HTTPRouteHandler, refs: dict[Any, Any]) -> di
     }
     if (form := _struct(handler, "form")) is not None:
         body = {"schema": refs[form]}
-        kinds = ("application/json",) if handler.opt.get("openai") else ("application/json", FORM)
-        operation["requestBody"] = {
-            "required": any(field.required for field in msgspec.structs.fields(form)),
-            "content": dict.fromkeys(kinds, body),
-        }
+        content = {JSON: body}
+        if handler.opt.get("takes_file"):
+            content[MULTIPART] = {"schema": A_FILE}
+        elif not handler.opt.get("openai"):
+            content[FORM] = body
+        required = any(field.required for field in msgspec.structs.fields(form))
+        operation["requestBody"] = {"required": required, "content": content}
     return operation
 
 
@@ -98,15 +108,20 @@ def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any
     view, text, openai = handler.opt["answers"], {"schema": {"type": "string"}}, handler.opt.get("openai")
     content: dict[str, Any] = {}
     if view == "json":
-        content["application/json"] = {"schema": {"type": "object"}}
+        content[JSON] = {"schema": {"type": "object"}}
     elif isinstance(view, type):
-        content["application/json"] = {"schema": refs[view]}
-    if view == "stream" or handler.opt.get("streams"):
-        content["text/event-stream"] = text
-    if view != "stream" and not handler.opt.get("open") and not openai:
-        content["text/html"] = text
+        content[JSON] = {"schema": refs[view]}
     status = str(handler.opt.get("status", handler.status_code))
+    streamed = {"text/event-stream": text} if view == "stream" or handler.opt.get("streams") else {}
+    if status == "200":
+        content |= streamed
+    if handler.opt.get("file"):
+        content["text/markdown"] = text
+    elif view != "stream" and not handler.opt.get("open") and not openai:
+        content["text/html"] = text
     responses: dict[str, Any] = {status: {"description": "Done."} | ({"content": content} if status != "204" else {})}
+    if streamed and status != "200":
+        responses["200"] = {"description": "Done, as it went.", "content": streamed}
     if handler.opt.get("open"):
         return responses | {str(other): responses[status] for other in handler.opt.get("also", ())}
     if "POST" in handler.http_methods and not openai:
@@ -114,7 +129,7 @@ def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any
     problem = {PROBLEM: {"schema": refs[Problem]}, "text/html": text}
     if openai:
         # What is refused before the request reaches its handler is a problem as everywhere.
-        problem = {"application/json": {"schema": refs[OpenError]}, PROBLEM: problem[PROBLEM]}
+        problem = {JSON: {"schema": refs[OpenError]}, PROBLEM: problem[PROBLEM]}
         responses["502"] = {"description": "The reply failed.", "content": problem}
     codes: dict[int, list[str]] = {}
     for refusal, number in STATUS.items():

@@ -36,6 +36,7 @@ def stream_of(frames: AsyncIterator[bytes]) -> Stream:
     """The same for frames of another kind."""
     return Stream(
         frames,
+        status_code=200,
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

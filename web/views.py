@@ -16,6 +16,7 @@ from services.governance import GovernedGroup, GovernedLimit, GovernedModel
 from services.moves import Preview
 from services.outcomes import Extension, LiveSession, Switch
 from services.policies import Allowance
+from services.transfer import Taken
 from web.markdown import Growing, Grown, html_of
 
 
@@ -72,6 +73,46 @@ class SessionView(View, frozen=True):
 class SessionsView(msgspec.Struct, frozen=True):
     sessions: list[SessionView]
     next_cursor: str | None
+
+
+class RefusedView(msgspec.Struct, frozen=True):
+    """Why an import went no further."""
+
+    code: str
+    detail: str
+    retry_after_seconds: int | None
+
+
+class ImportedView(msgspec.Struct, frozen=True):
+    """How far an import came: under the same key, the same file goes on from there."""
+
+    sessions: list[SessionView]
+    #: sessions of the file that were not made
+    left: int
+    refusal: RefusedView | None
+
+    @classmethod
+    def of(cls, steps: list[Taken]) -> "ImportedView":
+        refusal = steps[-1].refusal if steps else None
+        return cls(
+            [SessionView.of(step.session) for step in steps if step.session is not None],
+            steps[-1].of - steps[-1].done if refusal is not None else 0,
+            RefusedView(refusal.code, str(refusal), getattr(refusal, "retry_after_seconds", None))
+            if refusal is not None
+            else None,
+        )
+
+
+class ProgressView(msgspec.Struct, frozen=True):
+    """One step of an import."""
+
+    done: int
+    of: int
+    session: SessionView | None
+
+    @classmethod
+    def of_step(cls, step: Taken) -> "ProgressView":
+        return cls(step.done, step.of, SessionView.of(step.session) if step.session is not None else None)
 
 
 class TurnError(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from tests.web.wire import ABSENT, BROWSER, JSON, PROBLEM, begin, chat, create, 
 from web.routes import ROUTES
 
 Node = dict[str, Any]
-FORM = "application/x-www-form-urlencoded"
+FORM, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,12 @@ def test_both_forms_of_a_body_are_described_with_every_field(description: Node) 
         body = operation["requestBody"]
         required = {field.encode_name for field in msgspec.structs.fields(form) if field.required}
         assert body["required"] == bool(required)
-        assert set(body["content"]) == ({JSON} if key[1].startswith("/v1/") else {JSON, FORM})
-        for content in body["content"].values():
+        kinds = {"/v1/chat/completions": {JSON}, "/session/import": {JSON, MULTIPART}}
+        assert set(body["content"]) == kinds.get(key[1], {JSON, FORM})
+        for kind, content in body["content"].items():
+            if kind == MULTIPART:
+                assert content["schema"]["required"] == ["file"]
+                continue
             schema = resolved(content["schema"], description)
             names = {field.encode_name for field in msgspec.structs.fields(form)}
             assert set(schema["properties"]) - {"idempotency_key"} == names
@@ -154,6 +158,7 @@ def wrong(value: Any, schema: Node, description: Node, where: str = "$") -> Iter
     known = {
         "type", "properties", "required", "additionalProperties", "items", "anyOf", "enum", "const", "format", "title",
         "description", "default", "prefixItems", "minItems", "maxItems", "minimum", "maximum", "contentEncoding",
+        "maxLength",
     }  # fmt: skip
     assert set(schema) <= known, f"{where}: {set(schema) - known}"
     if "anyOf" in schema:
@@ -169,6 +174,8 @@ def wrong(value: Any, schema: Node, description: Node, where: str = "$") -> Iter
     if kinds and not any(is_a(kind, value) for kind in kinds):
         yield f"{where}: {value!r} is no {kinds}"
         return
+    if isinstance(value, str) and len(value) > schema.get("maxLength", len(value)):
+        yield f"{where}: {value!r} is too long"
     if isinstance(value, str) and schema.get("format") == "uuid" and not re.fullmatch(r"[0-9a-f-]{36}", value):
         yield f"{where}: {value!r} is no uuid"
     if isinstance(value, str) and schema.get("format") == "date-time" and not re.match(r"\d{4}-\d\d-\d\dT", value):
@@ -275,6 +282,16 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     check(guest.post(f"/chat/{running['id']}/stop", json={}), "/chat/{turn_id}/stop")
     check(guest.post(f"/chat/{turn['id']}/retry", json={"model": "fast"}), "/chat/{turn_id}/retry")
     check(guest.post(f"/chat/{turn['id']}/edit", json={"prompt": "again"}), "/chat/{turn_id}/edit")
+    for url, path in (
+        (f"/session/{id}/export", "/session/{session_id}/export"),
+        (f"/session/{id}/export?format=md", "/session/{session_id}/export"),
+        ("/session/export?q=described", "/session/export"),
+    ):
+        check(guest.get(url), path)
+    exported = guest.get(f"/session/{id}/export").json()
+    for file in (exported, exported | {"sessions": []}, {}):
+        check(guest.post("/session/import", json=file), "/session/import")
+    check(guest.post("/session/import", files={"file": json.dumps(exported)}), "/session/import")
     for verb, fields in (("rename", {"title": "x"}), ("extend", {}), ("fork", {}), ("close", {}), ("delete", {})):
         check(guest.post(f"/session/{id}/{verb}", json=fields), f"/session/{{session_id}}/{verb}")
     reopened = create(guest)

@@ -2,7 +2,7 @@
 
 from litestar.handlers import HTTPRouteHandler
 
-from web.routes import account, chat, health, home, limits, login, models, session, v1
+from web.routes import account, chat, health, home, limits, login, models, session, transfer, v1
 from web.routes.admin import accounts, desk, groups, moves
 from web.routes.admin import models as governed
 
@@ -21,6 +21,9 @@ ROUTES: list[HTTPRouteHandler] = [
     session.reopen_session,
     session.fork_session,
     session.delete_session,
+    transfer.export_session,
+    transfer.export_sessions,
+    transfer.import_sessions,
     # models and limits
     models.list_models,
     models.switch_model,

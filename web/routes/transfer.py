@@ -1,0 +1,102 @@
+"""/session/export, /session/{id}/export, /session/import — sessions on their way out and in."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.params import FromPath
+from litestar.response import Stream
+
+from services.transfer import Document, Taken, Transfer
+from web.answer import answer, page, rate_headers, wants
+from web.forms import ExportSession, ExportSessions, asks, takes
+from web.given import Db, Given, Sessions, Who
+from web.sse import frame, stream_of
+from web.views import ImportedView, ProgressView
+
+KINDS = {"json": "application/json", "md": "text/markdown"}
+
+
+@get(
+    "/session/{session_id:uuid}/export",
+    dependencies={"asked": asks(ExportSession)},
+    opt={"answers": Document, "file": True},
+)
+async def export_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    asked: Given[ExportSession],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+) -> Response[Any]:
+    """One session as a file: whole as JSON, or its transcript to read as Markdown."""
+    transfer = Transfer(sessions)
+    live = await transfer.require(session_id, db_session, actor=actor)
+    write = transfer.as_json if asked.format == "json" else transfer.as_markdown
+    return _file(write([live.row.id], db_session, actor=actor), asked.format, f"session-{live.row.id}", 1)
+
+
+@get("/session/export", dependencies={"asked": asks(ExportSessions)}, opt={"answers": Document, "file": True})
+async def export_sessions(
+    request: Request, asked: Given[ExportSessions], sessions: Sessions, db_session: Db, actor: Who
+) -> Response[Any]:
+    """All sessions of the account as one file, or those that a list would show."""
+    transfer = Transfer(sessions)
+    chosen = await transfer.choose(db_session, actor=actor, state=asked.state, model=asked.model, q=asked.q)
+    write = transfer.as_json if asked.format == "json" else transfer.as_markdown
+    name = f"sessions-{datetime.now(UTC):%Y-%m-%d}"
+    return _file(write(chosen, db_session, actor=actor), asked.format, name, len(chosen))
+
+
+@post(
+    "/session/import",
+    status_code=201,
+    dependencies={"form": takes(Document)},
+    opt={"answers": ImportedView, "once": True, "takes_file": True, "streams": True},
+)
+async def import_sessions(
+    request: Request, form: Given[Document], sessions: Sessions, db_session: Db, actor: Who
+) -> Response[Any]:
+    """Make sessions of an exported file, each whole or not at all; the answer says how far it came."""
+    steps = Transfer(sessions).take(form, db_session, actor=actor, key=request.state.key)
+    first = [step async for step in _one(steps)]
+    if wants(request) == "stream":
+        return stream_of(_progress(first, steps))
+    taken = first + [step async for step in steps]
+    view, allowance = ImportedView.of(taken), next((step.session.allowance for step in taken[::-1] if step.session), ())
+    if view.refusal is not None:
+        response = page(request, "session/imported.html", view, 201, key=request.state.key)
+        response.headers.update(rate_headers(allowance))
+        return response
+    where = view.sessions[0].url if len(view.sessions) == 1 else "/session"
+    return answer(request, None, view, location=where, status=201, allowance=allowance)
+
+
+async def _one(steps: AsyncIterator[Taken]) -> AsyncIterator[Taken]:
+    """The first step; what refuses it is raised before any answer has begun."""
+    async for step in steps:
+        yield step
+        return
+
+
+async def _progress(taken: list[Taken], steps: AsyncIterator[Taken]) -> AsyncIterator[bytes]:
+    """An import as it goes: one event for each session, and the whole at the end."""
+    for step in list(taken):
+        yield frame(msgspec.json.encode(ProgressView.of_step(step)).decode(), "progress")
+    async for step in steps:
+        taken.append(step)
+        yield frame(msgspec.json.encode(ProgressView.of_step(step)).decode(), "progress")
+    yield frame(msgspec.json.encode(ImportedView.of(taken)).decode(), "end")
+
+
+def _file(pieces: AsyncIterator[bytes], kind: str, name: str, count: int) -> Stream:
+    """An answer that a browser saves; how many sessions are in it, to tell how far one is."""
+    headers = {
+        "Content-Disposition": f'attachment; filename="turnkeeper-{name}.{kind}"',
+        "X-Turnkeeper-Sessions": str(count),
+    }
+    return Stream(pieces, media_type=KINDS[kind], headers=headers)
