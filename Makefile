@@ -13,6 +13,7 @@ PEOPLE ?=
 KILLS ?=
 TURNS ?=
 DATABASE ?=
+WORKERS ?=
 SEED ?=
 
 PY  := .venv/bin/python
@@ -61,8 +62,8 @@ bench: .venv/.dev ## measure (ARGS= goes to the benchmarks)
 soak: .venv/.dev ## an hour of mixed load: does anything grow, fail or get lost? (SECONDS=, PEOPLE=, SEED=)
 	@SECONDS='$(SECONDS)' PEOPLE='$(PEOPLE)' SEED='$(SEED)' $(PY) -m benchmarks.soak
 
-chaos: .venv/.dev ## kill the server 200 times under running turns: is anything lost? (KILLS=, TURNS=, SEED=, DATABASE=)
-	@KILLS='$(KILLS)' TURNS='$(TURNS)' SEED='$(SEED)' DATABASE='$(DATABASE)' $(PY) -m tests.chaos
+chaos: .venv/.dev ## kill the server 200 times under running turns: is anything lost? (KILLS=, TURNS=, SEED=, DATABASE=, WORKERS=)
+	@KILLS='$(KILLS)' TURNS='$(TURNS)' SEED='$(SEED)' DATABASE='$(DATABASE)' WORKERS='$(WORKERS)' $(PY) -m tests.chaos
 
 wheel: .venv/.runtime ## build dist/turnkeeper-….whl
 	@$(PY) -m hatchling build --target wheel

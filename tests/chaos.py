@@ -1,7 +1,8 @@
 """`make chaos`: the server is killed at random moments under running turns, and nothing that was shown may be lost.
 
-`python -m tests.chaos`; KILLS=, TURNS=, SEED= and DATABASE=sqlite|postgresql in the environment say how often, under
-how many turns, by which dice, and on what. The plan of a seed is always the same, the moments are as exact as the
+`python -m tests.chaos`; KILLS=, TURNS=, SEED=, DATABASE=sqlite|postgresql and WORKERS= in the environment say how
+often, under how many turns, by which dice, and on what. Of several workers one is killed at a time, and whoever it cut
+off goes on at another. The plan of a seed is always the same, the moments are as exact as the
 machine. All replies are known beforehand (`benchmarks.upstream.Story`).
 """
 
@@ -10,6 +11,7 @@ import inspect
 import itertools
 import os
 import random
+import signal
 import statistics
 import tempfile
 import time
@@ -155,7 +157,7 @@ class Asked(msgspec.Struct):
 
     @property
     def is_read(self) -> bool:
-        return self.reader is not None and bool(self.reader.turn)
+        return self.reader is not None and bool(self.reader.text)
 
 
 async def gather_all(acts: list[Any]) -> None:
@@ -180,8 +182,11 @@ async def get(client: httpx.AsyncClient, path: str) -> Any:
 class Chaos:
     """The lives of one server on one database."""
 
-    def __init__(self, server: Server, database_url: str, turns: int, seed: int) -> None:
+    def __init__(self, server: Server, database_url: str, turns: int, seed: int, workers: int) -> None:
         self._server, self._url, self._turns, self._dice = server, database_url, turns, random.Random(seed)
+        self._workers = workers
+        #: nobody serves at the moment
+        self._is_down = False
         self._tokens: dict[str, str] = {}
         #: on SQLite the only process knows at its start that all others are gone
         self._at_once = database_url.startswith("sqlite")
@@ -197,6 +202,8 @@ class Chaos:
         #: characters that all those had been shown
         self.shown = 0
         self.restarts: list[float] = []
+        #: with several workers: seconds from a kill until a reader that was cut off was told something again
+        self.reconnects: list[float] = []
         #: seconds from a kill until the turns it cut off had ended
         self.freed: list[float] = []
         self.exit_code, self.exit_seconds = -1, 0.0
@@ -234,30 +241,51 @@ class Chaos:
     @property
     def _room(self) -> int:
         """New prompts for this life; where a lease has to lapse first, those of earlier lives still take up room."""
-        return self._turns if self._at_once else max(self._turns // 3, self._turns - len(self.pending))
+        return (
+            self._turns
+            if self._at_once or self._workers > 1
+            else max(self._turns // 3, self._turns - len(self.pending))
+        )
 
     async def _pursue(self, asked: Asked, client: httpx.AsyncClient) -> bool:
         """Whether its reader was cut off while it was reading."""
-        try:
-            await asked.pursue(client, random.Random(f"{asked.number} {len(self.kills)}"))
-        except httpx.TransportError:
-            self.shown += sum(len(reader.text) for reader in asked.readers)
-            return asked.is_read
-        except Refused as refused:
-            raise AssertionError(f"{asked.key}: {refused}") from refused
-        return False
+        dice, cut = random.Random(f"{asked.number} {len(self.kills)}"), False
+        while True:
+            pursuing = asyncio.create_task(asked.pursue(client, dice))
+            if cut:
+                before = asked.reader
+                while not pursuing.done() and (asked.reader is before or not asked.is_read):
+                    await asyncio.sleep(0.005)
+                self.reconnects.append(time.time() - self.kills[-1])
+            try:
+                await pursuing
+                return cut
+            except httpx.TransportError:
+                self.shown += sum(len(reader.text) for reader in asked.readers)
+                cut = cut or asked.is_read
+                if self._is_down:
+                    return cut
+                await asyncio.sleep(0.02)
+            except Refused as refused:
+                raise AssertionError(f"{asked.key}: {refused}") from refused
 
     def _kill(self) -> None:
         assert self._server.process is not None
-        self._server.process.kill()
-        self._server.process.wait()
+        if self._workers > 1:
+            os.kill(self._dice.choice(workers_of(self._server.process.pid)), signal.SIGKILL)
+        else:
+            self._is_down = True
+            self._server.process.kill()
+            self._server.process.wait()
         self.kills.append(time.time())
 
     async def _rise(self) -> None:
-        begun = time.monotonic()
-        await asyncio.to_thread(self._server.start)
-        self.restarts.append(time.monotonic() - begun)
-        if self._at_once:
+        if self._workers == 1:
+            begun = time.monotonic()
+            await asyncio.to_thread(self._server.start)
+            self._is_down = False
+            self.restarts.append(time.monotonic() - begun)
+        if self._at_once or self._workers > 1:
             async with self._clients() as clients:
                 for account, client in clients.items():
                     await self._is_free(account, client)
@@ -286,7 +314,7 @@ class Chaos:
             acts = [asyncio.create_task(self._pursue(asked, clients[asked.account])) for asked in self.pending]
             while sum(asked.is_shown for asked in self.pending) < MOST * len(self.pending):
                 await asyncio.sleep(0.005)
-            begun = time.monotonic()
+            begun, self._is_down = time.monotonic(), True
             self.exit_code = await asyncio.to_thread(self._server.stop)
             self.exit_seconds = time.monotonic() - begun
             await asyncio.gather(*acts)
@@ -405,30 +433,47 @@ class Chaos:
                 f" {again} of them continued or asked again; {sum(len(asked.readers) for asked in self.ended)} streams",
                 f"characters: {self.shown:,} shown to readers that were cut off, {kept:,} stored, each held against"
                 " what was sent; lost: 0, doubled: 0",
-                f"ready again after {statistics.median(self.restarts):.2f} s ({max(self.restarts):.2f} s at most)",
-                f"interrupted turns were free {statistics.median(self.freed):.1f} s after the kill"
-                f" ({max(self.freed):.1f} s at most)",
+                *(
+                    f"{what} {middle_and_most(seconds)}"
+                    for what, seconds in (
+                        ("the server was ready again after", self.restarts),
+                        ("readers were told something by another worker after", self.reconnects),
+                        ("after a kill, interrupted turns were free after", self.freed),
+                    )
+                    if seconds
+                ),
                 f"SIGTERM under {self._turns} replies: exit code {self.exit_code} after {self.exit_seconds:.2f} s",
             ]
         )
 
 
-def run(folder: Path, kills: int, turns: int, seed: int, database_url: str = "") -> Chaos:
+def workers_of(pid: int) -> list[int]:
+    """The processes that serve under a parent."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def middle_and_most(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} s ({max(seconds):.2f} s at most)"
+
+
+def run(folder: Path, kills: int, turns: int, seed: int, database_url: str = "", workers: int = 1) -> Chaos:
     """A server in `folder`, killed again and again. Raises AssertionError where anything is lost."""
     port = free_port()
     environment = {"TURNKEEPER_DATABASE_URL": database_url} if database_url else {}
     with running("benchmarks.upstream", str(port), "20", "5", folder=ROOT, port=port):
         server = Server(folder, SETTINGS.format(port=port), TURNKEEPER_DISCOVER="false", **environment)
+        server.arguments = ("--workers", str(workers))
         server.start()
         try:
-            chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed)
+            chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed, workers)
             asyncio.run(chaos.run(kills))
         finally:
             if server.process is not None and server.process.poll() is None:
                 server.stop()
         assert not server.noise, "\n".join(server.noise)
     assert chaos.exit_code == 0
-    slowest = LEASE.total_seconds() + 2 * SWEEP_SECONDS + max(chaos.restarts)
+    slowest = LEASE.total_seconds() + 2 * SWEEP_SECONDS + max(chaos.restarts, default=0.0)
     assert max(chaos.freed, default=0.0) <= slowest, chaos.report
     return chaos
 
@@ -436,14 +481,14 @@ def run(folder: Path, kills: int, turns: int, seed: int, database_url: str = "")
 def main() -> None:
     kills, turns = int(os.environ.get("KILLS") or 200), int(os.environ.get("TURNS") or 50)
     seed = int(os.environ.get("SEED") or time.time())
-    database = os.environ.get("DATABASE") or "sqlite"
-    print(f"{kills} kills under {turns} turns on {database}, SEED={seed}", flush=True)
+    database, workers = os.environ.get("DATABASE") or "sqlite", int(os.environ.get("WORKERS") or 1)
+    print(f"{kills} kills of {workers} under {turns} turns on {database}, SEED={seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if database == "sqlite":
             chaos = run(Path(folder), kills, turns, seed)
         else:
             with contextmanager(inspect.unwrap(postgres_url))() as url:
-                chaos = run(Path(folder), kills, turns, seed, url)
+                chaos = run(Path(folder), kills, turns, seed, url, workers)
     print(chaos.report)
 
 
