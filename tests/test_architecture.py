@@ -72,6 +72,7 @@ WRITERS = {
     "configuration.py",
     "changes.py",
     "accounts.py",
+    "upkeep.py",
     "membership.py",
     "unit_of_work.py",
 }
