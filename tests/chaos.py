@@ -16,9 +16,10 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,11 @@ async def get(client: httpx.AsyncClient, path: str) -> Any:
 class Chaos:
     """The lives of one server on one database."""
 
-    def __init__(self, server: Server, database_url: str, turns: int, seed: int, workers: int) -> None:
+    def __init__(
+        self, server: Server, database_url: str, turns: int, seed: int, workers: int, tell: Callable[[str], None]
+    ) -> None:
         self._server, self._url, self._turns, self._dice = server, database_url, turns, random.Random(seed)
-        self._workers = workers
+        self._workers, self._tell = workers, tell
         #: nobody serves at the moment
         self._is_down = False
         self._tokens: dict[str, str] = {}
@@ -240,12 +243,9 @@ class Chaos:
 
     @property
     def _room(self) -> int:
-        """New prompts for this life; where a lease has to lapse first, those of earlier lives still take up room."""
-        return (
-            self._turns
-            if self._at_once or self._workers > 1
-            else max(self._turns // 3, self._turns - len(self.pending))
-        )
+        """New prompts for this life, beside those that are continued or asked again and those that still run."""
+        waits = not self._at_once and self._workers == 1  # for leases of earlier lives
+        return max(self._turns // 3, self._turns - sum(waits or not asked.readers for asked in self.pending))
 
     async def _pursue(self, asked: Asked, client: httpx.AsyncClient) -> bool:
         """Whether its reader was cut off while it was reading."""
@@ -291,6 +291,7 @@ class Chaos:
                     await self._is_free(account, client)
         if len(self.kills) % LOOK_EVERY == 0:
             await self._look()
+            self._tell(f"{len(self.kills)} kills, {len(self.ended)} turns have ended")
 
     async def _is_free(self, account: str, client: httpx.AsyncClient) -> None:
         """No slot is held, and nothing is reserved beside what the turns have used."""
@@ -332,8 +333,8 @@ class Chaos:
     def _prompt(self) -> Asked:
         """In a session of its own, or where an earlier turn has ended."""
         number, dice = next(self._numbers), self._dice
-        long = dice.random() < 0.7
-        story = Story(f"{number}", dice.randint(60, 140) if long else dice.randint(1, 12), dice.choice([10, 20, 40]))
+        long = dice.random() < 0.8
+        story = Story(f"{number}", dice.randint(60, 120) if long else dice.randint(1, 12), dice.choice([20, 40, 80]))
         asked = Asked(number, dice.choice(ACCOUNTS), story.text, {"prompt": story.prompt}, readers=[])
         if dice.random() < 0.1:
             asked.stops_after = dice.uniform(0.1, 1.5)
@@ -457,7 +458,10 @@ def middle_and_most(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.2f} s ({max(seconds):.2f} s at most)"
 
 
-def run(folder: Path, kills: int, turns: int, seed: int, database_url: str = "", workers: int = 1) -> Chaos:
+def run(
+    folder: Path, kills: int, turns: int, seed: int, database_url: str = "", workers: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Chaos:  # fmt: skip
     """A server in `folder`, killed again and again. Raises AssertionError where anything is lost."""
     port = free_port()
     environment = {"TURNKEEPER_DATABASE_URL": database_url} if database_url else {}
@@ -466,7 +470,7 @@ def run(folder: Path, kills: int, turns: int, seed: int, database_url: str = "",
         server.arguments = ("--workers", str(workers))
         server.start()
         try:
-            chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed, workers)
+            chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed, workers, tell)
             asyncio.run(chaos.run(kills))
         finally:
             if server.process is not None and server.process.poll() is None:
@@ -482,13 +486,14 @@ def main() -> None:
     kills, turns = int(os.environ.get("KILLS") or 200), int(os.environ.get("TURNS") or 50)
     seed = int(os.environ.get("SEED") or time.time())
     database, workers = os.environ.get("DATABASE") or "sqlite", int(os.environ.get("WORKERS") or 1)
-    print(f"{kills} kills of {workers} under {turns} turns on {database}, SEED={seed}", flush=True)
+    tell = partial(print, flush=True)
+    tell(f"{kills} kills of {workers} under {turns} turns on {database}, SEED={seed}")
     with tempfile.TemporaryDirectory() as folder:
         if database == "sqlite":
-            chaos = run(Path(folder), kills, turns, seed)
+            chaos = run(Path(folder), kills, turns, seed, tell=tell)
         else:
             with contextmanager(inspect.unwrap(postgres_url))() as url:
-                chaos = run(Path(folder), kills, turns, seed, url, workers)
+                chaos = run(Path(folder), kills, turns, seed, url, workers, tell)
     print(chaos.report)
 
 
