@@ -406,6 +406,22 @@ def test_a_session_stream_resumes_behind_what_was_seen(guest: httpx.Client) -> N
         assert stream.next("turn").json["id"] == turns[2]["id"]
 
 
+def test_a_position_in_anothers_reply_or_on_another_branch_is_the_beginning(
+    guest: httpx.Client, stranger: httpx.Client
+) -> None:
+    theirs = chat(stranger, "not for others")
+    first = chat(guest, "one two three")
+    left = chat(guest, "four five", session_id=first["session_id"])
+    again = guest.post(f"/chat/{left['id']}/retry", json={}).json()
+    for place in (theirs["id"], left["id"]):
+        for offset in ("3", "end"):
+            with streaming(guest, f"/session/{first['session_id']}/events", after=f"{place}:{offset}") as stream:
+                events = [stream.next(name) for name in ("turn", "delta", "end") * 2]
+            assert [event.json["id"] for event in events if event.name == "turn"] == [first["id"], again["id"]]
+            assert text_of(events) == first["reply"] + again["reply"]
+            assert "not for others" not in stream.frames.raw.decode()
+
+
 def test_the_header_counts_where_there_are_two_positions(guest: httpx.Client) -> None:
     """A reconnecting browser sends the address it began with, and the id it has seen since."""
     session = create(guest)
