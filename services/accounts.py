@@ -249,6 +249,7 @@ class Accounts:
         scopes: tuple[str, ...],
         db_session: DbSession,
         *,
+        expires_at: datetime | None = None,
         actor: Actor = SYSTEM,
         key: str | None = None,
     ) -> str:
@@ -262,7 +263,9 @@ class Accounts:
                 raise InvalidRequest("Please say what the token is for.", field="name")
             if wrong := set(scopes) - set(SCOPES):
                 raise InvalidRequest(f"There is no scope {', '.join(sorted(wrong))}; there are {', '.join(SCOPES)}.")
-        content = (account_name, name, scopes)
+            if expires_at is not None and expires_at <= self.now():
+                raise InvalidRequest("A token ends in the future, or never.", field="expires_at")
+        content = (account_name, name, scopes, expires_at)
         async with self.units.once("create_token", key, content, actor, db_session) as once:
             require_person(actor)
             if account_name != actor.name:
@@ -283,6 +286,7 @@ class Accounts:
                 token_hash=_hash(token),
                 scopes=" ".join(scopes),
                 created_at=now,
+                expires_at=expires_at,
             )
             await db_session.add(row)
             told = {"to_value": " ".join(scopes), "reason": name}

@@ -1,25 +1,24 @@
 """The command line."""
 
-import asyncio
 import fcntl
-import json
-import os
 import socket
-import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from web.settings import Settings, SettingsError, load, shown
+from web.commands.account import account
+from web.commands.console import HELP, accounts_of, on_engine, settings_of
+from web.commands.deployment import check, config, migrate
+from web.commands.model import model
+from web.commands.session import session
+from web.commands.token import token
+from web.settings import Settings
 
 if TYPE_CHECKING:
     from web.welcome import Start
-
-T = TypeVar("T")
-HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.group(context_settings=HELP)
@@ -27,7 +26,8 @@ HELP = {"help_option_names": ["-h", "--help"]}
 def main() -> None:
     """Turnkeeper: governed chat sessions over several language models.
 
-    Settings come from flags, TURNKEEPER_* variables, and turnkeeper.toml, in this order.
+    Settings come from flags, TURNKEEPER_* variables, and turnkeeper.toml, in this order. The exit code is 0 when it is
+    done, 1 when it is not and one line says why, 2 when it was called in a wrong way.
     """
 
 
@@ -43,7 +43,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     from web.workers import NoneStarted, Workers
     from web.workers import serve as serve_here
 
-    settings = _settings(host=host, port=port)
+    settings = settings_of(host=host, port=port)
     if workers > 1 and settings.sqlite_path:
         raise click.ClickException(f"--workers {workers}: SQLite has one writer, so one process; use PostgreSQL.")
     with _only_one(settings), _bound(settings) as listener:
@@ -61,140 +61,8 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             raise click.ClickException("no worker could start; what it said stands above.") from error
 
 
-@main.command(context_settings=HELP)
-def migrate() -> None:
-    """Bring the database schema up to date."""
-    ran = _bring_up(_settings())
-    click.echo("\n".join(f"applied {name}" for name in ran) or "The schema is up to date.")
-
-
-@main.command(context_settings=HELP)
-@click.option("--deploy", is_flag=True, help="Also warn about what matters on the open network.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(deploy: bool, as_json: bool) -> None:
-    """Check the configuration, the database, and whether every provider answers. Exit code 0 or 1."""
-    from web.check import findings
-
-    found = asyncio.run(findings(_settings(), deploy=deploy))
-    if as_json:
-        click.echo(json.dumps([{"what": one.what, "ok": one.ok, "detail": one.detail} for one in found], indent=2))
-    else:
-        for one in found:
-            click.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.what}: {one.detail}")
-    sys.exit(0 if all(one.ok for one in found) else 1)
-
-
-@main.group(context_settings=HELP)
-def config() -> None:
-    """The settings."""
-
-
-@config.command("show", context_settings=HELP)
-def config_show() -> None:
-    """Print the effective settings as JSON, secrets hidden."""
-    click.echo(json.dumps(shown(_settings()), indent=2, default=str))
-
-
-@main.group(context_settings=HELP)
-def account() -> None:
-    """People who may sign in."""
-
-
-@account.command("create", context_settings=HELP)
-@click.argument("name")
-@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True)
-@click.option("--group", default="", help="The group whose limits apply (default: the role).")
-def account_create(name: str, role: Any, group: str) -> None:
-    """Make an account; the password is asked for, or read from standard input."""
-    if sys.stdin.isatty():
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    else:
-        password = sys.stdin.readline().rstrip("\n")
-
-    async def run(engine: Any) -> None:
-        from db.db_session import DbSession
-
-        await _accounts(settings).create_account(name, password, DbSession(engine), role=role, group=group)
-
-    settings = _settings()
-    _with_engine(settings, run, migrated=True)
-    click.echo(f"There is now an account “{name}” ({role}).")
-
-
-@main.group(context_settings=HELP)
-def token() -> None:
-    """Keys for scripts."""
-
-
-@token.command("create", context_settings=HELP)
-@click.option("--account", "account_name", required=True, help="The account the script acts for.")
-@click.option("--name", required=True, help="What the token is for.")
-@click.option("--scope", "scopes", multiple=True, type=click.Choice(["read", "chat", "admin"]), default=("chat",))
-def token_create(account_name: str, name: str, scopes: tuple[str, ...]) -> None:
-    """Make a token and print it, once. `chat` includes `read`; `admin` includes both."""
-
-    async def run(engine: Any) -> str:
-        from db.db_session import DbSession
-
-        return await _accounts(settings).create_token(account_name, name, scopes, DbSession(engine))
-
-    settings = _settings()
-    click.echo(_with_engine(settings, run, migrated=True))
-
-
-def _settings(**flags: Any) -> Settings:
-    try:
-        return load(os.environ, **flags)
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _accounts(settings: Settings) -> Any:
-    from services.accounts import Accounts
-    from services.session_service import utc_now
-
-    return Accounts(_secret(settings), guests=settings.guests, now=utc_now)
-
-
-def _secret(settings: Settings) -> bytes:
-    try:
-        return settings.secret()
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _with_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False) -> T:
-    """Run something on the database; refusals and failures become one line."""
-    from db.engine import DatabaseUnavailable, open_engine
-    from db.engine import migrate as bring_up
-    from services.errors import Refusal
-
-    async def whole() -> T:
-        engine = open_engine(settings.database_url)
-        try:
-            await engine.start()
-            if migrated:
-                await bring_up(engine)
-            return await run(engine)
-        finally:
-            await engine.stop()
-
-    try:
-        return asyncio.run(whole())
-    except Refusal as refusal:
-        raise click.ClickException(str(refusal)) from refusal
-    except DatabaseUnavailable as error:
-        raise click.ClickException(f"the database cannot be used: {error}") from error
-
-
-def _bring_up(settings: Settings) -> list[str]:
-    """Migrate; the migrations that ran."""
-    from db.engine import migrate as bring_up
-
-    async def run(engine: Any) -> list[str]:
-        return await bring_up(engine)
-
-    return _with_engine(settings, run)
+for command in (migrate, check, config, account, token, session, model):
+    main.add_command(command)
 
 
 def _prepared(settings: Settings) -> "Start":
@@ -205,14 +73,14 @@ def _prepared(settings: Settings) -> "Start":
     from services.session_service import utc_now
     from web.welcome import Start, the_models
 
-    accounts = _accounts(settings)
+    accounts = accounts_of(settings)
 
     async def run(engine: Any) -> Start:
         db_session, ran, found = DbSession(engine), await bring_up(engine), await the_models(settings)
         await apply_config(found.models, settings.rules, found.default_model, utc_now(), db_session)
         return Start(found, ran, await accounts.new_setup_link(db_session))
 
-    return _with_engine(settings, run)
+    return on_engine(settings, run)
 
 
 @contextmanager

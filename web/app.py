@@ -64,7 +64,7 @@ def create_app(
     # SQLite serves one process, so whatever still runs there is left over from one that died.
     alone = engine.engine_type == "sqlite"
     draining, drained = asyncio.Event(), asyncio.Event()
-    bus = _bus(settings)
+    bus = bus_of(settings)
     accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now)
 
     def open_session() -> DbSession:
@@ -138,7 +138,8 @@ def create_app(
     return app
 
 
-def _bus(settings: Settings) -> EventBus:
+def bus_of(settings: Settings) -> EventBus:
+    """What carries hints between the processes of a deployment."""
     if settings.sqlite_path is not None:
         return MemoryEventBus()
     url = settings.redis_url

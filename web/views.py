@@ -427,6 +427,10 @@ class TokenView(View, frozen=True):
     created_at: datetime
     expires_at: datetime | None
 
+    @classmethod
+    def of(cls, token: ApiToken) -> "TokenView":
+        return cls._of(token, scopes=token.scopes.split())
+
 
 class MemberView(View, frozen=True):
     """An account in a list."""
@@ -459,7 +463,7 @@ class AccountView(MemberView, frozen=True):
             account,
             group=account.group_name,
             logins=[LoginView._of(one, current=one.id == actor.login_id) for one in logins],
-            tokens=[TokenView._of(one, scopes=one.scopes.split()) for one in tokens],
+            tokens=[TokenView.of(one) for one in tokens],
             token=token,
         )
 

@@ -4,14 +4,17 @@ import json
 import re
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from tests.web.running import Server
+from tests.web.running import Server, a_server
+from tests.web.wire import ABSENT, JSON, assert_session, begin, chat, create, streaming
 from web.__main__ import main
 
 PASSWORD = "correct horse battery\n"
@@ -75,7 +78,8 @@ def refused(done: "subprocess.CompletedProcess[str]", code: int = 1) -> str:
 
 
 def test_there_are_commands() -> None:
-    assert {"serve", "check", "migrate", "config", "account", "token"} <= set(main.commands)
+    assert {"serve", "check", "migrate", "config", "account", "token", "session", "model"} <= set(main.commands)
+    assert len(ALL) > 20
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -110,7 +114,10 @@ def test_the_version_is_told(quiet: Server) -> None:
 WRONG_CALLS = (
     ("nonsense",), ("config", "nonsense"), ("serve", "--nonsense"), ("serve", "--port", "x"), ("serve", "--port", "0"),
     ("serve", "--workers", "0"), ("account", "create"), ("token", "create"),
-    ("account", "create", "x", "--role", "king"),
+    ("account", "create", "x", "--role", "king"), ("account", "disable"), ("token", "revoke", "x"), ("token", "list"),
+    ("token", "create", "--account", "x", "--name", "y", "--expires", "soon"), ("session", "show", "x"),
+    ("session", "switch", "01890000-0000-7000-8000-000000000000", "fast"), ("model", "retire"),
+    ("session", "list", "--limit", "0"),
 )  # fmt: skip
 
 
@@ -272,3 +279,201 @@ def test_what_was_done_is_in_the_journal(quiet: Server) -> None:
         rows = database.execute("SELECT what, actor_name FROM journal").fetchall()
     assert ("account_created", "system") in rows
     assert ("token_created", "system") in rows
+
+
+# ---------------------------------------------------------------- accounts and tokens that are there
+
+
+def of(done: "subprocess.CompletedProcess[str]") -> Any:
+    """What a command that went well printed as JSON."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Iterator[tuple[Server, Here]]:
+    """A server, and the command line in this process on the same settings."""
+    with a_server(tmp_path) as running:
+        here = Here(tmp_path)
+        here.environment = running.environment
+        yield running, here
+
+
+def test_an_account_is_disabled_enabled_and_given_a_password_while_it_is_served(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    assert of(here.run("account", "create", "ann", "--json", stdin=PASSWORD))["name"] == "ann"
+    assert here.run("account", "create", "ada", "--role", "admin", stdin=PASSWORD).returncode == 0
+    token = of(here.run("token", "create", "--account", "ann", "--name", "ci", "--json"))["token"]
+    with running.guest(Accept=JSON) as browser, running.script(token) as script:
+        assert browser.post("/login", data={"name": "ann", "password": PASSWORD.strip()}).status_code == 303
+        changed = here.run("account", "passwd", "ann", stdin="another horse battery\n")
+        assert changed.stdout == "“ann” has a new password.\n"
+        browser.cookies.delete("tk_guest")
+        assert "guest-" in browser.post("/session/create", json={}).json()["owner"]["name"]
+        assert script.get("/session").status_code == 200
+        assert browser.post("/login", data={"name": "ann", "password": "another horse battery"}).status_code == 303
+        done = of(here.run("account", "disable", "ann", "--reason", "left", "--json"))
+        assert done["disabled_at"] is not None
+        assert script.get("/session").status_code == 401
+        assert here.run("account", "enable", "ann").stdout == "“ann” is enabled.\n"
+        assert script.get("/session").status_code == 200
+    listed = of(here.run("account", "list", "--json"))["accounts"]
+    assert [(one["name"], one["role"], one["disabled_at"]) for one in listed] == [
+        ("ada", "admin", None),
+        ("ann", "user", None),
+    ]
+    told = here.run("account", "list", "--search", "nn").stdout.splitlines()
+    assert [line.split()[0] for line in told] == ["NAME", "ann"]
+    assert "last admin" in refused(here.run("account", "disable", "ada"))
+    for verb in ("disable", "enable", "passwd"):
+        assert "no such account" in refused(here.run("account", verb, "nobody", stdin=PASSWORD))
+    refused(here.run("account", "passwd", "ann", stdin="short\n"))
+    with sqlite3.connect(here.folder / "var" / "turnkeeper.db") as database:
+        rows = database.execute("SELECT DISTINCT what, actor_name FROM journal WHERE what LIKE 'account_%'").fetchall()
+    assert {("account_disabled", "system"), ("account_enabled", "system")} <= set(rows)
+
+
+def test_a_token_is_listed_without_its_text_ends_and_is_revoked(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    here.run("account", "create", "ann", stdin=PASSWORD)
+    assert here.run("token", "list", "--account", "ann").stdout == "There are no tokens.\n"
+    made = of(here.run("token", "create", "--account", "ann", "--name", "brief", "--expires", "2s", "--json"))
+    began = time.monotonic()
+    lasting = here.run("token", "create", "--account", "ann", "--name", "lasting", "--expires", "2099-01-31").stdout
+    with running.script(made["token"]) as brief, running.script(lasting.strip()) as script:
+        assert script.get("/session").status_code == 200
+        listed = of(here.run("token", "list", "--account", "ann", "--json"))["tokens"]
+        assert [(one["name"], one["scopes"]) for one in listed] == [("lasting", ["chat"]), ("brief", ["chat"])]
+        assert listed[0]["expires_at"] == "2099-01-31T00:00:00Z"
+        assert made["token"] not in json.dumps(listed)
+        while brief.get("/session").status_code == 200:
+            assert time.monotonic() < began + 10
+        assert time.monotonic() >= began + 1
+        assert here.run("token", "revoke", listed[0]["id"]).stdout == "The token is revoked.\n"
+        assert script.get("/session").status_code == 401
+    assert "no such token" in refused(here.run("token", "revoke", ABSENT))
+    assert "no such account" in refused(here.run("token", "list", "--account", "nobody"))
+    for past in ("0", "2020-01-01"):
+        refused(here.run("token", "create", "--account", "ann", "--name", "x", "--expires", past))
+
+
+# ---------------------------------------------------------------- sessions and models
+
+
+def test_sessions_are_listed_shown_switched_and_closed_while_they_are_served(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    with running.guest(Accept=JSON) as guest:
+        plain = create(guest, title="\x1b[31mred \u202e")["id"]
+        turn = chat(guest, "canary of the owner")
+        id = turn["session_id"]
+        listed = of(here.run("session", "list", "--json"))["sessions"]
+        assert [one["id"] for one in listed] == [id, plain]
+        assert_session(listed[0])
+        assert (
+            of(here.run("session", "list", "--model", "fast", "--state", "active", "--json"))["sessions"] == listed[:1]
+        )
+        told = here.run("session", "list")
+        assert "canary" not in told.stdout and "\x1b" not in told.stdout and "\u202e" not in told.stdout
+        assert told.stdout.splitlines()[1].startswith(id)
+        switched = of(here.run("session", "switch", id, "smart", "--reason", "on trial", "--lock", "--json"))
+        assert (switched["changed"], switched["from"], switched["to"]) == (True, "fast", "smart")
+        refused_ = guest.post("/models/switch", json={"session_id": id, "model": "fast"})
+        assert refused_.json()["code"] == "model_locked"
+        shown = of(here.run("session", "show", id, "--json"))
+        assert shown["session"]["locked"] is True
+        assert ("model_switched", "system", "on trial") in [
+            (row["what"], row["actor"], row["reason"]) for row in shown["journal"]
+        ]
+        words = here.run("session", "show", id).stdout
+        assert "Chosen by system: on trial." in words and "canary" not in words
+        running_turn = begin(guest, "/tokens 900 /delay 50ms", session_id=plain)
+        assert "writing" in here.run("session", "list").stdout
+        assert here.run("session", "close", plain, "--reason", "enough").stdout == "The session is closed.\n"
+        ended = guest.get(f"/chat/{running_turn['id']}").json()
+        assert ended["state"] == "stopped"
+        assert "closed" in refused(here.run("session", "close", plain))
+        assert "no model “none”" in refused(here.run("session", "switch", id, "none", "--reason", "x"))
+        assert "no such session" in refused(here.run("session", "show", ABSENT))
+        assert here.run("session", "list", "--search", "nothing like it").stdout == "There are no sessions.\n"
+
+
+def test_models_are_listed_tried_and_taken_out_of_use(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    models = of(here.run("model", "list", "--json"))["models"]
+    assert [(one["id"], one["state"], one["set_by"]) for one in models] == [
+        ("fast", "active", None),
+        ("smart", "active", None),
+        ("guide", "active", None),
+    ]
+    tried = of(here.run("model", "test", "fast", "--json"))
+    assert (tried["model"], tried["reply"]) == ("fast", "Say OK.")
+    assert re.fullmatch(r"fast answers: Say OK\. \(\d+\.\d\d s\)\n", here.run("model", "test", "fast").stdout)
+    with running.guest(Accept=JSON) as guest:
+        assert here.run("model", "disable", "smart", "--why", "moved out").stdout == "smart is disabled.\n"
+        assert guest.post("/chat", json={"prompt": "x", "model": "smart"}).json()["code"] == "model_disabled"
+        assert here.run("model", "enable", "smart").returncode == 0
+        assert chat(guest, "x", model="smart")["model"] == "smart"
+        done = here.run("model", "retire", "smart", "--replacement", "fast", "--reason", "too dear", "--json")
+        assert of(done) == {"model": "smart", "state": "retired"}
+        answer = guest.post("/chat", json={"prompt": "x", "model": "smart"}).json()
+        assert (answer["code"], answer["replacement"]) == ("model_retired", "fast")
+    line = here.run("model", "list").stdout.splitlines()[2].split()
+    assert line[:4] == ["smart", "builtin", "retired", "fast"]
+    assert "no model “none”" in refused(here.run("model", "test", "none"))
+    refused(here.run("model", "disable", "none"))
+    refused(here.run("model", "retire", "fast", "--replacement", "none"))
+
+
+def test_a_model_that_gives_no_reply_fails_its_trial(tmp_path: Path) -> None:
+    down = '[[providers]]\nid = "down"\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
+    here = Here(tmp_path, f'{down}[[models]]\nid = "far"\nprovider = "down"\n')
+    assert "come in when the server starts" in here.run("model", "list").stdout
+    with a_server(tmp_path, (tmp_path / "turnkeeper.toml").read_text()) as running:
+        here.environment = running.environment
+        assert "provider_unreachable" in refused(here.run("model", "test", "far"))
+
+
+def test_S12_a_switch_by_the_command_line_shows_at_once_where_processes_share_a_bus(
+    postgres_server: Server, tmp_path: Path
+) -> None:
+    here = Here(tmp_path)
+    here.environment = postgres_server.environment
+    with postgres_server.guest(Accept=JSON) as guest:
+        id = create(guest)["id"]
+        with streaming(guest, f"/session/{id}/events?version=0") as stream:
+            of(here.run("session", "switch", id, "smart", "--reason", "on trial", "--json"))
+            began = time.monotonic()
+            assert stream.next("session").json["last_model"] == "smart"
+            assert time.monotonic() - began < 5
+
+
+# ---------------------------------------------------------------- scripts around it
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if path and path[0] != "serve"], ids=" ".join)
+def test_every_command_speaks_json(path: tuple[str, ...]) -> None:
+    command: click.Command = main
+    for name in path:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    if not isinstance(command, click.Group):
+        assert "--json" in {option for one in command.params for option in one.opts}
+
+
+def test_nothing_is_coloured_and_nothing_moves(quiet: Server) -> None:
+    for arguments in (("account", "list"), ("session", "list"), ("model", "list"), ("check",), ("--help",)):
+        done = quiet.run(*arguments)
+        assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr
+
+
+def test_a_shell_completes_commands_and_choices(quiet: Server) -> None:
+    """Click's own completion, as `docs/operate.md` says how to turn it on."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "_TURNKEEPER_COMPLETE": "bash_complete",
+            "COMP_WORDS": "turnkeeper se",
+            "COMP_CWORD": "1",
+        }.items():
+            patch.setenv(name, value)
+        done = CliRunner().invoke(main, [], prog_name="turnkeeper", complete_var="_TURNKEEPER_COMPLETE")
+    assert done.stdout.split() == ["plain,serve", "plain,session"]

@@ -1,0 +1,1 @@
+"""The command line, a file for each noun; `web/__main__.py` puts them together."""

@@ -1,0 +1,106 @@
+"""turnkeeper account — people who may sign in."""
+
+from typing import Any
+
+import click
+
+from web.commands.console import HELP, Place, as_json_option, at_place, password_from, reason_option, say, shown, table
+
+
+@click.group(context_settings=HELP)
+def account() -> None:
+    """People who may sign in."""
+
+
+@account.command("create", context_settings=HELP)
+@click.argument("name")
+@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True)
+@click.option("--group", default="", help="The group whose limits apply (default: the role).")
+@as_json_option
+def create(name: str, role: Any, group: str, as_json: bool) -> None:
+    """Make an account; the password is asked for, or read from standard input."""
+    password = password_from()
+
+    async def do(place: Place) -> Any:
+        from web.views import MemberView
+
+        row = await place.accounts.create_account(name, password, place.db_session, role=role, group=group)
+        return MemberView.of(row)
+
+    made = at_place(do)
+    say(as_json, made, f"There is now an account “{shown(made.name)}” ({role}).")
+
+
+@account.command("list", context_settings=HELP)
+@click.option("--search", default="", help="Only names with this in them.")
+@as_json_option
+def list_(search: str, as_json: bool) -> None:
+    """List the accounts, by name; guests are none."""
+
+    async def do(place: Place) -> list[Any]:
+        from services.actor import SYSTEM
+        from web.views import MemberView
+
+        found, after = list[Any](), ""
+        while True:
+            page = await place.members.list_accounts(place.db_session, actor=SYSTEM, q=search, after=after, limit=200)
+            found += map(MemberView.of, page.accounts)
+            if page.next is None:
+                return found
+            after = page.next
+
+    found = at_place(do)
+    rows = [(one.name, one.role, one.group, one.created_at, one.disabled_at) for one in found]
+    heads = ("name", "role", "group", "made", "disabled")
+    say(as_json, {"accounts": found}, table(heads, rows, "There are no accounts."))
+
+
+@account.command("disable", context_settings=HELP)
+@click.argument("name")
+@reason_option
+@as_json_option
+def disable(name: str, reason: str, as_json: bool) -> None:
+    """Take away somebody's way in: logins, tokens and open pages end at once, sessions stay."""
+    _put_disabled(name, True, reason, as_json)
+
+
+@account.command("enable", context_settings=HELP)
+@click.argument("name")
+@reason_option
+@as_json_option
+def enable(name: str, reason: str, as_json: bool) -> None:
+    """Let somebody in again who was disabled."""
+    _put_disabled(name, False, reason, as_json)
+
+
+@account.command("passwd", context_settings=HELP)
+@click.argument("name")
+@reason_option
+@as_json_option
+def passwd(name: str, reason: str, as_json: bool) -> None:
+    """Give an account another password, asked for or read from standard input; its logins end, its tokens stay."""
+    password = password_from()
+
+    async def do(place: Place) -> Any:
+        from services.actor import SYSTEM
+        from web.views import MemberView
+
+        id = await place.account_id(name)
+        row = await place.members.set_password(id, password, place.db_session, actor=SYSTEM, reason=reason)
+        return MemberView.of(row)
+
+    changed = at_place(do)
+    say(as_json, changed, f"“{shown(changed.name)}” has a new password.")
+
+
+def _put_disabled(name: str, disabled: bool, reason: str, as_json: bool) -> None:
+    async def do(place: Place) -> Any:
+        from services.actor import SYSTEM
+        from web.views import MemberView
+
+        id = await place.account_id(name)
+        row = await place.members.change_account(id, place.db_session, actor=SYSTEM, disabled=disabled, reason=reason)
+        return MemberView.of(row)
+
+    changed = at_place(do)
+    say(as_json, changed, f"“{shown(changed.name)}” is {'disabled' if disabled else 'enabled'}.")

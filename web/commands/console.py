@@ -1,0 +1,167 @@
+"""How every command works: where it acts, as whom, what it says, and how it ends.
+
+Exit codes: 0 done, 1 not done, and one line says why, 2 called in a wrong way. Everything is done in the name of
+`system`, by the verbs that the pages use. Nothing is coloured and nothing moves, so a person and cron read the same.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import click
+import msgspec
+
+from web.settings import Settings, SettingsError, load
+
+T = TypeVar("T")
+HELP = {"help_option_names": ["-h", "--help"]}
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+reason_option = click.option("--reason", default="", help="Why; it stands in the journal.")
+session_argument = click.argument("session_id", metavar="ID", type=click.UUID)
+
+
+def settings_of(**flags: Any) -> Settings:
+    """The effective settings."""
+    try:
+        return load(os.environ, **flags)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def secret_of(settings: Settings) -> bytes:
+    try:
+        return settings.secret()
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def accounts_of(settings: Settings) -> Any:
+    from services.accounts import Accounts
+    from services.session_service import utc_now
+
+    return Accounts(secret_of(settings), guests=settings.guests, now=utc_now)
+
+
+def on_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False) -> T:
+    """Run something on the database; refusals and failures become one line."""
+    from db.engine import DatabaseUnavailable, open_engine
+    from db.engine import migrate as bring_up
+    from services.errors import Refusal
+
+    async def whole() -> T:
+        engine = open_engine(settings.database_url)
+        try:
+            await engine.start()
+            if migrated:
+                await bring_up(engine)
+            return await run(engine)
+        finally:
+            await engine.stop()
+
+    try:
+        return asyncio.run(whole())
+    except Refusal as refusal:
+        raise click.ClickException(str(refusal)) from refusal
+    except DatabaseUnavailable as error:
+        raise click.ClickException(f"the database cannot be used: {error}") from error
+
+
+class Place:
+    """Where a command acts: one database, and the services on it."""
+
+    def __init__(self, settings: Settings, engine: Any) -> None:
+        from db.db_session import DbSession
+        from services.membership import Membership
+
+        self.settings = settings
+        self.db_session = DbSession(engine)
+        self.accounts = accounts_of(settings)
+        self.members = Membership(self.accounts)
+
+    async def account_id(self, name: str) -> UUID:
+        """Whose name this is. Raises NotFound."""
+        from services.actor import SYSTEM
+
+        account = await self.members.account_named(name, self.db_session, actor=SYSTEM)
+        return account.id
+
+    @asynccontextmanager
+    async def sessions(self) -> AsyncIterator[Any]:
+        """The service of sessions, with the providers configured here; its hints reach the servers that share a bus."""
+        from services.client_pool import ClientPool
+        from services.session_service import SessionService
+        from web.app import bus_of
+        from web.welcome import the_models
+
+        pool, bus = ClientPool((await the_models(self.settings)).providers), bus_of(self.settings)
+        await bus.open()
+        try:
+            yield SessionService(pool, bus)
+        finally:
+            await bus.close()
+            await pool.aclose()
+
+    async def governance(self) -> Any:
+        """The verbs about models and limits."""
+        from services.configuration import configured
+        from services.governance import Governance
+        from web.welcome import the_models
+
+        found = await the_models(self.settings)
+        said = configured(found.models, self.settings.rules, found.default_model)
+        return Governance(self.accounts.units, said, self.accounts.now)
+
+
+def at_place(do: Callable[[Place], Awaitable[T]]) -> T:
+    """Do something on the database of the settings, whose schema is brought up to date first."""
+    settings = settings_of()
+
+    async def run(engine: Any) -> T:
+        return await do(Place(settings, engine))
+
+    return on_engine(settings, run, migrated=True)
+
+
+# ---------------------------------------------------------------- what is read and said
+
+
+def password_from(confirm: bool = True) -> str:
+    """Asked for on a terminal, else the first line of standard input."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=confirm))
+    return sys.stdin.readline().rstrip("\n")
+
+
+def say(as_json: bool, told: Any, words: str) -> None:
+    """The same for a script and for a person."""
+    click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() if as_json else words)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], nothing: str) -> str:
+    """Rows below their heads, or a sentence where there are none."""
+    if not rows:
+        return nothing
+    cells = [[str(head).upper() for head in heads], *([shown(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+
+
+def facts(pairs: Sequence[tuple[str, Any]]) -> str:
+    """Names with what they are, one a line."""
+    width = max(len(name) for name, _ in pairs)
+    return "\n".join(f"{name.ljust(width)}  {shown(value)}".rstrip() for name, value in pairs)
+
+
+def shown(value: Any) -> str:
+    """A value on a terminal: nothing in it moves the cursor or hides what stands there."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime) else str(value)
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -1,0 +1,131 @@
+"""turnkeeper model — the catalogue: what may be used."""
+
+import time
+from typing import Any
+
+import click
+
+from web.commands.console import HELP, Place, as_json_option, at_place, reason_option, say, shown, table
+
+#: short to answer, for every kind of model
+TRIAL = "Say OK."
+TRIAL_TOKENS = 16
+no_longer_option = click.option("--why", default="", help="Shown to people beside the model.")
+replacement_option = click.option("--replacement", help="The model that stands in for it; an empty text for none.")
+
+
+@click.group(context_settings=HELP)
+def model() -> None:
+    """The models that may be used."""
+
+
+@model.command("list", context_settings=HELP)
+@as_json_option
+def list_(as_json: bool) -> None:
+    """List every model with its state; they come from the configuration, at the start of the server."""
+
+    async def do(place: Place) -> list[Any]:
+        from services.actor import SYSTEM
+        from services.client_pool import ClientPool
+        from web.views import AdminModelView
+
+        governed, pool = await (await place.governance()).models(place.db_session, actor=SYSTEM), ClientPool([])
+        return [AdminModelView.of(one, pool) for one in governed]
+
+    found = at_place(do)
+    heads = ("id", "provider", "state", "replacement", "open to", "set by", "why")
+    rows = [
+        (
+            one.id,
+            one.provider,
+            one.state,
+            one.replacement,
+            " ".join(one.groups) or "everybody",
+            one.set_by,
+            one.state_reason or None,
+        )
+        for one in found
+    ]
+    nothing = "There are no models yet: the configured ones come in when the server starts."
+    say(as_json, {"models": found}, table(heads, rows, nothing))
+
+
+@model.command("test", context_settings=HELP)
+@click.argument("name", metavar="MODEL")
+@as_json_option
+def test(name: str, as_json: bool) -> None:
+    """Ask a model something short, past sessions and limits; 1 if no reply comes."""
+
+    async def do(place: Place) -> dict[str, Any]:
+        from contextlib import aclosing
+
+        from services.actor import SYSTEM
+        from services.clients import Ask, ClientError, Message, Text
+        from services.errors import UnknownModel
+
+        async with place.sessions() as sessions:
+            known = await sessions.models(place.db_session, actor=SYSTEM)
+            entry = next((one for one in known if name in (one.id, *one.aliases)), None)
+            if entry is None:
+                raise UnknownModel(f"There is no model “{shown(name)}”.")
+            if not sessions.pool.has(entry.provider):
+                raise click.ClickException(f"the provider {shown(entry.provider)} is not configured.")
+            ask = Ask(entry.upstream, (Message("user", TRIAL),), TRIAL_TOKENS)
+            began, first, reply = time.monotonic(), 0.0, ""
+            try:
+                async with aclosing(sessions.pool.client_of(entry.provider).stream(ask)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Text):
+                            first = first or time.monotonic() - began
+                            reply += piece.text
+            except ClientError as error:
+                raise click.ClickException(f"{shown(entry.id)}: {error.code}: {error.detail}") from error
+            seconds = time.monotonic() - began
+            return {"model": entry.id, "reply": reply, "first_text_seconds": first, "seconds": seconds}
+
+    done = at_place(do)
+    words = f"{shown(done['model'])} answers: {shown(done['reply'][:200])} ({done['seconds']:.2f} s)"
+    say(as_json, done, words)
+
+
+@model.command("enable", context_settings=HELP)
+@click.argument("name", metavar="MODEL")
+@reason_option
+@as_json_option
+def enable(name: str, reason: str, as_json: bool) -> None:
+    """Let a model be used (again)."""
+    _put_state(name, "active", "", None, reason, as_json)
+
+
+@model.command("disable", context_settings=HELP)
+@click.argument("name", metavar="MODEL")
+@no_longer_option
+@reason_option
+@as_json_option
+def disable(name: str, why: str, reason: str, as_json: bool) -> None:
+    """Switch a model off; sessions on it use a fallback until it is back."""
+    _put_state(name, "disabled", why, None, reason, as_json)
+
+
+@model.command("retire", context_settings=HELP)
+@click.argument("name", metavar="MODEL")
+@replacement_option
+@no_longer_option
+@reason_option
+@as_json_option
+def retire(name: str, replacement: str | None, why: str, reason: str, as_json: bool) -> None:
+    """Take a model out of use for good; sessions on it go on with its replacement."""
+    _put_state(name, "retired", why, replacement, reason, as_json)
+
+
+def _put_state(name: str, state: Any, why: str, replacement: str | None, reason: str, as_json: bool) -> None:
+    async def do(place: Place) -> None:
+        from services.actor import SYSTEM
+
+        asks = {"state": state, "state_reason": why, "reason": reason}
+        if replacement is not None:
+            asks["replacement"] = replacement or None
+        await (await place.governance()).set_model(name, place.db_session, actor=SYSTEM, **asks)
+
+    at_place(do)
+    say(as_json, {"model": name, "state": state}, f"{shown(name)} is {state}.")

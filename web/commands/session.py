@@ -1,0 +1,150 @@
+"""turnkeeper session — everybody's sessions, as an admin sees them: what is said in them is their owners'."""
+
+from typing import Any
+from uuid import UUID
+
+import click
+
+from web.commands.console import (
+    HELP,
+    Place,
+    as_json_option,
+    at_place,
+    facts,
+    reason_option,
+    say,
+    session_argument,
+    shown,
+    table,
+)
+
+
+@click.group(context_settings=HELP)
+def session() -> None:
+    """Everybody's sessions; what is said in them is not shown."""
+
+
+@session.command("list", context_settings=HELP)
+@click.option("--state", type=click.Choice(["active", "expired", "closed"]), help="Only those.")
+@click.option("--model", default="", help="Only those that were put on this model.")
+@click.option("--search", default="", help="Only those with this in the title.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
+@as_json_option
+def list_(state: str | None, model: str, search: str, limit: int, as_json: bool) -> None:
+    """List sessions, the latest activity first."""
+
+    async def do(place: Place) -> list[Any]:
+        from services.actor import SYSTEM
+        from web.views import SessionView
+
+        async with place.sessions() as sessions:
+            asks = {"everybody": True, "state": state or "", "model": model, "q": search, "limit": limit}
+            page = await sessions.list_sessions(place.db_session, actor=SYSTEM, **asks)
+            return [SessionView.of(live) for live in page.sessions]
+
+    found = at_place(do)
+    heads = ("id", "owner", "state", "model", "turns", "last activity", "title")
+    rows = [
+        (one.id, one.owner.name, _state(one), one.current_model.id, one.turn_count, one.last_activity_at, one.title)
+        for one in found
+    ]
+    say(as_json, {"sessions": found}, table(heads, rows, "There are no sessions."))
+
+
+@session.command("show", context_settings=HELP)
+@session_argument
+@as_json_option
+def show(session_id: UUID, as_json: bool) -> None:
+    """Show one session and what was decided about it."""
+
+    async def do(place: Place) -> tuple[Any, list[Any]]:
+        from services.actor import SYSTEM
+        from services.reads import Reads
+        from web.views import DecisionView, SessionView
+
+        async with place.sessions() as sessions:
+            live = await sessions.get_session(session_id, place.db_session, actor=SYSTEM)
+            rows = await Reads(sessions).timeline(session_id, place.db_session, actor=SYSTEM)
+            return SessionView.of(live), [DecisionView.of(row) for row in rows]
+
+    found, decisions = at_place(do)
+    told = facts(
+        [
+            ("id", found.id),
+            ("owner", found.owner.name),
+            ("title", found.title or None),
+            ("state", _state(found)),
+            ("model", found.current_model.id),
+            ("because", found.current_model.reason),
+            ("locked", found.locked),
+            ("turns", found.turn_count),
+            ("version", found.version),
+            ("made", found.created_at),
+            ("last activity", found.last_activity_at),
+            ("ends", found.expires_at),
+        ]
+    )
+    say(as_json, {"session": found, "journal": decisions}, f"{told}\n\n{decided(decisions)}")
+
+
+@session.command("switch", context_settings=HELP)
+@session_argument
+@click.argument("model")
+@click.option("--reason", required=True, help="Why; its owner sees it.")
+@click.option("--lock/--unlock", default=None, help="Keep its owner from switching it, or no more.")
+@click.option(
+    "--when",
+    type=click.Choice(["next_turn", "stop", "idle"]),
+    default="next_turn",
+    show_default=True,
+    help="While a reply is being written: from the next one on, stopping it, or not at all.",
+)
+@as_json_option
+def switch(session_id: UUID, model: str, reason: str, lock: bool | None, when: Any, as_json: bool) -> None:
+    """Point a session at another model."""
+
+    async def do(place: Place) -> Any:
+        from services.actor import SYSTEM
+        from web.views import SwitchView
+
+        async with place.sessions() as sessions:
+            asks = {"reason": reason, "lock": lock, "when": when}
+            return SwitchView.of(await sessions.switch_model(session_id, model, place.db_session, actor=SYSTEM, **asks))
+
+    done = at_place(do)
+    words = f"It is on {shown(done.to_model)}" + (" from the next reply on." if done.effective == "next_turn" else ".")
+    if done.warnings:
+        words += " Its provider does not answer at the moment."
+    say(as_json, done, words)
+
+
+@session.command("close", context_settings=HELP)
+@session_argument
+@reason_option
+@as_json_option
+def close(session_id: UUID, reason: str, as_json: bool) -> None:
+    """End a session for good; a reply that is being written is stopped, and everything stays readable."""
+
+    async def do(place: Place) -> Any:
+        from services.actor import SYSTEM
+        from web.views import SessionView
+
+        async with place.sessions() as sessions:
+            live = await sessions.close_session(session_id, place.db_session, actor=SYSTEM, reason=reason)
+            return SessionView.of(live)
+
+    say(as_json, at_place(do), "The session is closed.")
+
+
+def decided(decisions: list[Any]) -> str:
+    """Rows of the journal, for people."""
+    heads = ("when", "who", "what", "outcome", "from", "to", "why")
+    rows = [
+        (one.at, one.actor, one.what, one.outcome, one.from_value, one.to_value, one.reason or None)
+        for one in decisions
+    ]
+    return table(heads, rows, "The journal has nothing about it.")
+
+
+def _state(session: Any) -> str:
+    return "writing" if session.running_turn is not None else str(session.state)
