@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -37,7 +37,7 @@ from db.tables import (
     Usage,
 )
 
-__all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "changes_between", "new_id", "snapshot"]
+__all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "changes_between", "first_id", "new_id", "snapshot"]
 
 Row = TypeVar("Row", bound=Table)
 #: said in the SQL itself: PostgreSQL finds no partial index behind a bound value
@@ -50,6 +50,11 @@ COPY_ROWS = 100
 def new_id() -> UUID:
     """A UUIDv7: ordered by the time it was made (RFC 9562 §5.7)."""
     return UUID(int=uuid_utils.uuid7().int)
+
+
+def first_id(at: datetime) -> UUID:
+    """The lowest id that can have been made at `at`, to the millisecond."""
+    return UUID(int=max(0, int(at.timestamp() * 1000)) << 80)
 
 
 class DbSession:
@@ -322,6 +327,45 @@ class DbSession:
             day,
         )
         return int(rows[0]["tokens"]), int(rows[0]["cost_nanos"])
+
+    async def sum_usage(
+        self,
+        by: Literal["", "account", "group", "model", "day"],
+        first: date,
+        last: date,
+        *,
+        limit: int,
+        account_id: UUID | None = None,
+        group: str = "",
+        model: str = "",
+    ) -> list[tuple[Any, int, int, int]]:
+        """(name, turns, tokens, nano-money) of what was used from `first` to `last`: for each, most first, or all."""
+        named = {
+            "": "''",
+            "account": "account.name",
+            "group": "account.group_name",
+            "model": "usage.model",
+            "day": "usage.day",
+        }
+        where, args = ["usage.day >= {}", "usage.day <= {}"], [first, last]
+        for condition, value in (
+            ("usage.owner_id = {}", account_id),
+            ("account.group_name = {}", group),
+            ("usage.model = {}", model),
+        ):
+            if value:
+                where.append(condition)
+                args.append(value)  # type: ignore[arg-type]
+        rows = await Usage.raw(
+            f"SELECT {named[by]} AS name, COALESCE(SUM(usage.turns), 0) AS turns, "  # noqa: S608
+            "COALESCE(SUM(usage.tokens), 0) AS tokens, COALESCE(SUM(usage.cost_nanos), 0) AS cost_nanos "
+            "FROM usage JOIN account ON account.id = usage.owner_id "
+            f"WHERE {' AND '.join(where)} {f'GROUP BY {named[by]}' if by else ''} "
+            "ORDER BY SUM(usage.tokens) DESC, name LIMIT {}",
+            *args,
+            limit,
+        )
+        return [(row["name"], int(row["turns"]), int(row["tokens"]), int(row["cost_nanos"])) for row in rows]
 
     # ------------------------------------------------------------ sessions
 
@@ -772,6 +816,52 @@ class DbSession:
         return await (
             Journal.objects().where(Journal.session_id == session_id).order_by(Journal.id, ascending=False).limit(limit)
         )
+
+    async def list_decisions(
+        self,
+        *,
+        limit: int,
+        before: UUID | None = None,
+        after: UUID | None = None,
+        account_id: UUID | None = None,
+        session_id: UUID | None = None,
+        what: str = "",
+        refused: bool | None = None,
+    ) -> list[Journal]:
+        """The whole journal, newest first, between two ids; `account_id`: what it did and what concerns it."""
+        where, args = ["1 = 1"], []
+        for condition, value in (
+            ("id < {}", before),
+            ("id >= {}", after),
+            ("session_id = {}", session_id),
+            ("what = {}", what),
+        ):
+            if value:
+                where.append(condition)
+                args.append(value)
+        if refused is not None:
+            where.append(f"what {'' if refused else 'NOT '}IN ('refused', 'refusals_counted')")
+        newest = "ORDER BY id DESC LIMIT {}"
+        if account_id is None:
+            told = f"SELECT * FROM journal WHERE {' AND '.join(where)} {newest}"  # noqa: S608
+            return await self._rows(Journal, told, *args, limit)
+        # One look at each index, none of them longer than the answer.
+        said = " AND ".join(where)
+        parts = " UNION ".join(
+            f"SELECT id FROM (SELECT id FROM journal WHERE {said} AND {column} = {{}} {newest}) AS {name}"  # noqa: S608
+            for column, name in (("owner_id", "about"), ("actor_id", "by_it"), ("on_behalf_of", "for_it"))
+        )
+        told = f"SELECT * FROM journal WHERE id IN ({parts}) {newest}"  # noqa: S608
+        return await self._rows(Journal, told, *([*args, account_id, limit] * 3), limit)
+
+    async def list_kinds_of_decisions(self) -> list[str]:
+        """Every word for a decision that stands in the journal; one look at the index for each."""
+        rows = await Journal.raw(
+            "WITH RECURSIVE kind (what) AS (SELECT MIN(what) FROM journal UNION ALL "
+            "SELECT (SELECT MIN(journal.what) FROM journal WHERE journal.what > kind.what) FROM kind "
+            "WHERE kind.what IS NOT NULL) SELECT what FROM kind WHERE what IS NOT NULL"
+        )
+        return [row["what"] for row in rows]
 
     async def list_last_switches(self, session_ids: Sequence[UUID]) -> dict[UUID, Journal]:
         """{session id: the decision that put it on its model}."""

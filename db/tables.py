@@ -103,6 +103,8 @@ class Session(Table, tablename="session"):
     #: the last turn of the transcript shown
     head_id = UUID(null=True, default=None)
     turn_count = Integer(default=0)
+    #: what its ended turns cost; nothing of what a fork brought along
+    cost_nanos = BigInt(default=0)
 
 
 class Turn(Table, tablename="turn"):

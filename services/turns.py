@@ -164,8 +164,8 @@ class Turns:
         )
         await db_session.delete_pieces(turn.id)
         await db_session.add_usage(turn.owner_id, rules.day_of(now), turn.model, prompt_tokens + reply_tokens, cost)
-        if not await self._standing.over(session, db_session):
-            await db_session.update(session, last_activity_at=now)
+        active_at = session.last_activity_at if await self._standing.over(session, db_session) else now
+        await db_session.update(session, last_activity_at=active_at, cost_nanos=session.cost_nanos + cost)
         await record("turn_ended", session, actor, now, db_session, turn=turn, reason=code or "", outcome=state)
         if tail:
             publish(self._bus, Hint(session.id, "text", turn.id, len(kept), tail), db_session)

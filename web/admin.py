@@ -12,6 +12,7 @@ from services.client_pool import ClientPool
 from services.governance import Governance
 from services.membership import Membership
 from services.moves import Moves
+from services.oversight import Oversight
 from services.session_service import SessionService
 from web.answer import answer, page
 from web.forms import reads
@@ -30,6 +31,7 @@ class Admin(msgspec.Struct, frozen=True):
     members: Membership
     logins: Accounts
     pool: ClientPool
+    oversight: Oversight
 
     @property
     def asks(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def provide_admin(
     logins: Logins,
     pool: Pool,
 ) -> Admin:
-    return Admin(request, db_session, actor, sessions, governance, moves, members, logins, pool)
+    return Admin(request, db_session, actor, sessions, governance, moves, members, logins, pool, Oversight(sessions))
 
 
 def acts(form: type[msgspec.Struct], view: type[msgspec.Struct], status: int = 200) -> dict[str, Any]:

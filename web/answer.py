@@ -1,12 +1,13 @@
 """Fragment, page, redirect or JSON: one place decides which form an answer takes."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response
 from litestar.datastructures import Cookie
+from litestar.response import Stream
 
 from services.policies import REQUESTS, Allowance
 from web.forms import is_json
@@ -78,6 +79,11 @@ def json(view: object, status: int = 200, media_type: str = JSON) -> Response[by
 
 def html(text: str, status: int = 200) -> Response[bytes]:
     return Response(text.encode(), status_code=status, media_type=HTML)
+
+
+def download(parts: AsyncIterator[bytes], media_type: str, name: str) -> Stream:
+    """A file to keep, sent as it is made."""
+    return Stream(parts, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
 def redirect(location: str, cookies: list[Cookie] | None = None) -> Response[bytes]:

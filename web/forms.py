@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from datetime import date
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -367,3 +368,36 @@ class SetPassword(msgspec.Struct, forbid_unknown_fields=True):
     password: str
     #: for the journal
     reason: str = ""
+
+
+# ---------------------------------------------------------------- what admins look through
+
+
+class ExportJournal(msgspec.Struct):
+    #: a name: what this account did, and what concerns it
+    account: str = ""
+    session_id: UUID | None = None
+    what: str = ""
+    outcome: Literal["", "done", "refused"] = ""
+    #: days, both counted
+    since: date | None = None
+    until: date | None = None
+
+
+class ListJournal(ExportJournal):
+    #: where the page before ended
+    cursor: UUID | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+
+
+class ShowUsage(msgspec.Struct):
+    by: Literal["day", "model", "group", "account"] = "day"
+    #: how many, up to `last`
+    days: Annotated[int, msgspec.Meta(ge=1, le=400)] = 30
+    #: default: today
+    last: date | None = None
+    account: str = ""
+    group: str = ""
+    model: str = ""
+    #: what the chart of the page shows
+    measure: Literal["tokens", "turns", "cost"] = "tokens"

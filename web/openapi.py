@@ -115,8 +115,8 @@ def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any
     streamed = {"text/event-stream": text} if view == "stream" or handler.opt.get("streams") else {}
     if status == "200":
         content |= streamed
-    if handler.opt.get("file"):
-        content["text/markdown"] = text
+    if file := handler.opt.get("file"):
+        content[file] = text
     elif view != "stream" and not handler.opt.get("open") and not openai:
         content["text/html"] = text
     responses: dict[str, Any] = {status: {"description": "Done."} | ({"content": content} if status != "204" else {})}

@@ -1,7 +1,7 @@
 """What templates and JSON see, built from what the services return."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Self
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from services.client_pool import ClientPool
 from services.governance import GovernedGroup, GovernedLimit, GovernedModel
 from services.moves import Preview
 from services.outcomes import Extension, LiveSession, Switch
+from services.oversight import Decision, UsageReport, Used
 from services.policies import Allowance
 from services.transfer import Taken
 from web.markdown import Growing, Grown, html_of
@@ -471,3 +472,55 @@ class AccountView(MemberView, frozen=True):
 class AccountsView(msgspec.Struct, frozen=True):
     accounts: list[MemberView]
     next_cursor: str | None
+
+
+# ---------------------------------------------------------------- what admins look through
+
+
+class AdminDecisionView(DecisionView, frozen=True):
+    """One row of the whole journal."""
+
+    id: UUID
+    actor_kind: str
+    #: the account a token acted for
+    on_behalf_of: UUID | None
+    #: whom it concerns
+    owner: OwnerView | None
+    session_id: UUID | None
+    turn_id: UUID | None
+
+    @classmethod
+    def whole(cls, decision: Decision) -> "AdminDecisionView":
+        owner = OwnerView.of(decision.owner) if decision.owner is not None else None
+        return cls._of(decision.row, actor=decision.row.actor_name, owner=owner)
+
+
+class AdminJournalView(msgspec.Struct, frozen=True):
+    journal: list[AdminDecisionView]
+    next_cursor: UUID | None
+
+
+class UsedView(View, frozen=True):
+    """What somebody or something used."""
+
+    name: str
+    turns: int
+    tokens: int
+    #: money
+    cost: float
+
+    @classmethod
+    def of(cls, used: Used) -> "UsedView":
+        return cls._of(used, cost=used.cost_nanos / 1e9)
+
+
+class UsageView(View, frozen=True):
+    by: str
+    first: date
+    last: date
+    rows: list[UsedView]
+    total: UsedView
+
+    @classmethod
+    def of(cls, report: UsageReport) -> "UsageView":
+        return cls._of(report, rows=[UsedView.of(row) for row in report.rows], total=UsedView.of(report.total))

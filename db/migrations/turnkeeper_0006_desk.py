@@ -13,6 +13,12 @@ ALTER TABLE login ADD COLUMN browser TEXT NOT NULL DEFAULT '';
 ALTER TABLE login ADD COLUMN last_used_at TIMESTAMPTZ;
 UPDATE login SET last_used_at = created_at;
 CREATE INDEX account_people ON account (name) WHERE role <> 'guest';
+ALTER TABLE session ADD COLUMN cost_nanos BIGINT NOT NULL DEFAULT 0;
+UPDATE session SET cost_nanos = COALESCE((
+    SELECT SUM(turn.cost_nanos) FROM turn WHERE turn.session_id = session.id AND turn.copied_from IS NULL
+), 0);
+CREATE INDEX session_by_cost ON session (cost_nanos, id);
+CREATE INDEX session_by_turns ON session (turn_count, id);
 ALTER TABLE usage RENAME TO usage_before;
 CREATE TABLE usage (
     owner_id UUID NOT NULL,
@@ -29,6 +35,7 @@ DROP TABLE usage_before;
 CREATE INDEX usage_by_day ON usage (day);
 CREATE INDEX journal_of_owner ON journal (owner_id, id);
 CREATE INDEX journal_by_actor ON journal (actor_id, id);
+CREATE INDEX journal_on_behalf ON journal (on_behalf_of, id) WHERE on_behalf_of IS NOT NULL;
 CREATE INDEX journal_by_kind ON journal (what, id);
 """
 

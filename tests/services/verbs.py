@@ -163,7 +163,8 @@ class Verbs:
 
         async def adopt(db: DbSession) -> int:
             adopted = await self.worker.adopt_sessions(self.guest.id, db, actor=actor)
-            self.ledger.give(self.guest.id, actor.id)
+            if adopted:  # whoever has no session left brings nothing along
+                self.ledger.give(self.guest.id, actor.id)
             return adopted
 
         return Call(actor, adopt)

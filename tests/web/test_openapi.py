@@ -240,7 +240,18 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
         check(guest.get(path.format(**at)), path)
     check(guest.get(f"/chat/{failed['id']}"), "/chat/{turn_id}")
     check(guest.get(f"/chat/{running['id']}"), "/chat/{turn_id}")
-    for path in ("/admin", "/admin/models", "/admin/groups", "/admin/moves", "/admin/accounts", "/account"):
+    for path in (
+        "/admin",
+        "/admin/models",
+        "/admin/groups",
+        "/admin/moves",
+        "/admin/accounts",
+        "/account",
+        "/admin/usage",
+        "/admin/usage/export",
+        "/admin/journal",
+        "/admin/journal/export",
+    ):
         check(ada.get(path), path)
     made = ada.post("/admin/accounts", json={"name": f"described-{id[-12:]}", "password": PASSWORD})
     check(made, "/admin/accounts")

@@ -3,7 +3,7 @@
 from litestar.handlers import HTTPRouteHandler
 
 from web.routes import account, chat, health, home, limits, login, models, session, transfer, v1
-from web.routes.admin import accounts, desk, groups, moves
+from web.routes.admin import accounts, desk, groups, journal, moves, usage
 from web.routes.admin import models as governed
 
 ROUTES: list[HTTPRouteHandler] = [
@@ -67,6 +67,10 @@ ROUTES: list[HTTPRouteHandler] = [
     accounts.create_account,
     accounts.change_account,
     accounts.set_password,
+    usage.show_usage,
+    usage.export_usage,
+    journal.list_journal,
+    journal.export_journal,
     # machines
     health.healthz,
     health.readyz,

@@ -23,7 +23,7 @@ KINDS = {"json": "application/json", "md": "text/markdown"}
 @get(
     "/session/{session_id:uuid}/export",
     dependencies={"asked": asks(ExportSession)},
-    opt={"answers": Document, "file": True},
+    opt={"answers": Document, "file": KINDS["md"]},
 )
 async def export_session(
     request: Request,
@@ -40,7 +40,7 @@ async def export_session(
     return _file(write([live.row.id], db_session, actor=actor), asked.format, f"session-{live.row.id}", 1)
 
 
-@get("/session/export", dependencies={"asked": asks(ExportSessions)}, opt={"answers": Document, "file": True})
+@get("/session/export", dependencies={"asked": asks(ExportSessions)}, opt={"answers": Document, "file": KINDS["md"]})
 async def export_sessions(
     request: Request, asked: Given[ExportSessions], sessions: Sessions, db_session: Db, actor: Who
 ) -> Response[Any]:
