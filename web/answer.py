@@ -81,9 +81,10 @@ def html(text: str, status: int = 200) -> Response[bytes]:
     return Response(text.encode(), status_code=status, media_type=HTML)
 
 
-def download(parts: AsyncIterator[bytes], media_type: str, name: str) -> Stream:
+def download(parts: AsyncIterator[bytes], media_type: str, name: str, **headers: str) -> Stream:
     """A file to keep, sent as it is made."""
-    return Stream(parts, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+    headers["Content-Disposition"] = f'attachment; filename="turnkeeper-{name}"'
+    return Stream(parts, media_type=media_type, headers=headers)
 
 
 def redirect(location: str, cookies: list[Cookie] | None = None) -> Response[bytes]:

@@ -34,7 +34,7 @@ def test_the_journal_is_a_page_json_and_lines(boss: httpx.Client, asked: dict[st
     page = boss.get("/admin/journal", params=asked, headers=FORM)
     assert is_page(page) and "Model switched" not in page.text and "model switched" in page.text
     file = boss.get("/admin/journal/export", params=asked)
-    assert file.headers["content-disposition"] == 'attachment; filename="journal.jsonl"'
+    assert file.headers["content-disposition"] == 'attachment; filename="turnkeeper-journal.jsonl"'
     assert [json.loads(line) for line in file.text.splitlines()] == found["journal"]
     for answer in (page, file):
         assert CANARY not in answer.text and "Plans" not in answer.text and PASSWORD not in answer.text
@@ -58,7 +58,15 @@ def test_the_journal_goes_on_where_a_page_ended(boss: httpx.Client, asked: dict[
 @pytest.mark.parametrize("path", ["/admin/journal", "/admin/journal/export", "/admin/usage", "/admin/usage/export"])
 def test_it_is_for_admins_and_odd_questions_are_refused(bob: httpx.Client, boss: httpx.Client, path: str) -> None:
     problem(bob.get(path), 403, "forbidden")
-    for query in ("account=nobody", "since=tomorrow", "days=0", "by=colour", "what=a%00b", "last=9999-12-31", "until=9999-12-31"):
+    for query in (
+        "account=nobody",
+        "since=tomorrow",
+        "days=0",
+        "by=colour",
+        "what=a%00b",
+        "last=9999-12-31",
+        "until=9999-12-31",
+    ):
         answer = boss.get(f"{path}?{query}")
         assert answer.status_code in (200, 400), query
 

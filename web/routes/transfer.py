@@ -11,7 +11,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from services.transfer import Document, Taken, Transfer
-from web.answer import answer, page, rate_headers, wants
+from web.answer import answer, download, page, rate_headers, wants
 from web.forms import ExportSession, ExportSessions, asks, takes
 from web.given import Db, Given, Sessions, Who
 from web.sse import frame, stream_of
@@ -95,8 +95,4 @@ async def _progress(taken: list[Taken], steps: AsyncIterator[Taken]) -> AsyncIte
 
 def _file(pieces: AsyncIterator[bytes], kind: str, name: str, count: int) -> Stream:
     """An answer that a browser saves; how many sessions are in it, to tell how far one is."""
-    headers = {
-        "Content-Disposition": f'attachment; filename="turnkeeper-{name}.{kind}"',
-        "X-Turnkeeper-Sessions": str(count),
-    }
-    return Stream(pieces, media_type=KINDS[kind], headers=headers)
+    return download(pieces, KINDS[kind], f"{name}.{kind}", **{"X-Turnkeeper-Sessions": str(count)})
