@@ -48,7 +48,7 @@ class Reader:
     """Follows one turn and holds every event against what it has been told before."""
 
     def __init__(self, client: httpx.AsyncClient, turn_id: str = "") -> None:
-        self._client = client
+        self.client = client
         #: known from the first event on, where it was not given
         self.turn_id = turn_id
         #: the turn as it was told last
@@ -72,7 +72,7 @@ class Reader:
     async def _read(self, url: str, leave_after: int, **request: Any) -> None:
         """To the end, or until `leave_after` more pieces of text have come."""
         left = leave_after
-        async with events_of(self._client, url, **request) as events:
+        async with events_of(self.client, url, **request) as events:
             async for event in events:
                 self.take(event)
                 left -= event.name == "delta"
@@ -103,14 +103,14 @@ class PageReader:
     """Follows a session as a page does, and holds the places of its fragments against one another."""
 
     def __init__(self, client: httpx.AsyncClient, session_id: str, turn_id: str) -> None:
-        self._client, self._session_id, self.turn_id = client, session_id, turn_id
+        self.client, self._session_id, self.turn_id = client, session_id, turn_id
         self.place, self._offset, self.has_ended = "", 0, False
 
     async def go_on(self, *, leave_after: int = 0) -> None:
         """Read on until the turn has ended, or so many more places have come."""
         left = leave_after
         url = f"/session/{self._session_id}/events"
-        async with events_of(self._client, url, page=True, after=self.place) as events:
+        async with events_of(self.client, url, page=True, after=self.place) as events:
             async for event in events:
                 if not event.id.startswith(self.turn_id):
                     continue

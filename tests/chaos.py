@@ -2,8 +2,8 @@
 
 `python -m tests.chaos`; KILLS=, TURNS=, SEED=, DATABASE=sqlite|postgresql and WORKERS= in the environment say how
 often, under how many turns, by which dice, and on what. Of several workers one is killed at a time, and whoever it cut
-off goes on at another. The plan of a seed is always the same, the moments are as exact as the
-machine. All replies are known beforehand (`benchmarks.upstream.Story`).
+off goes on at another. The plan of a seed is always the same, the moments are as exact as the machine. All replies are
+known beforehand (`benchmarks.upstream.Story`).
 """
 
 import asyncio
@@ -18,10 +18,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import msgspec
@@ -59,6 +60,10 @@ AUTO = "eve"
 EARLY, MOST = 0.25, 0.8
 #: and after that, so long at most
 MOMENT_SECONDS = 1.2
+#: so many starts are cut short by another kill, so soon
+STILLBORN, STILLBORN_SECONDS = 0.1, 1.0
+#: more than a life takes on a slow machine
+LIFE_SECONDS = 300
 #: the rows of all tables are looked at after every so many kills
 LOOK_EVERY = 10
 #: of one prompt, beside the one that asks again
@@ -125,7 +130,7 @@ class Asked(msgspec.Struct):
         self._hold()
 
     async def _return(self, reader: Reader, client: httpx.AsyncClient) -> None:
-        reader._client = client
+        reader.client = client
         await reader.go_on()
 
     async def _stop(self, reader: Reader, client: httpx.AsyncClient) -> None:
@@ -229,7 +234,7 @@ class Chaos:
         self.pending += [self._prompt() for _ in range(self._room)]
         for asked in self.pending:
             asked.reader = None
-        async with self._clients() as clients:
+        async with self._clients() as clients, asyncio.timeout(LIFE_SECONDS):
             acts = [asyncio.create_task(self._pursue(asked, clients[asked.account])) for asked in self.pending]
             while not early and sum(asked.is_shown for asked in self.pending) < MOST * len(self.pending):
                 await asyncio.sleep(0.005)
@@ -281,6 +286,10 @@ class Chaos:
 
     async def _rise(self) -> None:
         if self._workers == 1:
+            while self._dice.random() < STILLBORN:
+                self._server.launch()
+                await asyncio.sleep(self._dice.uniform(0, STILLBORN_SECONDS))
+                self._kill()
             begun = time.monotonic()
             await asyncio.to_thread(self._server.start)
             self._is_down = False
@@ -289,14 +298,15 @@ class Chaos:
             async with self._clients() as clients:
                 for account, client in clients.items():
                     await self._is_free(account, client)
-        if len(self.kills) % LOOK_EVERY == 0:
+        if len(self.restarts or self.cut) % LOOK_EVERY == 0:
             await self._look()
             self._tell(f"{len(self.kills)} kills, {len(self.ended)} turns have ended")
 
-    async def _is_free(self, account: str, client: httpx.AsyncClient) -> None:
-        """No slot is held, and nothing is reserved beside what the turns have used."""
-        limits = {one["name"]: one for one in (await get(client, "/limits"))["limits"]}
-        assert limits["concurrent_turns"]["used"] == 0, f"{account} holds {limits['concurrent_turns']}"
+    async def _is_free(self, account: str, client: httpx.AsyncClient, used: int | None = None) -> None:
+        """No slot is held, and nothing is reserved beside what the turns have `used`."""
+        limits = {one["name"]: one["used"] for one in (await get(client, "/limits"))["limits"]}
+        assert limits["concurrent_turns"] == 0, f"{account} holds {limits}"
+        assert used is None or limits["tokens_per_day"] == used, f"{account} has used {used}: {limits}"
 
     async def _finish(self) -> None:
         """Follow everything that was asked to its end."""
@@ -327,6 +337,7 @@ class Chaos:
         for asked in self.pending:
             for reader in asked.readers:
                 assert not reader.text or kept[reader.turn_id].startswith(reader.text), f"lost: {reader.text!r}"
+            assert asked.expected.startswith(kept.get(asked.turn_id, ""))
 
     # ------------------------------------------------------------ what is asked
 
@@ -420,6 +431,13 @@ class Chaos:
         unknown = len(there - set(told))
         waiting = sum(not asked.turn_id for asked in self.pending)
         assert unknown <= waiting, f"{unknown} turns of {waiting} prompts that nobody has an answer to"
+        if all(turn["state"] != "running" for turn in rows["turn"]):
+            today, used = datetime.now(UTC).date(), Counter[UUID]()
+            for row in rows["usage"]:
+                used[row["owner_id"]] += row["tokens"] if row["day"] == today else 0
+            async with self._clients() as clients:
+                for account in rows["account"]:
+                    await self._is_free(account["name"], clients[account["name"]], used[account["id"]])
 
     @property
     def report(self) -> str:

@@ -86,8 +86,8 @@ class Server:
         self.output = ""
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        """Start it and wait until it is ready."""
+    def launch(self) -> None:
+        """Start it and do not wait."""
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error::DeprecationWarning", "-m", self.program, "serve", *self.arguments],
             cwd=self.folder,
@@ -97,6 +97,11 @@ class Server:
             text=True,
         )
         threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        self.launch()
+        assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
