@@ -184,17 +184,21 @@ class SqliteTransaction(_Transaction):
     engine: "SqliteEngine"
 
     async def begin(self) -> None:
-        await self.engine.writing.acquire()
+        taken = False
         try:
-            self.connection = await self.engine.writer()
-            async with asyncio.timeout(BUSY_SECONDS), self.engine.next_to_write():
-                while not await _sqlite(self._begun()):
-                    pass
+            # One limit for all that is waited for: behind a lock that stays, nobody waits for those in front of him.
+            async with asyncio.timeout(BUSY_SECONDS):
+                taken = await self.engine.writing.acquire()
+                self.connection = await self.engine.writer()
+                async with self.engine.next_to_write():
+                    while not await _sqlite(self._begun()):
+                        pass
         except BaseException as error:
-            # The BEGIN may still happen behind a cancellation: its rollback queues up after it.
-            await _whole(self.end(commit=False))
+            if taken:
+                # The BEGIN may still happen behind a cancellation: its rollback queues up after it.
+                await _whole(self.end(commit=False))
             if isinstance(error, TimeoutError):
-                raise DatabaseUnavailable("the database is locked by another process") from error
+                raise DatabaseUnavailable("its write lock did not come free in time") from error
             raise
 
     async def _begun(self) -> bool:
@@ -383,11 +387,14 @@ class PostgresTransaction(_Transaction):
         try:
             pool = await self.engine.started_pool()
             self.connection = await _postgres(lambda: _whole_acquire(pool))
-            self.transaction = self.connection.transaction()
-            await _postgres(self.transaction.start)
+            await _postgres(self._started)
         except BaseException:
             await _whole(self._abandon())
             raise
+
+    async def _started(self) -> None:
+        self.transaction = self.connection.transaction()
+        await self.transaction.start()
 
     async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         return await _postgres(lambda: self.connection.fetch(sql, *args))
@@ -456,7 +463,8 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
                 self.pool = await _postgres(
                     lambda: asyncpg.create_pool(
                         dsn=self.config["dsn"],
-                        min_size=1,
+                        # None is kept open for its own sake: while there is no server, the pool would try in vain.
+                        min_size=0,
                         max_size=POSTGRES_CONNECTIONS,
                         timeout=BUSY_SECONDS,
                         command_timeout=3 * BUSY_SECONDS,
@@ -494,13 +502,20 @@ async def _postgres(operation: Callable[[], Awaitable[Any]]) -> Any:
         asyncpg.TransactionRollbackError,
         asyncpg.ReadOnlySQLTransactionError,
         asyncpg.QueryCanceledError,
+        asyncpg.LockNotAvailableError,
         asyncpg.InvalidAuthorizationSpecificationError,
         asyncpg.InvalidCatalogNameError,
+        asyncpg.PostgresSystemError,
+        asyncpg.InternalServerError,
+        # Another process has changed the schema under a prepared statement; the next one is prepared anew.
+        asyncpg.InvalidCachedStatementError,
         asyncpg.InterfaceError,
+        # A connection that broke in the middle of something.
+        asyncpg.InternalClientError,
         OSError,
         TimeoutError,
     ) as error:
-        raise DatabaseUnavailable(str(error) or type(error).__name__) from error
+        raise DatabaseUnavailable(str(error) or "it did not answer in time") from error
 
 
 # ---------------------------------------------------------------- either

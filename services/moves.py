@@ -28,6 +28,7 @@ from services.errors import (
     UnknownModel,
     UnusableModel,
 )
+from services.outages import tell
 from services.rules import Rules
 from services.session_service import SessionService
 from services.text import REASON_CHARACTERS, checked_line
@@ -316,8 +317,8 @@ class MoveRunner:
                 while (move_id := await self._moves.claim(self._worker, self._open_session(), alone=alone)) is not None:
                     await self._finish(move_id)
                 alone = False
-            except Exception:
-                log.exception("a move of sessions could not go on; trying again")
+            except Exception as error:
+                tell(log, "a move of sessions could not go on; trying again", error)
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._moves.ordered.wait()

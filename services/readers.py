@@ -18,6 +18,7 @@ from services.accounts import Credentials
 from services.actor import Actor
 from services.errors import TooManyStreams
 from services.event_bus import Subscription
+from services.outages import tell
 from services.outcomes import Glance
 from services.session_service import SessionService
 
@@ -194,8 +195,8 @@ class Readers:
                     self._cut_off = False
             except DatabaseUnavailable as error:
                 self._unanswered(now, error)
-            except Exception:
-                log.exception("readers could not be looked after; trying again")
+            except Exception as error:
+                tell(log, "readers could not be looked after; trying again", error)
         for seat in self._seats:
             seat.wake()
 
@@ -226,7 +227,7 @@ class Readers:
     def _unanswered(self, now: float, error: Exception) -> None:
         """No one is sent away because the database is; nothing new can be shown meanwhile, and a reader is kept."""
         if not self._cut_off:
-            log.warning("the database does not answer (%s); readers are asked again when it does", error)
+            tell(log, "readers are asked again later", error)
         self._cut_off = True
         for seat in self._seats:
             if now - seat.beaten_at >= HEARTBEAT_SECONDS:

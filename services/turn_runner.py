@@ -17,6 +17,7 @@ from db.db_session import DatabaseUnavailable, DbSession
 from services.client_pool import ClientPool
 from services.clients import ClientError, Text, Usage
 from services.errors import NotFound, StorageUnavailable
+from services.outages import tell
 from services.outcomes import End, TurnOrder
 from services.session_service import SessionService
 from services.turns import INTERRUPTED, LEASE
@@ -230,8 +231,8 @@ class TurnRunner:
             self._hurry.clear()
             try:
                 await self._commit()
-            except Exception:
-                log.exception("text could not be committed; trying again")
+            except Exception as error:
+                tell(log, "text could not be committed; trying again", error)
                 self._due.set()
                 await asyncio.sleep(0.5)
 
@@ -256,8 +257,8 @@ class TurnRunner:
             try:
                 if held := [*self._tasks, *self._endings.values()]:
                     await self._sessions.heartbeat(held, self._open_session())
-            except Exception:
-                log.exception("leases could not be renewed; trying again")
+            except Exception as error:
+                tell(log, "leases could not be renewed; trying again", error)
 
     async def _look(self) -> None:
         """Stop what another process has ended or this one has lost: a provider that says nothing shows neither."""
@@ -267,8 +268,8 @@ class TurnRunner:
                 continue
             try:
                 held = await self._sessions.held_turns(running, self._open_session())
-            except Exception:
-                log.exception("running turns could not be looked after; trying again")
+            except Exception as error:
+                tell(log, "running turns could not be looked after; trying again", error)
                 continue
             for turn_id in running:
                 if turn_id not in held:
@@ -279,5 +280,5 @@ class TurnRunner:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self._sessions.sweep(self._open_session(), thorough=round % 30 == 0)
-            except Exception:
-                log.exception("what has ended could not be written down; trying again")
+            except Exception as error:
+                tell(log, "what has ended could not be written down; trying again", error)

@@ -1,16 +1,15 @@
 """The command line."""
 
-import fcntl
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from web.commands.account import account
-from web.commands.console import HELP, accounts_of, on_engine, settings_of
+from web.commands.backup import backup, restore
+from web.commands.console import HELP, accounts_of, on_engine, only_one, settings_of
 from web.commands.deployment import check, config, migrate
 from web.commands.model import model
 from web.commands.session import session
@@ -46,7 +45,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     settings = settings_of(host=host, port=port)
     if workers > 1 and settings.sqlite_path:
         raise click.ClickException(f"--workers {workers}: SQLite has one writer, so one process; use PostgreSQL.")
-    with _only_one(settings), _bound(settings) as listener:
+    with only_one(settings), _bound(settings) as listener:
         start = _prepared(settings)
 
         def ready() -> None:
@@ -61,7 +60,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             raise click.ClickException("no worker could start; what it said stands above.") from error
 
 
-for command in (migrate, check, config, account, token, session, model):
+for command in (migrate, check, backup, restore, config, account, token, session, model):
     main.add_command(command)
 
 
@@ -98,30 +97,6 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
             why = error.strerror or str(error)
             raise click.ClickException(f"{where} cannot be served on: {why}. Choose another --port.") from error
         yield listener
-
-
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
-    """One server per SQLite file: a second one would take the first one's running turns for lost."""
-    if settings.sqlite_path is None:
-        yield
-        return
-    with _lock_beside(settings.sqlite_path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise click.ClickException(
-                f"another server already uses {settings.sqlite_path}; stop it, or set TURNKEEPER_DATABASE_URL."
-            ) from error
-        yield
-
-
-def _lock_beside(path: Path) -> TextIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise click.ClickException(f"the folder of {path} cannot be used: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ Exit codes: 0 done, 1 not done, and one line says why, 2 called in a wrong way. 
 """
 
 import asyncio
+import fcntl
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 from uuid import UUID
 
 import click
@@ -69,6 +71,30 @@ def on_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrate
         raise click.ClickException(str(refusal)) from refusal
     except DatabaseUnavailable as error:
         raise click.ClickException(f"the database cannot be used: {error}") from error
+
+
+@contextmanager
+def only_one(settings: Settings) -> Iterator[None]:
+    """One server per SQLite file: a second one would take the first one's running turns for lost."""
+    if settings.sqlite_path is None:
+        yield
+        return
+    with _lock_beside(settings.sqlite_path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise click.ClickException(
+                f"another server already uses {settings.sqlite_path}; stop it, or set TURNKEEPER_DATABASE_URL."
+            ) from error
+        yield
+
+
+def _lock_beside(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise click.ClickException(f"the folder of {path} cannot be used: {error.strerror}.") from error
 
 
 class Place:

@@ -1,0 +1,119 @@
+"""A copy of an SQLite database while it is in use, and the way back from one."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from piccolo.apps.migrations.tables import Migration
+
+from db.piccolo_app import APP_CONFIG
+
+
+class BackupError(Exception):
+    """Nothing was copied or put back; the text says why."""
+
+
+def backup(database: Path, target: Path) -> int:
+    """Write a whole and consistent copy, also while the database is written to; its size in bytes.
+
+    Raises BackupError; what was there under that name stays.
+    """
+    if target.exists():
+        raise BackupError(f"{target} is there already; choose another name.")
+    if not database.exists():
+        raise BackupError(f"there is no database {database}.")
+    with _written(target) as copy:
+        _copy(database, copy)
+        size = copy.stat().st_size
+        try:
+            # Not a rename, which would take the place of what somebody else has put there meanwhile.
+            os.link(copy, target)
+        except FileExistsError as error:
+            raise BackupError(f"{target} is there already; choose another name.") from error
+    return size
+
+
+def restore(source: Path, database: Path) -> Path | None:
+    """Put a copy in the place of the database, which nobody may have open; where the old one is kept now.
+
+    At every moment there is a whole database under the name. Raises BackupError; then the old one is in its place.
+    """
+    _check(source)
+    kept = None
+    with _written(database) as copy:
+        _copy(source, copy)
+        if database.exists():
+            kept = _free(f"{database}.before-restore-{time.strftime('%Y%m%d')}")
+            _keep(database, kept)
+        os.replace(copy, database)
+        _sync(database.parent)
+    return kept
+
+
+@contextmanager
+def _written(place: Path) -> Iterator[Path]:
+    """An empty file beside `place`, readable for its owner alone; gone afterwards."""
+    copy = place.with_name(f".{place.name}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # One that was killed may have left it.
+        copy.unlink(missing_ok=True)
+        os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        yield copy
+    except (OSError, sqlite3.Error) as error:
+        raise BackupError(f"{place}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        with suppress(OSError):
+            copy.unlink()
+
+
+def _copy(source: Path, empty: Path) -> None:
+    """All that is committed at one moment, into an empty file, and on the disk."""
+    with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+        connection.execute("VACUUM INTO ?", [str(empty)])
+    _sync(empty)
+
+
+def _check(source: Path) -> None:
+    """Whether a file is a whole database of ours, and not of a later version. Raises BackupError."""
+    if not source.is_file():
+        raise BackupError(f"there is no file {source}.")
+    try:
+        with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if sound != "ok":
+                raise BackupError(f"{source} is damaged: {sound}")
+            ran = {name for (name,) in connection.execute(f"SELECT name FROM {Migration._meta.tablename}")}  # noqa: S608
+    except sqlite3.Error as error:
+        raise BackupError(f"{source} is not a database of Turnkeeper: {error}") from error
+    known = {path.stem for path in Path(APP_CONFIG.migrations_folder_path).glob("*.py")}
+    if not ran or not ran <= known:
+        raise BackupError(f"{source} comes from a later version of Turnkeeper.")
+
+
+def _free(name: str) -> Path:
+    """The first of name-1, name-2, … that nobody has."""
+    return next(path for number in count(1) if not (path := Path(f"{name}-{number}")).exists())
+
+
+def _keep(database: Path, kept: Path) -> None:
+    """Give the old database a second name, with what is committed in its log."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    os.link(database, kept)
+    # A log that could not be merged belongs to the old one, and must never be read into the new.
+    for ending in ("-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            os.replace(f"{database}{ending}", f"{kept}{ending}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
