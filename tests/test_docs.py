@@ -539,6 +539,7 @@ def run_as_told(server: Server, script: str) -> None:
     """Run a block of the docs line by line in one shell, and look for what it says comes out; `…` is anything."""
     script = script.replace("http://127.0.0.1:8000", server.url)
     script = script.replace(".venv/bin/turnkeeper", f"{shlex.quote(sys.executable)} -m turnkeeper")
+    script = re.sub(r"^turnkeeper ", f"{shlex.quote(sys.executable)} -m turnkeeper ", script, flags=re.MULTILINE)
     script = re.sub(r"^python3 ", f"{shlex.quote(sys.executable)} ", script, flags=re.MULTILINE)
     told = steps(script)
     assert told
