@@ -474,7 +474,14 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
 
     async def run_alone(self, sql: str, args: Sequence[Any]) -> list[Any]:
         pool = await self.started_pool()
-        return await _postgres(lambda: pool.fetch(sql, *args))
+        if pool.get_idle_size():
+            return await _postgres(lambda: pool.fetch(sql, *args))
+        # A connection has to be made, which a cancelled caller must not leave half done.
+        connection = await _postgres(lambda: _whole_acquire(pool))
+        try:
+            return await _postgres(lambda: connection.fetch(sql, *args))
+        finally:
+            await pool.release(connection)
 
     async def start(self) -> None:
         await self.run("SELECT 1")

@@ -95,6 +95,10 @@ class Seat:
         self.due, self.glance = True, glance
         self.wake()
 
+    def look(self) -> None:
+        """Something may have been missed: a heartbeat comes with the next tick, and finds out."""
+        self.beaten_at -= HEARTBEAT_SECONDS
+
     def look_again(self) -> None:
         """The rows could not be read: a heartbeat comes soon and finds what was missed."""
         self.beaten_at -= HEARTBEAT_SECONDS - ASK_SECONDS

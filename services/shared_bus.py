@@ -31,7 +31,7 @@ PULSE_SECONDS = 5.0
 PAUSE_SECONDS = (0.05, 5.0)
 #: how often readers look for themselves while the wire is broken, if there are no more than LOOKS_A_SECOND of them
 LOOK_SECONDS = 1.0
-LOOKS_A_SECOND = 500
+LOOKS_A_SECOND = 1000
 #: how long the last hints of a process that stops may take
 LAST_SECONDS = 1.0
 EVERYBODY = UUID(int=0)
@@ -203,9 +203,7 @@ class SharedEventBus(MemoryEventBus):
         return sum(map(len, self._subscriptions.values()))
 
     def _wake_everybody(self) -> None:
-        """Let every reader look at its rows, a few at a time."""
-        loop, number = asyncio.get_running_loop(), 0
+        """Let every reader look at its rows."""
         for subscriptions in self._subscriptions.values():
             for subscription in subscriptions:
-                loop.call_later(number / LOOKS_A_SECOND, subscription.put, MISSED)
-                number += 1
+                subscription.put(MISSED)

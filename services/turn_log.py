@@ -232,8 +232,7 @@ class _Reader:
             async for event in self._all(told=hint.kind == "session") if session_too else self._turns():
                 yield event
         if any(hint.kind == "missed" for hint in hints):
-            async for event in self._look(await self._glance()):
-                yield event
+            seat.look()
         if seat.due:
             seat.due = False
             async for event in self._look(seat.glance):

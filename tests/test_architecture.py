@@ -75,6 +75,7 @@ WRITERS = {
     "upkeep.py",
     "membership.py",
     "unit_of_work.py",
+    "upkeep.py",
 }
 
 

@@ -1,6 +1,7 @@
 """What both engines promise: no lock errors, safe cancellation, nothing leaked."""
 
 import asyncio
+import gc
 import os
 import shutil
 import sqlite3
@@ -95,6 +96,31 @@ async def test_a_cancelled_transaction_gives_its_connection_back(engine: Engine)
     async with asyncio.timeout(20):
         await write(engine, "after")
     assert await keys() == {"after"}
+
+
+async def test_a_reader_cancelled_anywhere_leaves_nothing_behind(database_url: str) -> None:
+    """Also while its connection is being made, as when a page goes away."""
+    complaints: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    try:
+        for hops in range(0, 40, 2):
+            engine = open_engine(database_url)
+            await engine.start()
+            readers = [asyncio.create_task(engine.run("SELECT 1")) for _ in range(4)]
+            for _ in range(hops):
+                await asyncio.sleep(0)
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            assert len(await engine.run("SELECT 1")) == 1
+            async with asyncio.timeout(5):
+                await engine.stop()
+        gc.collect()
+        await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    assert complaints == []
 
 
 async def test_callbacks_run_after_the_commit_and_only_then(db_session: DbSession) -> None:
