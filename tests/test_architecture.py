@@ -75,7 +75,6 @@ WRITERS = {
     "upkeep.py",
     "membership.py",
     "unit_of_work.py",
-    "upkeep.py",
 }
 
 
