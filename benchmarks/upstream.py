@@ -27,6 +27,24 @@ WORDS = (
 )  # fmt: skip
 
 
+#: a Turnkeeper that asks this server, and whose limits stop nobody; to be formatted with its `port`
+SETTINGS = """
+default_model = "fast"
+providers = [{{ id = "upstream", kind = "openai", base_url = "http://127.0.0.1:{port}/v1" }}]
+models = [
+  {{ id = "fast", provider = "upstream", price_in = 1.0, price_out = 2.0 }},
+  {{ id = "smart", provider = "upstream" }},
+]
+[groups.user]
+sessions_created = "60000/min burst 10000"
+turns = "60000/min burst 10000"
+switches = "60000/min burst 10000"
+concurrent_turns = 1000
+open_sessions = 100000
+tokens_per_day = 10000000000
+"""
+
+
 class Story(msgspec.Struct, frozen=True):
     """A reply that is known before it is asked for."""
 

@@ -29,7 +29,7 @@ import msgspec
 
 from benchmarks.__main__ import running
 from benchmarks.reader import Reader, Refused
-from benchmarks.upstream import Story
+from benchmarks.upstream import SETTINGS, Story
 from db.engine import open_engine
 from services.turn_runner import SWEEP_SECONDS
 from services.turns import LEASE
@@ -38,21 +38,6 @@ from tests.services.invariants import all_rows, the_books_are_balanced
 from tests.web.running import PLAIN, ROOT, Server
 from tests.web.wire import JSON
 
-SETTINGS = """
-default_model = "fast"
-providers = [{{ id = "upstream", kind = "openai", base_url = "http://127.0.0.1:{port}/v1" }}]
-models = [
-  {{ id = "fast", provider = "upstream", price_in = 1.0, price_out = 2.0 }},
-  {{ id = "smart", provider = "upstream" }},
-]
-[groups.user]
-sessions_created = "60000/min burst 10000"
-turns = "60000/min burst 10000"
-switches = "60000/min burst 10000"
-concurrent_turns = 1000
-open_sessions = 100000
-tokens_per_day = 10000000000
-"""
 ACCOUNTS = ("ann", "bea", "cy", "dan", "eve")
 #: whose prompts go without a session; with others' sessions about, one of those would be used again
 AUTO = "eve"
