@@ -51,7 +51,7 @@ CROWD = 60
 SESSIONS_OF_A_PERSON = 12
 #: the table has this many lines
 LINES = 24
-#: a busy moment opens the last of the connections to the file, which are kept: for each, the file, its log and its index
+#: a busy moment opens the last of the connections to the file, which are kept: each has the file, its log and its index
 KEPT_FDS = 3 * SQLITE_READERS
 #: shorter runs say nothing about growth
 TELLING_SECONDS = 600
