@@ -90,6 +90,11 @@ class ClientPool:
     def has(self, provider_id: str) -> bool:
         return provider_id in self._clients
 
+    @property
+    def known(self) -> dict[str, bool]:
+        """{provider: whether it answers} of those of which anything is known."""
+        return dict(self._is_up)
+
     def is_up(self, provider_id: str) -> bool | None:
         """The last known answer; None while nothing is known."""
         return self._is_up.get(provider_id)

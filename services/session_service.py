@@ -26,6 +26,7 @@ from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.clients import PLAIN, Ask, Usage, Wishes
 from services.context import CONTEXT_TURNS, fit
+from services.counts import Counts
 from services.errors import (
     Forbidden,
     InvalidRequest,
@@ -101,6 +102,7 @@ class SessionService:
         *,
         worker: UUID | None = None,
         now: Callable[[], datetime] = utc_now,
+        counts: Counts | None = None,
     ) -> None:
         self.pool = pool
         self.bus = bus
@@ -109,7 +111,7 @@ class SessionService:
         self.upkeep = Upkeep(now)
         self.standing = Standing(pool, now)
         self.admission = Admission(now)
-        self.turns = Turns(self.standing, bus, worker or new_id(), now)
+        self.turns = Turns(self.standing, bus, worker or new_id(), now, counts or Counts())
 
     @property
     def worker(self) -> UUID:
@@ -286,6 +288,10 @@ class SessionService:
     async def models(self, db_session: DbSession, *, actor: Actor) -> list[Entry]:
         """The catalogue as the actor may see it."""
         return (await Rules.now(db_session)).catalogue.visible_to(actor)
+
+    async def turns_running(self, db_session: DbSession) -> int:
+        """How many replies are being written, in all processes."""
+        return await db_session.count_running_turns(self.now())
 
     async def allowances(self, db_session: DbSession, *, actor: Actor) -> list[Allowance]:
         """Every limit that applies to the actor, as it stands before sending."""

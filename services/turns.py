@@ -18,6 +18,7 @@ from services.brought import BroughtTurn
 from services.catalogue import Entry
 from services.clients import Message, Usage
 from services.context import reply_tokens, tokens_asked
+from services.counts import Counts
 from services.event_bus import EventBus, Hint
 from services.outcomes import End, Runner, TurnOrder
 from services.records import publish, record
@@ -35,9 +36,12 @@ INTERRUPTED = ("interrupted", "The server stopped while this reply was being wri
 class Turns:
     """What one worker does to turns."""
 
-    def __init__(self, standing: Standing, bus: EventBus, worker: UUID, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, standing: Standing, bus: EventBus, worker: UUID, now: Callable[[], datetime], counts: Counts
+    ) -> None:
         self._standing = standing
         self._bus = bus
+        self._counts = counts
         #: the name under which this process holds turns
         self.worker = worker
         self.now = now
@@ -170,6 +174,7 @@ class Turns:
         if tail:
             publish(self._bus, Hint(session.id, "text", turn.id, len(kept), tail), db_session)
         publish(self._bus, Hint(session.id, "turn_ended", turn.id), db_session)
+        db_session.after_commit(self._counts.ended(turn))
         if self.runner is not None:
             runner = self.runner
             db_session.after_commit(lambda: runner.stop(turn.id))

@@ -1,5 +1,7 @@
 """Cookie or token → Actor, and what a token's scopes let it do."""
 
+from ipaddress import ip_address
+
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
@@ -41,6 +43,15 @@ def provide_proof(request: Request, actor: Who) -> Credentials:
     """What the actor has proved to be itself with: an open stream is asked for it again and again."""
     found: Credentials = request.state.credentials
     return found
+
+
+def on_this_machine(request: Request) -> bool:
+    """Whether a request was made here, and not by a proxy for somebody else."""
+    forwarded = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"} & set(request.headers)
+    try:
+        return not forwarded and ip_address(_address(request)).is_loopback
+    except ValueError:
+        return False
 
 
 def nobody(request: Request) -> Actor:

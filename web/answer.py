@@ -36,7 +36,7 @@ def wants(request: Request) -> Form:
     return "json"
 
 
-def page(request: Request, template: str, view: msgspec.Struct, status: int = 200, **context: Any) -> Response[Any]:
+def page(request: Request, template: str, view: object, status: int = 200, **context: Any) -> Response[Any]:
     """What a GET answers: the page to people, the view to scripts. `context` is what only the page needs."""
     if wants(request) in ("json", "stream"):
         return json(view, status)

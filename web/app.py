@@ -22,6 +22,7 @@ from db.wire import PostgresWire
 from services.accounts import Accounts
 from services.client_pool import ClientPool
 from services.configuration import configured
+from services.counts import Counts
 from services.event_bus import EventBus, MemoryEventBus
 from services.governance import Governance
 from services.membership import Membership
@@ -64,7 +65,7 @@ def create_app(
     # SQLite serves one process, so whatever still runs there is left over from one that died.
     alone = engine.engine_type == "sqlite"
     draining, drained = asyncio.Event(), asyncio.Event()
-    bus = bus_of(settings)
+    bus, counts = bus_of(settings), Counts()
     accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now)
 
     def open_session() -> DbSession:
@@ -74,7 +75,7 @@ def create_app(
     async def serving(app: Litestar) -> AsyncIterator[None]:
         await engine.start()
         pool = ClientPool(models.providers)
-        sessions = SessionService(pool, bus, worker=worker)
+        sessions = SessionService(pool, bus, worker=worker, counts=counts)
         runner = sessions.runner = TurnRunner(sessions, pool, open_session)
         said = configured(models.models, settings.rules, models.default_model)
         governance, moves = Governance(sessions.units, said, sessions.now), Moves(sessions)
@@ -124,7 +125,15 @@ def create_app(
         },
         exception_handlers=HANDLERS,
         lifespan=[serving],
-        state=State({"accounts": accounts, "members": Membership(accounts), "draining": draining, "engine": engine}),
+        state=State(
+            {
+                "accounts": accounts,
+                "members": Membership(accounts),
+                "draining": draining,
+                "engine": engine,
+                "counts": counts,
+            }
+        ),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,
@@ -134,7 +143,7 @@ def create_app(
         ),
     )
     # Around the whole application: what the router itself refuses is guarded too.
-    app.asgi_handler = Guard(app.asgi_handler, settings.hosts)
+    app.asgi_handler = Guard(app.asgi_handler, settings.hosts, counts)
     return app
 
 

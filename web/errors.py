@@ -125,6 +125,7 @@ def _told(
         **facts,
         "request_id": request.state.get("request_id", ""),
     }
+    request.app.state.counts.refusals[code] += 1
     response: Response[Any]
     form = "openai" if request.url.path.startswith("/v1/") else wants(request)
     match form:

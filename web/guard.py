@@ -12,6 +12,7 @@ from litestar.enums import HttpMethod, ScopeType
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from services.counts import Counts
 from web.actor import GUEST_COOKIE
 
 #: a prompt of the longest kind, percent-encoded in a form, and some more
@@ -49,8 +50,9 @@ HEADERS = [
 class Guard:
     """ASGI middleware around everything else."""
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], counts: Counts) -> None:
         self.app = app
+        self.counts = counts
         self.hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,8 +62,10 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
+        send = _counted(send, self.counts)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
+            self.counts.refusals[refusal[1]] += 1
             await _refuse(send, *refusal, request_id)
             return
         if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
@@ -124,6 +128,15 @@ def _capped(receive: Receive, cap: int) -> Receive:
         return message
 
     return capped
+
+
+def _counted(send: Send, counts: Counts) -> Send:
+    async def counted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            counts.answers[message["status"]] += 1
+        await send(message)
+
+    return counted
 
 
 def _headers_only(send: Send) -> Send:

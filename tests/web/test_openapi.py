@@ -235,7 +235,7 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
 
     for path in (
         "/session/{session_id}", "/session/{session_id}/turns", "/session/{session_id}/journal", "/chat/{turn_id}",
-        "/session", "/models", "/limits", "/healthz", "/readyz", "/openapi.json", "/", "/login",
+        "/session", "/models", "/limits", "/healthz", "/readyz", "/openapi.json", "/docs", "/metrics", "/", "/login",
     ):  # fmt: skip
         check(guest.get(path.format(**at)), path)
     check(guest.get(f"/chat/{failed['id']}"), "/chat/{turn_id}")

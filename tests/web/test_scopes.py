@@ -32,18 +32,19 @@ MAY: dict[str, set[str]] = {
     "GET /session/{session_id:uuid}/turns": READERS,
     "GET /session/{session_id:uuid}/events": READERS,
     "GET /session/{session_id:uuid}/journal": READERS,
-    "GET /session/{session_id:uuid}/export": READERS,
-    "GET /session/export": READERS,
-    "POST /session/import": WRITERS,
     "POST /session/{session_id:uuid}/rename": WRITERS,
     "POST /session/{session_id:uuid}/extend": WRITERS,
     "POST /session/{session_id:uuid}/close": WRITERS,
     "POST /session/{session_id:uuid}/reopen": WRITERS,
     "POST /session/{session_id:uuid}/fork": WRITERS,
     "POST /session/{session_id:uuid}/delete": WRITERS,
+    "GET /session/{session_id:uuid}/export": READERS,
+    "GET /session/export": READERS,
+    "POST /session/import": WRITERS,
     "GET /models": READERS,
     "POST /models/switch": WRITERS,
     "GET /limits": READERS,
+    "GET /docs": READERS,
     "POST /chat": WRITERS,
     "GET /chat/{turn_id:uuid}": READERS,
     "GET /chat/{turn_id:uuid}/events": READERS,
@@ -73,6 +74,8 @@ MAY: dict[str, set[str]] = {
 OPEN = {
     "GET /login", "POST /login", "POST /logout", "GET /setup/{secret:str}", "POST /setup/{secret:str}",
     "GET /healthz", "GET /readyz", "GET /openapi.json",
+    # From this machine; from elsewhere for admins alone, see test_metrics.py.
+    "GET /metrics",
 }  # fmt: skip
 #: what a route needs so that it is not refused for its form
 QUERIES = {"/admin/moves/preview": {"from": "fast", "to": "smart"}}

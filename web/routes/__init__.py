@@ -75,4 +75,6 @@ ROUTES: list[HTTPRouteHandler] = [
     health.healthz,
     health.readyz,
     health.show_openapi,
+    health.show_docs,
+    health.show_metrics,
 ]
