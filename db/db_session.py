@@ -46,6 +46,9 @@ OPEN = WhereRaw("session.state <> 'closed'")
 #: turns that one statement writes
 COPY_ROWS = 100
 
+#: how many sessions one look goes through, where it cannot be said beforehand how many are meant
+LOOKED_ROWS = 10_000
+
 
 def new_id() -> UUID:
     """A UUIDv7: ordered by the time it was made (RFC 9562 §5.7)."""
@@ -431,18 +434,32 @@ class DbSession:
         limit: int,
         ends: "Ends",
         now: datetime,
-        after: tuple[datetime, UUID] | None = None,
+        after: "Place | None" = None,
         state: str = "",
         model: str = "",
         q: str = "",
-    ) -> list[Session]:
-        """Newest activity first; `owner_id=None` for everybody's; `after` is the last row of the page before."""
+    ) -> tuple[list[Session], "Place | None"]:
+        """Newest activity first, and behind which session to go on, if that is worth it.
+
+        `owner_id=None` for everybody's. What is looked for among very many is looked for in part: then there may be
+        fewer than `limit`, or none, and still a place to go on from.
+        """
         where: list[str] = ["1 = 1"]
         args: list[Any] = []
+        if owner_id is not None:
+            where.append("session.owner_id = {}")
+            args.append(owner_id)
+        if after is not None:
+            where.append("(session.last_activity_at, session.id) < ({}, {})")
+            args += list(after)
+        edge = await self._edge(where, args) if state or model or q else None
+        if edge is not None:
+            where.append("(session.last_activity_at, session.id) >= ({}, {})")
+            args += list(edge)
         shown = "session.title" if owner_id is None else "COALESCE(NULLIF(session.title, ''), session.opening)"
         for condition, value in (
-            ("session.owner_id = {}", owner_id),
-            ("session.last_model = {}", model),
+            # COALESCE, so that no index of models is taken: the order of the list is what bounds it.
+            ("COALESCE(session.last_model, '') = {}", model),
             # Whoever looks through everybody's sessions sees only titles given by hand.
             (f"LOWER({shown}) LIKE {{}} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
         ):
@@ -455,16 +472,26 @@ class DbSession:
             over, ended = _over(ends, now)
             where.append(f"session.state <> 'closed' AND {'' if state == 'expired' else 'NOT '}({over})")
             args += ended
-        if after is not None:
-            where.append("(session.last_activity_at, session.id) < ({}, {})")
-            args += list(after)
-        return await self._rows(
+        rows = await self._rows(
             Session,
             "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
             f"WHERE {' AND '.join(where)} ORDER BY session.last_activity_at DESC, session.id DESC LIMIT {{}}",
             *args,
-            limit,
+            limit + 1,
         )
+        if len(rows) > limit:
+            return rows[:limit], (rows[limit - 1].last_activity_at, rows[limit - 1].id)
+        return rows, edge
+
+    async def _edge(self, where: Sequence[str], args: Sequence[Any]) -> "Place | None":
+        """The last session that one look comes to; None where it comes to the end."""
+        rows = await Session.raw(
+            f"SELECT last_activity_at, id FROM session WHERE {' AND '.join(where)} "  # noqa: S608
+            "ORDER BY last_activity_at DESC, id DESC LIMIT 1 OFFSET {}",
+            *args,
+            LOOKED_ROWS - 1,
+        )
+        return (rows[0]["last_activity_at"], rows[0]["id"]) if rows else None
 
     async def lock_sessions_of(self, owner_id: UUID) -> list[Session]:
         """All sessions of one owner, oldest first; until commit nobody else changes them."""
@@ -484,16 +511,32 @@ class DbSession:
             await self.add_usage(new_owner_id, used["day"], used["model"], *figures, turns=used["turns"])
         await Usage.delete().where(Usage.owner_id == owner_id)
 
-    async def list_lapsed_sessions(self, ends: "Ends", now: datetime, limit: int) -> list[UUID]:
-        """Sessions marked active whose end has passed."""
-        over, args = _over(ends, now)
+    async def list_lapsed_sessions(
+        self, ends: "Ends", now: datetime, after: UUID | None, limit: int
+    ) -> tuple[list[UUID], UUID | None]:
+        """Sessions marked active whose end has passed, in the order of their ids, and behind which to go on.
+
+        No more are looked at than `LOOKED_ROWS`. None: this was the end.
+        """
+        behind, args = ("session.id > {}", [after]) if after is not None else ("1 = 1", [])
+        rows = await Session.raw(
+            f"SELECT id FROM session WHERE {behind} ORDER BY id LIMIT 1 OFFSET {{}}",  # noqa: S608
+            *args,
+            LOOKED_ROWS - 1,
+        )
+        edge = rows[0]["id"] if rows else None
+        over, ended = _over(ends, now)
         rows = await Session.raw(
             "SELECT session.id FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
-            f"WHERE session.state = 'active' AND ({over}) LIMIT {{}}",
+            f"WHERE {behind} {'AND session.id <= {} ' if edge is not None else ''}"
+            f"AND session.state = 'active' AND ({over}) ORDER BY session.id LIMIT {{}}",
             *args,
+            *([edge] if edge is not None else []),
+            *ended,
             limit,
         )
-        return [row["id"] for row in rows]
+        found = [row["id"] for row in rows]
+        return found, found[-1] if len(found) == limit else edge
 
     # ------------------------------------------------------------ turns
 
@@ -971,6 +1014,8 @@ class DbSession:
         )
 
 
+#: where a session stands in a list: its last activity and its id
+Place = tuple[datetime, UUID]
 #: {group: (active before, created before)} that make a session of the group over; "" for every other group
 Ends = Mapping[str, tuple[datetime | None, datetime | None]]
 

@@ -260,9 +260,9 @@ class SessionService:
         """The actor's own sessions; `everybody` for an admin. Raises Forbidden."""
         if everybody and not actor.is_admin:
             raise Forbidden("Only an admin sees everybody's sessions.")
-        rows = await db_session.list_sessions(
+        rows, following = await db_session.list_sessions(
             owner_id=None if everybody else actor.id,
-            limit=limit + 1,
+            limit=limit,
             ends=(await Rules.now(db_session)).ends(self.now()),
             now=self.now(),
             after=after,
@@ -270,11 +270,7 @@ class SessionService:
             model=storable(model),
             q=storable(q),
         )
-        more, rows = len(rows) > limit, rows[:limit]
-        return SessionPage(
-            await self.standing.all_of(rows, actor, db_session),
-            (rows[-1].last_activity_at, rows[-1].id) if more else None,
-        )
+        return SessionPage(await self.standing.all_of(rows, actor, db_session), following)
 
     async def current_model(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> CurrentModel:
         """Which model the next turn will use, and why. Raises NotFound."""
@@ -610,8 +606,8 @@ class SessionService:
 
     async def _expire(self, db_session: DbSession) -> int:
         """Mark sessions whose end has passed. They are looked for outside any transaction: that may take a while."""
-        ends, expired = (await Rules.now(db_session)).ends(self.now()), 0
-        for session_id in await db_session.list_lapsed_sessions(ends, self.now(), SWEEP_ROWS):
+        expired = 0
+        for session_id in await self.upkeep.lapsed_sessions(db_session):
             async with self.units.writing(db_session):
                 session = await db_session.find_session(session_id, None, lock=True)
                 if session is None or session.state != "active" or not await self.standing.over(session, db_session):

@@ -6,6 +6,7 @@ No rule depends on either. Each transaction is bounded, and several processes ma
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from uuid import UUID
 
 from db.db_session import DbSession
 from services.accounts import SIGN_INS
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 FORGOTTEN_ROWS = 1_000
 #: such transactions in one go
 ROUNDS = 20
+#: sessions that one sweep marks as expired
+LAPSED_ROWS = 100
 
 
 class Upkeep:
@@ -27,6 +30,16 @@ class Upkeep:
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self.now = now
+        #: the last session that was looked at; each look goes on behind it
+        self._looked_at: UUID | None = None
+
+    async def lapsed_sessions(self, db_session: DbSession) -> list[UUID]:
+        """Some of the sessions whose end has passed and is not written down yet; all of them are come to in turn."""
+        now, rules = self.now(), await Rules.now(db_session)
+        found, self._looked_at = await db_session.list_lapsed_sessions(
+            rules.ends(now), now, self._looked_at, LAPSED_ROWS
+        )
+        return found
 
     async def forget(self, db_session: DbSession) -> None:
         """Drop rates that are whole again, logins that have ended, and idempotency keys that are too old."""

@@ -12,7 +12,8 @@ from services.errors import StorageUnavailable
 from services.event_bus import Hint
 from services.outcomes import LiveSession
 from services.reads import Reads
-from services.session_service import SWEEP_ROWS, SessionService
+from services.session_service import SessionService
+from services.upkeep import LAPSED_ROWS
 from tests.conftest import (
     BEGINNING,
     AtOnce,
@@ -522,7 +523,7 @@ async def test_E9_sweep_is_bounded(
     sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock, journal: JournalRows
 ) -> None:
     await sessions.create_session(db_session, actor=ann)
-    for number in range(SWEEP_ROWS + 20):
+    for number in range(LAPSED_ROWS + 20):
         await db_session.add(
             Session(
                 id=uuid4(),
@@ -535,10 +536,10 @@ async def test_E9_sweep_is_bounded(
             )
         )
     clock.pass_(days=30)
-    assert await sessions.sweep(db_session) == SWEEP_ROWS
+    assert await sessions.sweep(db_session) == LAPSED_ROWS
     assert await sessions.sweep(db_session) == 21
     assert await sessions.sweep(db_session) == 0
-    assert len(await journal("session_expired")) == SWEEP_ROWS + 21
+    assert len(await journal("session_expired")) == LAPSED_ROWS + 21
 
 
 async def test_E9_many_workers_at_once_sweep_each_thing_once(

@@ -38,9 +38,15 @@ def list_(state: str | None, model: str, search: str, limit: int, as_json: bool)
         from web.views import SessionView
 
         async with place.sessions() as sessions:
-            asks = {"everybody": True, "state": state or "", "model": model, "q": search, "limit": limit}
-            page = await sessions.list_sessions(place.db_session, actor=SYSTEM, **asks)
-            return [SessionView.of(live) for live in page.sessions]
+            asks = {"everybody": True, "state": state or "", "model": model, "q": search}
+            found, page = [], await sessions.list_sessions(place.db_session, actor=SYSTEM, limit=limit, **asks)
+            while True:
+                found += [SessionView.of(live) for live in page.sessions]
+                if page.next is None or len(found) >= limit:
+                    return found
+                # What is looked for among very many is looked for in parts.
+                left = limit - len(found)
+                page = await sessions.list_sessions(place.db_session, actor=SYSTEM, limit=left, after=page.next, **asks)
 
     found = at_place(do)
     heads = ("id", "owner", "state", "model", "turns", "last activity", "title")
