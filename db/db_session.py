@@ -22,6 +22,7 @@ from db.tables import (
     Account,
     AccountGroup,
     ApiToken,
+    Draft,
     Idempotency,
     Journal,
     LimitRule,
@@ -605,6 +606,32 @@ class DbSession:
             following = by_id.get(following.parent_id)
         return path[::-1]
 
+    async def list_siblings(self, session_id: UUID, parent_ids: Iterable[UUID | None]) -> dict[UUID | None, list[UUID]]:
+        """{parent: the turns after it in the order they were begun}, for these parents; None is the beginning."""
+        named = [id for id in parent_ids if id is not None]
+        rows = await Turn.raw(
+            "SELECT parent_id, id FROM turn WHERE session_id = {} "  # noqa: S608
+            f"AND (parent_id IS NULL{f' OR parent_id IN ({_marks(named)})' if named else ''}) ORDER BY id",
+            session_id,
+            *named,
+        )
+        found: dict[UUID | None, list[UUID]] = {}
+        for row in rows:
+            found.setdefault(row["parent_id"], []).append(row["id"])
+        return found
+
+    async def find_newest_below(self, turn: Turn) -> UUID:
+        """The newest turn of the branches that go through `turn`, or itself: the end of one of them."""
+        rows = await Turn.raw(
+            "WITH RECURSIVE below (id) AS (SELECT id FROM turn WHERE id = {} UNION ALL SELECT turn.id FROM turn "
+            "JOIN below ON turn.parent_id = below.id WHERE turn.session_id = {}) "
+            "SELECT id FROM below ORDER BY id DESC LIMIT 1",
+            turn.id,
+            turn.session_id,
+        )
+        newest: UUID = rows[0]["id"]
+        return newest
+
     async def copy_turns(self, path: Sequence[Turn], session_id: UUID) -> list[UUID]:
         """Put copies of a path, oldest first, into another session; their ids."""
         ids = [new_id() for _ in path]
@@ -712,6 +739,25 @@ class DbSession:
 
     async def delete_pieces(self, turn_id: UUID) -> None:
         await TurnPiece.delete().where(TurnPiece.turn_id == turn_id)
+
+    # ------------------------------------------------------------ drafts
+
+    async def find_draft(self, session_id: UUID) -> str:
+        """What was typed in a session and not sent; empty for nothing."""
+        found = await self._object(Draft, Draft.session_id == session_id)
+        return found.text if found is not None else ""
+
+    async def keep_draft(self, session_id: UUID, text: str, now: datetime) -> None:
+        await Draft.raw(
+            "INSERT INTO draft (session_id, text, saved_at) VALUES ({}, {}, {}) ON CONFLICT (session_id) "
+            "DO UPDATE SET text = excluded.text, saved_at = excluded.saved_at",
+            session_id,
+            text,
+            now,
+        )
+
+    async def drop_draft(self, session_id: UUID) -> None:
+        await Draft.delete().where(Draft.session_id == session_id)
 
     # ------------------------------------------------------------ idempotency and journal
 
@@ -905,6 +951,16 @@ class DbSession:
             "WHERE kind.what IS NOT NULL) SELECT what FROM kind WHERE what IS NOT NULL"
         )
         return [row["what"] for row in rows]
+
+    async def list_switches(self, session_id: UUID, limit: int) -> list[Journal]:
+        """The last switches of a session's model, oldest first."""
+        rows = await self._rows(
+            Journal,
+            "SELECT * FROM journal WHERE session_id = {} AND what = 'model_switched' ORDER BY version DESC LIMIT {}",
+            session_id,
+            limit,
+        )
+        return rows[::-1]
 
     async def list_last_switches(self, session_ids: Sequence[UUID]) -> dict[UUID, Journal]:
         """{session id: the decision that put it on its model}."""

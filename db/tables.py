@@ -157,6 +157,14 @@ class TurnPiece(Table, tablename="turn_piece"):
     text = Text()
 
 
+class Draft(Table, tablename="draft"):
+    """What a session's owner has typed and not sent; taken away by the turn it becomes."""
+
+    session_id = UUID(primary_key=True, default=None)
+    text = Text()
+    saved_at = Timestamptz(default=None)
+
+
 class Model(Table, tablename="model"):
     """The catalogue: what may be used."""
 
@@ -318,6 +326,7 @@ TABLES: tuple[type[Table], ...] = (
     Session,
     Turn,
     TurnPiece,
+    Draft,
     Model,
     AccountGroup,
     LimitRule,

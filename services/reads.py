@@ -1,5 +1,6 @@
 """What pages list: transcripts and timelines, through their owner; nothing here writes."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 import msgspec
@@ -11,6 +12,10 @@ from services.errors import Forbidden, NotFound
 from services.outcomes import LiveSession
 from services.session_service import SessionService
 
+#: switches that one page of a transcript tells of
+SWITCHES = 50
+#: switches that nobody decided: the first turn kept the default, or a copy began where its original was
+QUIET = ("default", "fork", "import")
 NOT_YOURS = "Only its owner reads a session."
 
 
@@ -41,6 +46,30 @@ class Reads:
         running = bool(turns) and turns[-1].reply is None
         text = await db_session.text_of(turns[-1].id) if running else ""
         return Transcript(turns, text, turns[0].parent_id if turns else None)
+
+    async def ways(
+        self, session: LiveSession, turns: Sequence[Turn], db_session: DbSession, *, actor: Actor
+    ) -> dict[UUID, list[UUID]]:
+        """{turn: itself and its siblings in the order they were begun}, where it has any. Raises Forbidden."""
+        require_owner(session, actor)
+        if not turns or session.row.turn_count == turns[-1].depth:
+            return {}  # every turn there is stands on the path
+        found = await db_session.list_siblings(session.row.id, {turn.parent_id for turn in turns})
+        return {turn.id: ids for turn in turns if len(ids := found[turn.parent_id]) > 1}
+
+    async def switches(
+        self, session: LiveSession, turns: Sequence[Turn], db_session: DbSession, *, actor: Actor
+    ) -> list[Journal]:
+        """Who put the session on another model since the first of these turns, oldest first. Raises Forbidden."""
+        require_owner(session, actor)
+        begun = turns[0].created_at if turns else session.row.created_at
+        found = await db_session.list_switches(session.row.id, SWITCHES)
+        return [row for row in found if row.at >= begun and row.reason not in QUIET]
+
+    async def draft(self, session: LiveSession, db_session: DbSession, *, actor: Actor) -> str:
+        """What is typed there and not sent. Raises Forbidden."""
+        require_owner(session, actor)
+        return await db_session.find_draft(session.row.id)
 
     async def require_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> None:
         """Whether the actor may read a session. Raises NotFound, Forbidden."""

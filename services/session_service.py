@@ -70,6 +70,7 @@ from services.standing import Standing, account_of, state_of
 from services.text import (
     REASON_CHARACTERS,
     TITLE_CHARACTERS,
+    checked_draft,
     checked_line,
     checked_prompt,
     storable,
@@ -575,6 +576,33 @@ class SessionService:
                 await self.turns.end(session, turn, "stopped", actor, db_session)
             return turn
 
+    async def choose_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> Turn:
+        """Show the branches through a turn: the transcript ends with the newest turn below it.
+
+        Raises NotFound, Ended, Forbidden, SessionBusy.
+        """
+        async with self.units.once("choose_turn", key, turn_id, actor, db_session) as once:
+            turn = await self._require_turn(turn_id, db_session, actor)
+            if once.answer:
+                return turn
+            async with self._changing(turn.session_id, db_session, actor) as session:
+                self._may_write(session, actor)
+                newest = await db_session.find_newest_below(turn)
+                if newest != session.head_id:
+                    self._check_idle(await self.turns.running(session, db_session))
+                    session.head_id = newest
+                    await self._record("turn_chosen", session, actor, db_session, turn=turn)
+                return turn
+
+    async def keep_draft(self, session_id: UUID, text: str, db_session: DbSession, *, actor: Actor) -> None:
+        """Keep what is typed in a session and not sent; nothing is journalled. Raises NotFound, Forbidden."""
+        async with self.units.refusing("keep_draft", actor, db_session):
+            text = checked_draft(text)
+        async with self.units.writing(db_session, actor=actor, verb="keep_draft"):
+            session = await self._require(session_id, db_session, actor)
+            self._may_write(session, actor)
+            await (db_session.keep_draft(session.id, text, self.now()) if text else db_session.drop_draft(session.id))
+
     # ------------------------------------------------------------ upkeep
 
     async def sweep(self, db_session: DbSession, *, alone: bool = False, thorough: bool = True) -> int:
@@ -778,6 +806,8 @@ class SessionService:
         session.opening = session.opening or title_of(prompt)
         session.head_id, session.turn_count = turn.id, session.turn_count + 1
         session.last_activity_at = turn.created_at
+        if not beside and actor.kind != "token":
+            await db_session.drop_draft(session.id)
         await self._record("turn_begun", session, actor, db_session, turn=turn, to=entry.id)
         self._publish(db_session, Hint(session.id, "turn_begun", turn.id))
         cap = self.admission.reply_cap(entry, actor.group, rules)

@@ -17,6 +17,13 @@ def checked_prompt(prompt: str) -> str:
     return storable(prompt)
 
 
+def checked_draft(text: str) -> str:
+    """What may become a prompt, as far as it is typed. Raises PromptTooLong, InvalidRequest."""
+    if len(text) > PROMPT_CHARACTERS:
+        raise PromptTooLong(characters=len(text), limit=PROMPT_CHARACTERS)
+    return storable(text) if text.strip() else ""
+
+
 def checked_line(text: str, limit: int, field: str) -> str:
     """One line of at most `limit` characters, its white space folded. Raises InvalidRequest."""
     text = " ".join(text.split())

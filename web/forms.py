@@ -51,6 +51,12 @@ class Chat(msgspec.Struct, forbid_unknown_fields=True):
     expected_version: int | None = None
 
 
+class KeepDraft(msgspec.Struct, forbid_unknown_fields=True):
+    prompt: str = ""
+    #: sent along by the composer's form; the URL says which session it is
+    session_id: UUID | None = None
+
+
 class RetryTurn(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
 

@@ -11,14 +11,14 @@ from db.tables import Turn
 from services.actor import Actor
 from services.client_pool import ClientPool
 from services.outcomes import LiveSession
-from services.reads import Reads
+from services.reads import QUIET, Reads
 from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event
 from web.answer import wants
 from web.given import Db, Pool, Sessions, Who
 from web.markdown import Growing
 from web.templating import render
-from web.views import SessionView, TurnView, models_view
+from web.views import LineView, SessionView, TurnView, WayView, lines_between, models_view
 
 
 class Controls:
@@ -32,15 +32,25 @@ class Controls:
         self._needed = needed
         #: the reply this stream shows while it is written
         self._growing: tuple[UUID, Growing] | None = None
+        #: turns that this stream tells of and that are on the page already, with all their text
+        self._passed: set[UUID] = set()
 
-    async def of(self, session: LiveSession) -> dict[str, Any]:
-        """session, mine, models, reasons, limits; nothing where a script is answered."""
+    async def of(self, session: LiveSession, *turns: Turn) -> dict[str, Any]:
+        """session, mine, models, reasons, limits, ways (of these turns), line; nothing where a script is answered."""
         if not self._needed:
             return {}
         entries = await self._sessions.models(self._db_session, actor=self._actor)
+        mine, ways, switch = session.row.owner_id == self._actor.id, {}, session.last_switch
+        if mine and turns:
+            found = await Reads(self._sessions).ways(session, turns, self._db_session, actor=self._actor)
+            ways = {turn_id: WayView.of(turn_id, ids) for turn_id, ids in found.items()}
+        new = switch is not None and switch.version == session.row.version and switch.reason not in QUIET
         return {
             "session": SessionView.of(session),
-            "mine": session.row.owner_id == self._actor.id,
+            "mine": mine,
+            "ways": ways,
+            "line": LineView.of(switch, self._actor) if switch is not None and new else None,
+            "head_id": session.row.head_id,
             "models": models_view(entries, self._pool, None),
             "reasons": {entry.id: entry.state_reason for entry in entries},
             "limits": await self._sessions.allowances(self._db_session, actor=self._actor),
@@ -49,21 +59,22 @@ class Controls:
     async def render(self, event: Event) -> str:
         """What an event changes on a live page."""
         match event:
-            case Delta():
-                return await self._grew(event)
+            case Delta(turn_id):
+                return await self._grew(event) if turn_id not in self._passed else ""
             case Begun(turn) | Ended(turn):
                 self._growing = None
+                if isinstance(event, Ended) and turn.id in self._passed:
+                    self._passed.remove(turn.id)
+                    return ""
                 live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
                 if isinstance(event, Ended):
-                    return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live))
+                    return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live, turn))
                 # Its text follows from the beginning, so one that is on the page already begins anew.
                 view = msgspec.structs.replace(TurnView.of(turn), reply="")
                 if live.row.turn_count != turn.depth:
                     # There are branches, and the page may show another one.
-                    before = await self._path_before(live, turn)
-                    shown = {"turns": [TurnView.of(one) for one in before], "view": view}
-                    return render("chat/branched.html", **shown, **await self.of(live))
-                return render("chat/begun.html", view=view, again=True, **await self.of(live))
+                    return await self._branched(live, turn)
+                return render("chat/begun.html", view=view, again=True, **await self.of(live, turn))
             case Changed(session):
                 return render("session/changed.html", view=SessionView.of(session), **await self.of(session))
             case _:
@@ -80,11 +91,18 @@ class Controls:
                 text = (so_far if turn.reply is None else turn.reply)[: delta.offset] + text
         return render("chat/grew.html", turn_id=delta.turn_id, grown=kept[1].add(text), anew=anew)
 
-    async def _path_before(self, session: LiveSession, turn: Turn) -> list[Turn]:
-        if turn.parent_id is None:
-            return []
+    async def _branched(self, session: LiveSession, turn: Turn) -> str:
+        """The log anew, up to a turn that was not on the page. One that ended long ago waits for the last of them."""
+        if turn.reply is not None:
+            self._passed.add(turn.id)
+            if turn.id != session.row.head_id:
+                return ""
         reads = Reads(self._sessions)
-        return (await reads.transcript(session, self._db_session, actor=self._actor, last=turn.parent_id)).turns
+        found = await reads.transcript(session, self._db_session, actor=self._actor, last=turn.id)
+        switches = await reads.switches(session, found.turns, self._db_session, actor=self._actor)
+        lines = lines_between(found.turns, switches, self._actor)
+        shown = {"turns": [TurnView.of(one) for one in found.turns], "lines": lines, "view": TurnView.of(turn)}
+        return render("chat/branched.html", **shown, **await self.of(session, *found.turns))
 
 
 async def provide_controls(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Controls:

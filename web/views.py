@@ -1,6 +1,6 @@
 """What templates and JSON see, built from what the services return."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -171,6 +171,49 @@ class TurnView(View, frozen=True):
     def seconds(self) -> float | None:
         """From acceptance to the end."""
         return (self.ended_at - self.created_at).total_seconds() if self.ended_at else None
+
+
+class WayView(msgspec.Struct, frozen=True):
+    """Where a turn stands among its siblings, for people."""
+
+    place: int
+    count: int
+    before: UUID | None
+    after: UUID | None
+
+    @classmethod
+    def of(cls, turn_id: UUID, ids: Sequence[UUID]) -> "WayView":
+        at = ids.index(turn_id)
+        return cls(at + 1, len(ids), ids[at - 1] if at else None, ids[at + 1] if at + 1 < len(ids) else None)
+
+
+class LineView(msgspec.Struct, frozen=True):
+    """A quiet line in the transcript: the model was switched, by whom and why."""
+
+    id: UUID
+    text: str
+    at: datetime
+
+    @classmethod
+    def of(cls, row: Journal, actor: Actor) -> "LineView":
+        who = "You" if row.actor_id in (actor.id, actor.token_id) else row.actor_name
+        way = f"from {row.from_value} to {row.to_value}" if row.from_value else f"to {row.to_value}"
+        if row.reason == "replacement":
+            return cls(row.id, f"{row.to_value} took the place of {row.from_value}", row.at)
+        if row.reason == "fallback":
+            return cls(row.id, f"{row.from_value} could not be used any more; on {row.to_value} since", row.at)
+        return cls(row.id, f"{who} switched {way}{f': {row.reason}' if row.reason else ''}", row.at)
+
+
+def lines_between(
+    turns: Sequence[Turn], switches: Iterable[Journal], actor: Actor
+) -> dict[UUID | None, list[LineView]]:
+    """{turn: what was switched before it and after the one before}; under None what came after the last."""
+    lines: dict[UUID | None, list[LineView]] = {}
+    for row in switches:
+        following = next((turn.id for turn in turns if turn.created_at >= row.at), None)
+        lines.setdefault(following, []).append(LineView.of(row, actor))
+    return lines
 
 
 class TurnsView(msgspec.Struct, frozen=True):

@@ -30,6 +30,67 @@ def test_a_retry_and_an_edit_take_the_place_of_the_turn(either: Chat) -> None:
     expect(either.replies).to_have_text("second")
 
 
+def test_the_versions_of_a_message_are_a_click_apart(either: Chat) -> None:
+    either.begin("first")
+    either.see("done")
+    edit(either, "second")
+    expect(either.replies).to_have_text("second")
+    expect(either.page.locator(".ways")).to_contain_text("2/2")
+    either.page.get_by_role("button", name="The version before").click()
+    expect(either.replies).to_have_text("first")
+    expect(either.page.locator(".ways")).to_contain_text("1/2")
+    either.page.get_by_role("button", name="The version after").click()
+    expect(either.replies).to_have_text("second")
+
+
+def test_a_retry_may_be_answered_by_another_model(either: Chat) -> None:
+    either.begin("first")
+    either.see("done")
+    either.page.get_by_text("with …").click()
+    either.page.get_by_role("button", name="Smart").click()
+    either.see("done")
+    expect(either.page.locator(".reply-model")).to_have_text("smart")
+    expect(either.page.locator("[data-current-model]")).to_have_text("fast")
+
+
+def test_another_tab_shows_the_version_that_is_chosen_here(
+    chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
+) -> None:
+    url = chat.begin("one")
+    chat.say("two")
+    chat.say("three")
+    chat.see("done", "done", "done")
+    other = open_chat(beside=chat)
+    other.page.goto(url)
+    other.box.fill("a draft")
+    chat.turns.nth(1).hover()
+    chat.turns.nth(1).get_by_role("button", name="Retry").click()
+    other.page.bring_to_front()
+    other.see("done", "done")
+    chat.page.bring_to_front()
+    chat.page.get_by_role("button", name="The version before").click()
+    chat.see("done", "done", "done")
+    other.page.bring_to_front()
+    other.see("done", "done", "done")
+    expect(other.replies).to_have_text(["one", "two", "three"])
+    expect(other.page.locator(".ways")).to_contain_text("1/2")
+    expect(other.box).to_have_value("a draft")
+    other.say("four")
+    other.see("done", "done", "done", "done")
+
+
+def test_going_on_from_the_middle_in_a_session_of_its_own(either: Chat) -> None:
+    url = either.begin("one")
+    either.see("done")
+    either.box.fill("two")
+    either.page.get_by_role("button", name="Send").click()
+    either.see("done", "done")
+    either.turns.first.hover()
+    either.turns.first.get_by_role("button", name="Fork").click()
+    either.page.wait_for_url(lambda at: at != url and "/session/" in at)
+    either.see("done")
+
+
 def test_another_tab_follows_to_the_new_branch(
     chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
 ) -> None:

@@ -153,6 +153,68 @@ def test_a_draft_outlives_a_reload(chat: Chat, complaints: list[str]) -> None:
     expect(chat.box).to_have_value("")
 
 
+def test_a_draft_is_kept_on_the_server_until_it_is_sent(
+    chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
+) -> None:
+    url = chat.begin("Hello")
+    chat.see("done")
+    with chat.page.expect_response("**/draft") as answer:
+        chat.box.press_sequentially("half a thought")
+    assert answer.value.status == 204
+    expect(chat.box).to_have_value("half a thought")
+    other = open_chat(storage_state=chat.page.context.storage_state())
+    other.page.goto(url)
+    expect(other.box).to_have_value("half a thought")
+    chat.box.press("Enter")
+    chat.see("done", "done")
+    third = open_chat(storage_state=chat.page.context.storage_state())
+    third.page.goto(url)
+    expect(third.box).to_have_value("")
+
+
+def test_code_and_replies_are_copied_as_they_were_written(chat: Chat, complaints: list[str]) -> None:
+    chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chat.begin("Hello")
+    chat.say("**two**\n```py\nx = '<b>'\n```")
+    chat.see("done", "done")
+    chat.page.locator(".code .copy").click()
+    expect(chat.page.locator(".code .copy")).to_have_text("Copied")
+    assert chat.page.evaluate("navigator.clipboard.readText()") == "x = '<b>'\n"
+    whole = chat.turns.last.locator(".foot [data-copy]")
+    whole.click()
+    expect(whole).to_have_text("Copied")
+    assert chat.page.evaluate("navigator.clipboard.readText()") == "**two**\n```py\nx = '<b>'\n```"
+
+
+def test_everything_can_be_reached_by_key(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.see("done")
+    keys, page = chat.page.keyboard, chat.page
+    expect(chat.box).to_be_focused()
+    keys.press("?")
+    expect(chat.box).to_have_value("?")
+    chat.box.fill("")
+    keys.press("Control+Shift+M")
+    expect(page.get_by_role("radio", name="Smart")).to_be_visible()
+    expect(page.get_by_role("radio", name="Fast")).to_be_focused()
+    keys.press("ArrowDown")
+    keys.press("Enter")
+    expect(page.locator("[data-current-model]")).to_have_text("smart")
+    keys.press("Control+k")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.locator(".scroller").focus()
+    keys.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    keys.press("Escape")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
+    page.locator(".scroller").focus()
+    keys.press("/")
+    expect(chat.box).to_be_focused()
+    keys.press("Control+Shift+O")
+    page.wait_for_url(chat.server.url + "/")
+    expect(chat.box).to_be_focused()
+
+
 def test_a_reload_in_the_middle_shows_everything_once_and_goes_on(chat: Chat, complaints: list[str]) -> None:
     whole = " ".join(f"tok{number}" for number in range(40))
     chat.begin("/tokens 40 /delay 25ms")

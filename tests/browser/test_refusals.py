@@ -80,13 +80,21 @@ def test_a_prompt_refused_without_javascript_is_given_back_and_can_be_sent_again
     expect(plain.page.locator(".prompt .text").last).to_have_text("too early")
 
 
-def test_a_prompt_that_is_too_long_is_not_cut(chat: Chat, complaints: list[str]) -> None:
+def test_a_prompt_that_is_too_long_is_neither_cut_nor_sent(chat: Chat, plain: Chat, complaints: list[str]) -> None:
+    asked: list[str] = []
     chat.begin("Hello")
     chat.see("done")
+    chat.page.on("request", lambda request: asked.append(request.url))
     long = "x" * 100_001
     chat.say(long)
-    expect(chat.notice).to_have_attribute("data-code", "prompt_too_long")
     expect(chat.box).to_have_value(long)
+    assert chat.box.evaluate("node => node.validationMessage") == "Too long by 1."
+    assert not [url for url in asked if url.endswith("/chat")]
+    plain.begin("Hello")
+    plain.box.fill(long)
+    plain.page.get_by_role("button", name="Send").click()
+    expect(plain.page.get_by_role("alert")).to_contain_text("100,000")
+    expect(plain.page.get_by_label("What you wrote is still here")).to_have_value(long)
 
 
 def test_an_error_page_of_a_proxy_is_told_and_takes_nothing(chat: Chat, complaints: list[str]) -> None:

@@ -6,7 +6,7 @@ from piccolo.table import Table
 
 from db.db_session import DbSession
 from db.engine import Engine
-from db.tables import Account, Idempotency, Journal, RateBucket, Session, Turn, TurnPiece, Usage
+from db.tables import Account, Draft, Idempotency, Journal, RateBucket, Session, Turn, TurnPiece, Usage
 from services.actor import Actor
 from services.session_service import SessionService
 
@@ -33,6 +33,8 @@ async def crowd(
         Session, f"one.id = '{session_id}'", rows,
         id=id, owner_id=owner, head_id="NULL", state="CASE WHEN n <= 50 THEN 'active' ELSE 'closed' END",
     )  # fmt: skip
+    await sessions.keep_draft(session_id, "half", db_session, actor=actor)
+    await _copy(Draft, f"one.session_id = '{session_id}'", rows, session_id=id)
     await _copy(Turn, f"one.id = '{turn.id}'", rows, id=id, owner_id=owner, session_id=inside)
     begun = f"one.turn_id = '{turn.id}' AND one.what = 'turn_begun'"
     what = "CASE WHEN n % 3 = 0 THEN 'model_switched' ELSE one.what END"

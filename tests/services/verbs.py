@@ -291,6 +291,22 @@ class Verbs:
             harmless=turn["state"] != "running" and key is None,
         )
 
+    def choose(self, pick: Pick) -> Call:
+        turn, key = self._turn(pick), self._key(pick)
+        actor = self._whose(turn, pick)
+        return Call(
+            actor,
+            lambda db: self.worker.choose_turn(turn["id"], db, actor=actor, key=key),
+            "choose_turn",
+            key,
+        )
+
+    def keep(self, pick: Pick) -> Call:
+        """Something is typed and not sent."""
+        session, text = self._session(pick), pick(TEXTS)
+        actor = self._whose(session, pick)
+        return Call(actor, lambda db: self.worker.keep_draft(session["id"], text, db, actor=actor))
+
     def sweep(self, pick: Pick) -> Call:
         alone, thorough = pick([False, False, True]), pick([True, True, False])
         return Call(self.ann, lambda db: self.worker.sweep(db, alone=alone, thorough=thorough))
@@ -418,6 +434,7 @@ class Verbs:
                 lambda id, db, actor: worker.reopen_session(id, db, actor=actor),
                 lambda id, db, actor: worker.delete_session(id, db, actor=actor),
                 lambda id, db, actor: worker.fork_session(id, db, actor=actor),
+                lambda id, db, actor: worker.keep_draft(id, "Mine", db, actor=actor),
                 lambda id, db, actor: worker.switch_model(id, "no-such-model", db, actor=actor, lock=True),
                 lambda id, db, actor: worker.begin_turn(id, "Hello", db, actor=actor, expected_version=99),
             ]
@@ -427,6 +444,7 @@ class Verbs:
                 lambda id, db, actor: worker.stop_turn(id, db, actor=actor),
                 lambda id, db, actor: worker.retry_turn(id, db, actor=actor, model="no-such-model"),
                 lambda id, db, actor: worker.edit_turn(id, "Mine", db, actor=actor),
+                lambda id, db, actor: worker.choose_turn(id, db, actor=actor),
             ]
         )
 

@@ -293,6 +293,8 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     check(guest.post(f"/chat/{running['id']}/stop", json={}), "/chat/{turn_id}/stop")
     check(guest.post(f"/chat/{turn['id']}/retry", json={"model": "fast"}), "/chat/{turn_id}/retry")
     check(guest.post(f"/chat/{turn['id']}/edit", json={"prompt": "again"}), "/chat/{turn_id}/edit")
+    check(guest.post(f"/chat/{turn['id']}/choose", json={}), "/chat/{turn_id}/choose")
+    check(guest.post(f"/session/{id}/draft", json={"prompt": "half"}), "/session/{session_id}/draft")
     for url, path in (
         (f"/session/{id}/export", "/session/{session_id}/export"),
         (f"/session/{id}/export?format=md", "/session/{session_id}/export"),

@@ -67,7 +67,7 @@ def test_every_answer_carries_the_headers(server: Server, guest: httpx.Client, a
             f"/session/{session['id']}/journal", f"/chat/{turn['id']}", "/login", "/healthz", "/readyz",
             "/openapi.json", "/nothing", f"/session/{ABSENT}", "/admin", "/setup/x", "/static/none.js",
         )),
-        *(guest.get(path) for path in ("/static/icon.svg", "/static/js/composer.js", "/static/vendor/htmx.js")),
+        *(guest.get(path) for path in ("/static/icon.svg", "/static/js/page.js", "/static/vendor/htmx.js")),
         guest.post("/session/create", json={}),
         guest.post("/session/create", json={}, headers=FORM),
         guest.post("/session/create", json={}, headers=HTMX),

@@ -16,6 +16,7 @@ ROUTES: list[HTTPRouteHandler] = [
     session.follow_session,
     session.list_decisions,
     session.rename_session,
+    session.keep_draft,
     session.extend_session,
     session.close_session,
     session.reopen_session,
@@ -35,6 +36,7 @@ ROUTES: list[HTTPRouteHandler] = [
     chat.stop_turn,
     chat.retry_turn,
     chat.edit_turn,
+    chat.choose_turn,
     # the same for OpenAI's clients
     v1.list_open_models,
     v1.complete_chat,

@@ -62,7 +62,7 @@ class Reply:
                     location=f"/session/{begun.turn.session_id}",
                     allowance=allowance,
                     again=False,
-                    **await self._controls.of(begun.session),
+                    **await self._controls.of(begun.session, begun.turn),
                 )
         response.headers.update(rate_headers(allowance))
         return response
@@ -195,5 +195,19 @@ async def stop_turn(
         "chat/ended.html",
         TurnView.for_actor(turn, actor),
         location=f"/session/{turn.session_id}",
-        **await controls.of(session),
+        **await controls.of(session, turn),
     )
+
+
+@post(
+    "/chat/{turn_id:uuid}/choose",
+    status_code=200,
+    dependencies={"form": reads(Nothing)},
+    opt={"answers": TurnView, "once": True},
+)
+async def choose_turn(
+    request: Request, turn_id: FromPath[UUID], form: Given[Nothing], sessions: Sessions, db_session: Db, actor: Who
+) -> Response[Any]:
+    """Show the branch that goes through a turn."""
+    turn = await sessions.choose_turn(turn_id, db_session, actor=actor, key=request.state.key)
+    return answer(request, None, TurnView.of(turn), location=f"/session/{turn.session_id}#turn-{turn.id}")

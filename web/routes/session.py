@@ -20,6 +20,7 @@ from web.forms import (
     CreateSession,
     FollowSession,
     ForkSession,
+    KeepDraft,
     ListSessions,
     ListTurns,
     Nothing,
@@ -40,6 +41,7 @@ from web.views import (
     TimelineView,
     TurnsView,
     TurnView,
+    lines_between,
 )
 
 #: what is shown of a session that is somebody else's
@@ -91,16 +93,21 @@ async def show_session(
     session = await sessions.get_session(session_id, db_session, actor=actor)
     if wants(request) in ("json", "stream"):
         return json(SessionView.of(session))
-    context = await controls.of(session)
-    found = NOTHING
-    if context["mine"]:
-        found = await Reads(sessions).transcript(session, db_session, actor=actor, last=asked.before)
+    found, draft, lines, reading = NOTHING, "", {}, Reads(sessions)
+    if session.row.owner_id == actor.id:
+        found = await reading.transcript(session, db_session, actor=actor, last=asked.before)
+        draft = await reading.draft(session, db_session, actor=actor)
+        switches = await reading.switches(session, found.turns, db_session, actor=actor)
+        lines = lines_between(found.turns, switches, actor)
+    context = await controls.of(session, *found.turns)
     return page(
         request,
         "session.html",
         SessionView.of(session),
         turns=[TurnView.of(turn, found.text) for turn in found.turns],
         instructions=session.row.instructions if context["mine"] else "",
+        lines=lines,
+        draft=draft,
         earlier=found.earlier,
         position=Position.after(found.turns, found.text),
         recent=sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30)),
@@ -187,6 +194,28 @@ async def rename_session(
     session = await sessions.rename_session(session_id, form.title, db_session, actor=actor, key=request.state.key)
     view = SessionView.of(session)
     return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
+
+
+@post(
+    "/session/{session_id:uuid}/draft",
+    status_code=200,
+    dependencies={"form": reads(KeepDraft)},
+    # Twice the same text is once by itself; the key in the composer is that of the message it will be.
+    opt={"answers": None, "status": 204, "once": True},
+)
+async def keep_draft(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[KeepDraft],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+) -> Response[Any]:
+    """Keep what is typed and not sent yet; an empty text takes it away."""
+    await sessions.keep_draft(session_id, form.prompt, db_session, actor=actor)
+    if wants(request) == "fragment":
+        return Response(None, status_code=204)
+    return answer(request, None, None, location=f"/session/{session_id}")
 
 
 @post(

@@ -1,0 +1,145 @@
+// What forms cannot do alone: keys, copying, drafts, countdowns, and a word where the server is silent.
+
+const $ = (selector) => document.querySelector(selector);
+const $$ = (selector) => document.querySelectorAll(selector);
+const typing = (node) => node.matches?.("input, textarea, select, [contenteditable]");
+const openMenus = () => $$("details.menu[open], details.edit[open]");
+
+// ---- keys; layout/_keys.html lists them
+
+const keys = {
+  "?": () => $("#keys")?.togglePopover(),
+  "/": () => $(".composer-text")?.focus(),
+};
+const chords = {
+  k: () => ($(".side-search input:not(:disabled)") ?? $("[type=search]"))?.focus(),
+  O: () => $("a.new, a.brand")?.click(),
+  M: () => {
+    $("summary.model")?.click();
+    $(".picker[id] [open] :is([type=search], :checked)")?.focus();
+  },
+};
+
+document.addEventListener("keydown", (event) => {
+  const field = event.target;
+  const chord = event.ctrlKey || event.metaKey;
+  if (event.isComposing || event.altKey) return;
+  if (event.key === "Enter" && !chord && !event.shiftKey && field.matches?.(".composer-text")) {
+    event.preventDefault();
+    if (field.value.trim()) field.form.requestSubmit();
+  } else if (event.key === "Escape") {
+    if ($("[popover]:popover-open")) return;
+    const [menu] = openMenus();
+    if (menu) {
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    } else $("[data-stop]")?.click();
+  } else {
+    const act = chord ? chords[event.shiftKey ? event.key.toUpperCase() : event.key] : !typing(field) && keys[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+});
+
+// ---- menus close by a click elsewhere; copying: code, or the Markdown of a reply
+
+document.addEventListener("click", async ({ target }) => {
+  for (const menu of $$("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
+  const copy = target.closest?.("[data-copy], .copy");
+  if (!copy) return;
+  let text = copy.closest(".code")?.querySelector("code").textContent;
+  if (copy.dataset.copy) {
+    const answer = await fetch(copy.dataset.copy, { headers: { Accept: "application/json" } });
+    text = (await answer.json()).reply;
+  }
+  await navigator.clipboard?.writeText(text);
+  const label = copy.querySelector("span") ?? copy;
+  label.textContent = "Copied";
+  setTimeout(() => (label.textContent = "Copy"), 2000);
+});
+
+// ---- a list that shortens while one types
+
+document.addEventListener("input", ({ target }) => {
+  const { filter, most } = target.dataset;
+  if (filter) {
+    const words = target.value.toLowerCase().split(/\s+/);
+    for (const node of target.form.querySelectorAll(filter))
+      node.hidden = !words.every((word) => node.textContent.toLowerCase().includes(word));
+  }
+  if (most) {
+    const over = [...target.value].length - most;
+    target.setCustomValidity(over > 0 ? `Too long by ${over.toLocaleString("en")}.` : "");
+  }
+});
+
+// ---- the composer: what was typed outlives a reload until it was accepted; the server keeps it too
+
+const draft = `draft ${location.pathname}`;
+const remember = (text) => (text ? sessionStorage.setItem(draft, text) : sessionStorage.removeItem(draft));
+
+document.addEventListener("input", ({ target }) => {
+  if (target.matches(".composer-text")) remember(target.value);
+});
+
+for (const field of $$(".composer-text")) {
+  field.value ||= sessionStorage.getItem(draft) ?? "";
+  field.setSelectionRange(field.value.length, field.value.length);
+}
+
+document.addEventListener("submit", ({ target }) => {
+  if (target.matches("[action='/logout']")) sessionStorage.clear();
+  else if (!target.hasAttribute("hx-post") && target.querySelector(".composer-text")) remember("");
+});
+
+const sent = new WeakMap();
+const composer = (node) => (node.matches?.("[data-composer]") ? node.elements.prompt : null);
+
+document.addEventListener("htmx:before:request", ({ target }) => {
+  const field = composer(target);
+  if (field) sent.set(field, field.value);
+});
+
+document.addEventListener("htmx:after:request", ({ target, detail }) => {
+  const { response, text } = detail.ctx;
+  const field = composer(target);
+  if (response.status >= 400) {
+    if (field || !typing(target))
+      if (!text.includes("<hx-partial")) say("The server did not accept this. What you wrote is still here.");
+    return;
+  }
+  // Typed on meanwhile? Then it is another message already.
+  if (!field || field.value !== sent.get(field)) return;
+  field.value = "";
+  remember("");
+  $(".scroller").scrollTop = 0;
+});
+
+document.addEventListener("htmx:error", ({ target }) => {
+  if (!typing(target)) say("The server cannot be reached. What you wrote is still here.");
+});
+
+function say(text) {
+  const notice = document.getElementById("notice");
+  if (!notice) return;
+  notice.className = "notice refusal";
+  notice.role = "alert";
+  notice.textContent = text;
+}
+
+// ---- the live stream: say when it is cut, and when it is back
+
+const lost = (is) => {
+  for (const node of $$("[data-lost]")) node.hidden = !is;
+};
+document.addEventListener("htmx:sse:error", () => lost(true));
+document.addEventListener("htmx:sse:after:connection", () => lost(false));
+
+setInterval(() => {
+  for (const node of $$("[data-countdown]")) {
+    const left = Math.max(node.dataset.countdown - 1, 0);
+    node.dataset.countdown = left;
+    node.textContent = left ? `Try again in ${left} s.` : "You can try again now.";
+  }
+}, 1000);
