@@ -804,18 +804,20 @@ class DbSession:
 
         Returns how many there were of the kind that had most, at most `limit`.
         """
-        kinds: tuple[tuple[type[Table], str, str, Any], ...] = (
-            (RateBucket, "key", "tat_us <= {}", now_us),
-            (Login, "id", "expires_at <= {}", now),
-            (Idempotency, "actor_id, verb, key", "created_at < {}", keys_before),
+        kinds: tuple[tuple[type[Table], str, Any], ...] = (
+            (RateBucket, "tat_us <= {}", now_us),
+            (Login, "expires_at <= {}", now),
+            (Idempotency, "created_at < {}", keys_before),
         )
-        skip = " FOR UPDATE SKIP LOCKED" if self._postgres else ""
+        # By where a row lies: PostgreSQL would look through the whole table for a list of keys.
+        these = "rowid IN (SELECT rowid FROM {} WHERE {} LIMIT {{}})"
+        if self._postgres:
+            these = "ctid = ANY(ARRAY(SELECT ctid FROM {} WHERE {} LIMIT {{}} FOR UPDATE SKIP LOCKED))"
         most = 0
-        for table, key, condition, value in kinds:
+        for table, condition, value in kinds:
             name = table._meta.tablename
             gone = await table.raw(
-                f"DELETE FROM {name} WHERE ({key}) IN "  # noqa: S608
-                f"(SELECT {key} FROM {name} WHERE {condition} LIMIT {{}}{skip}) RETURNING 1 AS one",
+                f"DELETE FROM {name} WHERE {these.format(name, condition)} RETURNING 1 AS one",  # noqa: S608
                 value,
                 limit,
             )
@@ -846,7 +848,7 @@ class DbSession:
         """Let buckets of rates ({name: how far one can reach}) that reach further end there. Returns how many."""
         shortened = 0
         for name, us in fullest_us.items():
-            beyond = "SELECT key FROM rate_bucket WHERE tat_us > {} AND key LIKE {} ORDER BY key LIMIT {}"
+            beyond = "SELECT key FROM rate_bucket WHERE tat_us > {} AND key LIKE {} LIMIT {}"
             # Looked for first: a statement that writes has to wait for its turn on SQLite.
             if rows := await RateBucket.raw(beyond, us, f"{name}:%", limit):
                 keys = [row["key"] for row in rows]

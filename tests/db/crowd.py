@@ -6,7 +6,19 @@ from piccolo.table import Table
 
 from db.db_session import DbSession
 from db.engine import Engine
-from db.tables import Account, Draft, Idempotency, Journal, RateBucket, Session, Turn, TurnPiece, Usage
+from db.tables import (
+    Account,
+    ApiToken,
+    Draft,
+    Idempotency,
+    Journal,
+    Login,
+    RateBucket,
+    Session,
+    Turn,
+    TurnPiece,
+    Usage,
+)
 from services.actor import Actor
 from services.session_service import SessionService
 
@@ -21,9 +33,11 @@ async def crowd(
     db_session = DbSession(engine)
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=actor, key="crowd")).turn
     await sessions.finish_turn(turn.id, db_session, state="done")
+    earlier = "STRFTIME('%Y-%m-%d %H:%M:%f', one.last_activity_at, '-' || n || ' seconds') || '+00:00'"
     id, other_owner = _id("n"), _id(f"1000000000 + n % {owners}")
     if engine.engine_type == "postgres":
         id, other_owner = f"CAST({id} AS UUID)", f"CAST({other_owner} AS UUID)"
+        earlier = "one.last_activity_at - n * INTERVAL '1 second'"
     mine = f"n % {owners} = 0"
     owner = f"CASE WHEN {mine} THEN one.owner_id ELSE {other_owner} END"
     inside = f"CASE WHEN n % 2 = 0 THEN one.session_id ELSE {id} END"
@@ -31,7 +45,8 @@ async def crowd(
     await _copy(Account, f"one.id = '{actor.id}'", owners - 1, id=other_owner, name=f"'owner ' || {number}")
     await _copy(
         Session, f"one.id = '{session_id}'", rows,
-        id=id, owner_id=owner, head_id="NULL", state="CASE WHEN n <= 50 THEN 'active' ELSE 'closed' END",
+        id=id, owner_id=owner, last_activity_at=earlier, head_id="NULL",
+        state="CASE WHEN n <= 50 THEN 'active' ELSE 'closed' END",
     )  # fmt: skip
     await sessions.keep_draft(session_id, "half", db_session, actor=actor)
     await _copy(Draft, f"one.session_id = '{session_id}'", rows, session_id=id)
@@ -41,6 +56,9 @@ async def crowd(
     await _copy(Journal, begun, rows, id=id, owner_id=owner, session_id=inside, what=what, version="n")
     await db_session.add_pieces([(turn.id, 0, "Hello")], turn.created_at)
     await _copy(TurnPiece, f"one.turn_id = '{turn.id}'", rows, turn_id=id)
+    for table in (Login, ApiToken):  # if the actor has one
+        mine = f"one.account_id = '{actor.id}'"
+        await _copy(table, mine, rows, id=id, token_hash=f"one.token_hash || {number}")
     await _copy(Idempotency, "one.key = 'crowd'", rows, key=f"'key ' || {number}")
     await _copy(Usage, f"one.owner_id = '{actor.id}'", rows, owner_id=id)
     bucket = f"one.key = (SELECT MIN(key) FROM rate_bucket WHERE key LIKE '%{actor.rate_key}')"

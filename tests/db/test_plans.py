@@ -1,4 +1,4 @@
-"""No query of an admission reads a table from end to end, however many rows there are.
+"""No query of an admission, a page or a stream reads a table from end to end, however many rows there are.
 
 What is explained is what the verbs really send: the test listens at the engine.
 """
@@ -6,24 +6,30 @@ What is explained is what the verbs really send: the test listens at the engine.
 import json
 import re
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from db.db_session import DbSession
+import db.db_session
+from db.db_session import DbSession, new_id
 from db.engine import Engine
-from db.tables import TABLES
+from db.tables import TABLES, Login
+from services.accounts import Accounts, Credentials
 from services.actor import Actor
 from services.clients import Usage
 from services.errors import Refusal
+from services.reads import Reads
 from services.session_service import SessionService
 from tests.conftest import Clock, Configure, Offer
 from tests.db.crowd import crowd
 
 ROWS, OWNERS = 20_000, 2_000
 #: tables with as many rows as somebody has configured
-SMALL = {"model", "account_group", "limit_rule"}
+SMALL = {"model", "account_group", "limit_rule", "model_move"}
+#: what lists of sessions go along
+ALONG = {"session_by_activity", "session_of_owner", "session_open", "session_pkey", "sqlite_autoindex_session_1"}
 #: indexes that hold nothing but what runs at this moment
 RUNNING = re.compile(r"turn_running")
 
@@ -54,7 +60,8 @@ async def plan_of(sql: str, args: Sequence[Any], engine: Engine) -> list[str]:
         return [row["detail"] for row in rows]
     (row,) = await engine.run(f"EXPLAIN (FORMAT JSON) {sql}", args)
     plan = json.loads(row["QUERY PLAN"])[0]["Plan"]
-    return [told_as_sqlite(node) for node in nodes_of(plan) if "Relation Name" in node or "Index Name" in node]
+    told = [told_as_sqlite(node) for node in nodes_of(plan) if "Relation Name" in node or "Index Name" in node]
+    return told + ["Sort" for node in nodes_of(plan) if node["Node Type"] == "Sort"]
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -66,7 +73,7 @@ def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def told_as_sqlite(node: dict[str, Any]) -> str:
     """One node of PostgreSQL's plan in SQLite's words."""
     table = node.get("Relation Name", node.get("Index Name"))
-    if node["Node Type"] in ("ModifyTable", "Bitmap Heap Scan"):
+    if node["Node Type"] in ("ModifyTable", "Bitmap Heap Scan", "Tid Scan"):
         return f"{node['Node Type']} {table}"
     verb = "SEARCH" if "Index Cond" in node else "SCAN"
     return f"{verb} {table} USING INDEX {node['Index Name']}" if "Index Name" in node else f"{verb} {table}"
@@ -83,9 +90,9 @@ def whole(plan: Sequence[str]) -> list[str]:
     return found
 
 
-async def test_no_admission_scans_sessions_turns_journal_or_keys(
+async def test_neither_an_admission_nor_a_page_scans_sessions_turns_journal_or_keys(
     sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, ada: Actor, session_id: UUID,
-    configure: Configure, offer: Offer, clock: Clock, heard: Heard,
+    configure: Configure, offer: Offer, clock: Clock, heard: Heard, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     await configure(
         "user", sessions_created="100/min", turns="100/min", switches="100/min", concurrent_turns=9,
@@ -93,11 +100,16 @@ async def test_no_admission_scans_sessions_turns_journal_or_keys(
     )  # fmt: skip
     await configure("*", concurrent_turns=50)
     await offer(fast={"concurrent_turns": 20}, smart={"concurrent_turns": 20})
+    accounts, now = Accounts(b"secret" * 8, guests=False, now=clock), clock()
+    dates = {"created_at": now, "last_used_at": now, "expires_at": clock() + timedelta(days=1)}
+    await db_session.add(Login(id=new_id(), account_id=ann.id, token_hash="none", **dates))
+    await accounts.create_token(ann.name, "one of many", ("chat",), db_session)
     await crowd(ROWS, session_id, sessions, ann, engine, owners=OWNERS)
     if engine.engine_type == "postgres":  # which keeps its figures by itself; SQLite goes without
         await engine.run("ANALYZE")
     heard.statements.clear()
 
+    await sessions.upkeep.forget(db_session)  # while next to nothing is spent: else a part of the table is most of it
     made = await sessions.create_session(db_session, actor=ann, model="smart", key="create")
     await sessions.create_session(db_session, actor=ann, model="smart", key="create")
     await sessions.ensure_session(None, db_session, actor=ann)
@@ -129,6 +141,17 @@ async def test_no_admission_scans_sessions_turns_journal_or_keys(
     await sessions.sweep(db_session, thorough=False)
     assert edited.turn.id != turn.id
 
+    # What pages and streams read.
+    await sessions.upkeep.put_right(db_session, rates=True)
+    live, reads = await sessions.get_session(session_id, db_session, actor=ann), Reads(sessions)
+    path = (await reads.transcript(live, db_session, actor=ann)).turns
+    await reads.transcript(live, db_session, actor=ann, last=path[0].id)
+    await reads.siblings(live, db_session, actor=ann, after=path[0].id)
+    await reads.timeline(made.row.id, db_session, actor=ann)
+    await sessions.glances([(session_id, ann.id), (made.row.id, ann.id)], db_session)
+    proofs = [Credentials("tk_none", "", "", "", ""), Credentials(None, "cookie", "", "", "")]
+    assert await accounts.still([(proof, ann) for proof in proofs], db_session) == [False, False]
+
     statements = {sql: args for sql, args in heard.statements.items() if "INSERT INTO" not in sql or "SELECT" in sql}
     text = " ".join(statements)
     for table in ("session", "turn", "journal", "idempotency", "rate_bucket", "usage", "refusal", "turn_piece"):
@@ -139,3 +162,32 @@ async def test_no_admission_scans_sessions_turns_journal_or_keys(
     assert any(line.startswith("SEARCH") for plan in plans.values() for line in plan)
     # The test would see one.
     assert whole(await plan_of("SELECT * FROM turn WHERE prompt = 'x'", (), engine))
+
+    # A list goes along an index in the order in which it is shown, from where it begins and not past where it ends.
+    monkeypatch.setattr(db.db_session, "LOOKED_ROWS", 200)
+    heard.statements.clear()
+    for everybody, actor in ((False, ann), (True, ada)):
+        for wanted in (
+            {},
+            {"state": "closed"},
+            {"state": "active"},
+            {"state": "expired"},
+            {"model": "none"},
+            {"q": "%x"},
+        ):
+            page = await sessions.list_sessions(db_session, actor=actor, everybody=everybody, **wanted)
+            if page.next is not None:
+                await sessions.list_sessions(db_session, actor=actor, everybody=everybody, after=page.next, **wanted)
+    await sessions.upkeep.lapsed_sessions(db_session)
+    ordered = re.compile(r"ORDER BY (session\.)?(last_activity_at|id)\b")
+    lists = {sql: args for sql, args in heard.statements.items() if ordered.search(sql)}
+    assert len(lists) > 15
+    for sql, args in lists.items():
+        plan = await plan_of(sql, args, engine)
+        assert "SCAN session" not in plan, plan
+        indexes = {found[1] for line in plan if (found := re.search(r"INDEX (session\w+|\w+_session_1)", line))}
+        assert indexes, plan
+        # PostgreSQL knows how many rows there are of what: here a handful are open, and it may well sort those.
+        if engine.engine_type == "sqlite":
+            assert indexes <= ALONG, plan
+            assert not any("TEMP B-TREE FOR ORDER BY" in line for line in plan), plan

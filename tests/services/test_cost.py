@@ -1,0 +1,146 @@
+"""What a reply costs grows as its text does, and no faster: counted in statements, characters and commits."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from db.db_session import DbSession
+from db.engine import Engine
+from services.actor import Actor
+from services.client_pool import ClientPool
+from services.event_bus import MemoryEventBus
+from services.reads import Reads
+from services.session_service import SessionService
+from services.turn_log import Position, TurnLog
+from services.turn_runner import TurnRunner
+from tests.conftest import Configure, Until
+from web.sse import for_scripts
+
+PIECE = 1000
+
+
+class Sent:
+    """What an engine was sent: how many statements, how much text with them, and how many commits."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine = engine
+        self.clear()
+        run, end = engine.run, engine.transaction_class.end
+
+        async def counted(sql: str, args: Sequence[Any] = ()) -> list[Any]:
+            self.statements += 1
+            self.characters += sum(len(arg) for arg in args if isinstance(arg, str))
+            if "INTO turn_piece" in sql:
+                self.pieces.append(len(args) // 3)
+            rows = await run(sql, args)
+            self.read += sum(len(value) for row in rows for value in dict(row).values() if isinstance(value, str))
+            return rows
+
+        async def ended(transaction: Any, commit: bool) -> None:
+            self.commits += commit
+            await end(transaction, commit)
+
+        monkeypatch.setattr(engine, "run", counted)
+        monkeypatch.setattr(engine.transaction_class, "end", ended)
+
+    def clear(self) -> None:
+        self.statements = self.characters = self.read = self.commits = 0
+        #: rows of each statement that wrote text
+        self.pieces: list[int] = []
+
+
+@pytest.fixture
+def sent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Sent:
+    return Sent(engine, monkeypatch)
+
+
+async def cost_of(
+    characters: int, sessions: SessionService, db_session: DbSession, ann: Actor, log: TurnLog, sent: Sent
+) -> tuple[float, float, float, float]:
+    """Of one reply that somebody reads as it is written: statements, characters written, read and told, for each."""
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    told, text = 0, ""
+    sent.clear()
+    events = log.follow_session(turn.session_id, Position(turn.id), ann)
+    frames = for_scripts(events)
+    for start in range(0, characters, PIECE):
+        await sessions.append([(turn.session_id, turn.id, start, "x" * PIECE)], db_session)
+        frame = await anext(frames)
+        told += len(frame)
+        text += "x" * PIECE
+    await sessions.finish_turn(turn.id, db_session, state="done")
+    told += len(await anext(frames))
+    await frames.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
+    assert told > 2 * characters
+    found = await db_session.find_turn(turn.id)
+    assert found is not None and found.reply == text
+    return tuple(count / characters for count in (sent.statements, sent.characters, sent.read, told))  # type: ignore[return-value]
+
+
+async def test_a_long_reply_costs_for_each_character_what_a_short_one_costs(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, bus: MemoryEventBus, sent: Sent,
+    configure: Configure,
+) -> None:  # fmt: skip
+    log = TurnLog(sessions, bus, lambda: DbSession(engine), asyncio.Event())
+    short = await cost_of(10 * PIECE, sessions, db_session, ann, log, sent)
+    long = await cost_of(400 * PIECE, sessions, db_session, ann, log, sent)
+    for name, of_short, of_long in zip(("statements", "written", "read", "told"), short, long, strict=True):
+        assert of_long <= of_short * 1.05, name
+    statements, written, read, told = long
+    # Each piece in a transaction of its own; the text twice in the database, as pieces and as the reply.
+    assert statements * PIECE < 6
+    assert written < 2.1
+    assert read < 3.1
+    assert told < 2.2
+
+
+@pytest.fixture
+async def runner(
+    sessions: SessionService, pool: ClientPool, engine: Engine, configure: Configure
+) -> AsyncIterator[TurnRunner]:
+    await configure("user", turns="0", sessions_created="0", concurrent_turns=0)
+    runner = sessions.runner = TurnRunner(sessions, pool, lambda: DbSession(engine))
+    await runner.open()
+    yield runner
+    await runner.close()
+
+
+async def test_one_commit_a_tick_serves_all_running_turns(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, sent: Sent, until: Until
+) -> None:
+    """Counted at the driver: of forty turns that write at once, most of each commit's turns have text in it."""
+    turns = 40
+    for _ in range(turns):
+        await sessions.begin_turn(None, "/tokens 100000 /delay 2ms", db_session, actor=ann)
+    await until(lambda: len(sent.pieces) > 10)
+    sent.clear()
+    await until(lambda: len(sent.pieces) >= 8)
+    texts, commits = list(sent.pieces), sent.commits
+    # Besides the ticks there are a lease to renew and a sweep now and then.
+    assert commits <= len(texts) + 4
+    assert sum(texts) > len(texts) * turns / 2
+
+
+async def test_opening_and_going_on_costs_the_same_in_a_session_of_any_length(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, session_id: UUID, sent: Sent,
+    configure: Configure,
+) -> None:  # fmt: skip
+    await configure("user", turns="0")
+    costs = []
+    for number in range(3):
+        for _ in range(60):
+            turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+            await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi there")
+        sent.clear()
+        live = await sessions.get_session(session_id, db_session, actor=ann)
+        found = await Reads(sessions).transcript(live, db_session, actor=ann)
+        before = await Reads(sessions).transcript(live, db_session, actor=ann, last=found.earlier)
+        assert len(found.turns) == 50
+        assert len(before.turns) == (10 if number == 0 else 50)
+        assert live.row.turn_count == 60 * (number + 1)
+        costs.append((sent.statements, sent.characters))
+    assert costs[0] == costs[1] == costs[2]
