@@ -11,6 +11,7 @@ from web.commands.account import account
 from web.commands.backup import backup, restore
 from web.commands.console import HELP, accounts_of, on_engine, only_one, settings_of
 from web.commands.deployment import check, config, migrate
+from web.commands.journal import journal
 from web.commands.model import model
 from web.commands.session import session
 from web.commands.token import token
@@ -60,7 +61,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             raise click.ClickException("no worker could start; what it said stands above.") from error
 
 
-for command in (migrate, check, backup, restore, config, account, token, session, model):
+for command in (migrate, check, backup, restore, config, account, token, session, model, journal):
     main.add_command(command)
 
 

@@ -425,6 +425,26 @@ def test_models_are_listed_tried_and_taken_out_of_use(beside: tuple[Server, Here
     refused(here.run("model", "retire", "fast", "--replacement", "none"))
 
 
+def test_the_journal_is_read_and_narrowed_down(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    with running.guest(Accept=JSON) as guest:
+        id = chat(guest, "canary of the owner")["session_id"]
+        assert guest.post("/chat", json={"prompt": "x", "model": "none"}).status_code == 422
+    rows = of(here.run("journal", "--session", id, "--json"))["journal"]
+    assert [row["what"] for row in rows] == ["turn_ended", "turn_begun", "model_switched", "session_created"]
+    refusals = of(here.run("journal", "--outcome", "refused", "--json"))["journal"]
+    assert [row["outcome"] for row in refusals] == ["model_unknown"]
+    told = here.run("journal", "--what", "model_switched").stdout.splitlines()
+    assert len(told) == 2 and told[0].startswith("WHEN") and "default" in told[1]
+    assert len(of(here.run("journal", "--limit", "2", "--json"))["journal"]) == 2
+    today = rows[0]["at"][:10]
+    assert of(here.run("journal", "--since", today, "--session", id, "--json"))["journal"] == rows
+    assert here.run("journal", "--until", "2020-01-31").stdout == "The journal tells nothing of the kind.\n"
+    assert "canary" not in here.run("journal").stdout
+    refused(here.run("journal", "--account", "nobody"))
+    refused(here.run("journal", "--since", "yesterday"), 2)
+
+
 def test_a_model_that_gives_no_reply_fails_its_trial(tmp_path: Path) -> None:
     down = '[[providers]]\nid = "down"\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
     here = Here(tmp_path, f'{down}[[models]]\nid = "far"\nprovider = "down"\n')

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.web.running import Server
+from tests.web.test_openapi import assert_described
 from tests.web.wire import ABSENT, BROWSER, HTMX, JSON, PROBLEM_KEYS, begin, chat, create
 
 ODD = st.one_of(
@@ -93,6 +94,7 @@ def test_nothing_in_the_description_breaks_the_server(world: dict[str, Any]) -> 
     @given(st.data())
     def send(data: st.DataObject) -> None:
         method, path, operation = data.draw(st.sampled_from(asked))
+        operation_path = path
         for name in ("session_id", "turn_id"):
             path = path.replace(f"{{{name}}}", data.draw(st.sampled_from(world[name])) if name in path else "")
         query, headers = {}, dict(data.draw(st.sampled_from([{}, {"Accept": BROWSER}, HTMX, {"Accept": "text/plain"}])))
@@ -120,6 +122,7 @@ def test_nothing_in_the_description_breaks_the_server(world: dict[str, Any]) -> 
                 body = {"data": {name: str(value) for name, value in fields.items()}}
         answer = client.request(method.upper(), path, params=query, headers=headers, **body)
         assert answer.status_code < 500, (method, path, query, headers, body, answer.text)
+        assert_described(answer, world["description"], operation_path)
         if answer.headers.get("content-type", "").startswith("application/problem+json"):
             assert set(answer.json()) >= PROBLEM_KEYS
             assert answer.json()["status"] == answer.status_code

@@ -149,7 +149,7 @@ def decided(decisions: list[Any]) -> str:
         (one.at, one.actor, one.what, one.outcome, one.from_value, one.to_value, one.reason or None)
         for one in decisions
     ]
-    return table(heads, rows, "The journal has nothing about it.")
+    return table(heads, rows, "The journal tells nothing of the kind.")
 
 
 def _state(session: Any) -> str:
