@@ -126,6 +126,9 @@ def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any
         return responses | {str(other): responses[status] for other in handler.opt.get("also", ())}
     if "POST" in handler.http_methods and not openai:
         responses["303"] = {"description": "Done; what changed is at Location. The answer to a plain form."}
+        to_htmx = {"description": "Done, in the form that was asked for; to htmx what changes, or HX-Redirect."}
+        told = responses.get("200", {}).get("content", {})
+        responses["200"] = to_htmx | {"content": {**told, "text/html": text, "text/plain": text}}
     problem = {PROBLEM: {"schema": refs[Problem]}, "text/html": text}
     if openai:
         # What is refused before the request reaches its handler is a problem as everywhere.
