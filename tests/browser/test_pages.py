@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from playwright.sync_api import Request, expect
+from playwright.sync_api import expect
 
 from tests.browser.conftest import Chat, sign_in
 
@@ -12,17 +12,6 @@ HOSTILE = (
 )
 WORD = "unbroken" * 40
 SIZES = {"phone": (390, 844), "small phone": (320, 640), "laptop": (1366, 768), "wide": (1920, 1080)}
-
-
-def test_the_first_page_is_small(chat: Chat, complaints: list[str]) -> None:
-    seen: list[Request] = []
-    chat.page.on("requestfinished", lambda request: seen.append(request))
-    chat.page.goto(chat.server.url, wait_until="networkidle")
-    # The icon of the tab and the one on the page are one and the same.
-    paths = {request.url for request in seen}
-    assert len(paths) <= 6, paths
-    size = sum({request.url: request.sizes()["responseBodySize"] for request in seen}.values())
-    assert 10_000 < size <= 75_000, size
 
 
 #: what sticks out
