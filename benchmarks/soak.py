@@ -537,12 +537,14 @@ def held_in(file: Path) -> tuple[int, int]:
 
 async def soak(server: Server, told: Path, seconds: float, people: int, thinking_seconds: float, seed: int) -> Soak:
     """The load and the watching; the server is stopped at the end, with streams open."""
+    server.setup_url  # noqa: B018 - waits until the greeting is there
     greeting = len(server.output)
     tokens = server.people(*(f"person{number}" for number in range(people)), "tim::tight", "quinn")
 
     def client(name: str) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {tokens[name]}"}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        # The server closes a connection that has been idle for 5 s: one that is older must not be used again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=2)
         return httpx.AsyncClient(base_url=server.url, headers=headers, timeout=30, verify=PLAIN, limits=limits)
 
     @asynccontextmanager
@@ -605,7 +607,7 @@ async def soak(server: Server, told: Path, seconds: float, people: int, thinking
         await asyncio.gather(*open_streams, return_exceptions=True)
     if (left := held_in(server.folder / "var" / "turnkeeper.db")) != (0, 0):
         tally.faults.append(f"after the stop there run or are reserved {left}")
-    complaints = [*server.noise, *server.output[greeting:].splitlines()]
+    complaints = [*server.noise, *filter(None, server.output[greeting:].splitlines())]
     return Soak(seconds, tally, watch.samples, before, after, held, exit_code, exit_seconds, complaints)
 
 
