@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 
 import aiosqlite
 import asyncpg
+import msgspec
 import pytest
 
 from db import engine as engines
 from db.db_session import DbSession
 from db.engine import DatabaseUnavailable, Engine, SqliteEngine
 from services.actor import Actor
+from services.brought import Brought
 from services.client_pool import ClientPool
 from services.clients import Usage
 from services.errors import Refusal, StorageUnavailable
@@ -212,6 +214,13 @@ async def test_I5_whichever_call_of_the_database_fails_it_is_all_or_nothing(
     clock.pass_(seconds=10)
     await tell(lambda db: worker.extend_session(id, db, actor=ann, key="10"))
     fork = await tell(lambda db: worker.fork_session(id, db, actor=ann, key="11"))
+
+    # … what was said elsewhere comes in
+    told = Brought.told("Be brief.", [("One", "1"), ("Two", "2")])
+    script = await tell(lambda db: worker.begin_turn(None, "Three", db, actor=bob, brought=told, cap=9, key="11a"))
+    await tell(lambda db: worker.stop_turn(script.turn.id, db, actor=bob, key="11b"))
+    exported = msgspec.structs.replace(told, model="smart", title="Elsewhere")
+    await tell(lambda db: worker.import_session(exported, db, actor=bob, key="11c"))
 
     # … sessions end
     await tell(lambda db: worker.begin_turn(fork.row.id, "More", db, actor=ann, key="12"))

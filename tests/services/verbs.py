@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from db.db_session import DbSession
 from db.tables import AccountGroup, LimitRule, Model
 from services.actor import Actor
+from services.brought import Brought
 from services.clients import Usage
 from services.errors import Forbidden, NotFound, Refusal
 from services.reads import Reads
@@ -21,6 +24,8 @@ from tests.services.invariants import Ledger, Row, text_of_turns
 Pick = Callable[[Sequence[Any]], Any]
 NOBODYS = UUID("019df000-0000-7000-8000-000000000000")
 MODELS = ["fast", "smart", "aging", "quick", "small", "old", "off", "hidden", "far", "no-such-model"]
+#: conversations that a script tells
+TOLD = [[], [("One", "1")], [("One", "1"), ("Two", "")]]
 TEXTS = ["a", "ü🦊 b", "x" * 40]
 
 
@@ -155,6 +160,27 @@ class Verbs:
             actor,
             lambda db: self.worker.fork_session(session["id"], db, actor=actor, turn_id=turn_id, key=key),
             "fork_session",
+            key,
+        )
+
+    def import_(self, pick: Pick) -> Call:
+        actor, key, model = pick(self.cast), self._key(pick), pick([None, *MODELS])
+        brought = msgspec.structs.replace(Brought.told("Be brief.", pick(TOLD)), model=model)
+        return Call(
+            actor,
+            lambda db: self.worker.import_session(brought, db, actor=actor, key=key),
+            "import_session",
+            key,
+        )
+
+    def begin_told(self, pick: Pick) -> Call:
+        session, key = self._session(pick), self._key(pick)
+        actor, id, cap = self._whose(session, pick), pick([None, None, session["id"]]), pick([0, 0, 5])
+        brought = Brought.told(pick(["", "Be brief."]), pick(TOLD) if id is None else [])
+        return Call(
+            actor,
+            lambda db: self.worker.begin_turn(id, "Hello", db, actor=actor, brought=brought, cap=cap, key=key),
+            "begin_turn",
             key,
         )
 
