@@ -46,6 +46,8 @@ RUNNING = WhereRaw("turn.state = 'running'")
 OPEN = WhereRaw("session.state <> 'closed'")
 #: turns that one statement writes
 COPY_ROWS = 100
+#: sessions whose turns one statement gives away
+GIVEN_SESSIONS = 1000
 
 #: how many sessions one look goes through, where it cannot be said beforehand how many are meant
 LOOKED_ROWS = 10_000
@@ -134,8 +136,9 @@ class DbSession:
 
     # ------------------------------------------------------------ accounts
 
-    async def find_account(self, account_id: UUID) -> Account | None:
-        return await self._object(Account, Account.id == account_id)
+    async def find_account(self, account_id: UUID, *, lock: bool = False) -> Account | None:
+        """With `lock` nobody makes a session of this account's until commit, and whoever is about to is waited for."""
+        return await self._object(Account, Account.id == account_id, lock=lock)
 
     async def find_account_by_name(self, name: str) -> Account | None:
         return await self._object(Account, Account.name == name)
@@ -499,14 +502,16 @@ class DbSession:
         query = Session.objects().where(Session.owner_id == owner_id).order_by(Session.id)
         return await (query.lock_rows("UPDATE") if self._postgres else query)
 
-    async def give_turns_and_usage(self, owner_id: UUID, new_owner_id: UUID) -> None:
-        """Make another's what an owner whose sessions are locked has in them, and all that the owner used."""
-        await Turn.raw(
-            "UPDATE turn SET owner_id = {} WHERE id IN (SELECT id FROM turn WHERE session_id IN "  # noqa: S608
-            f"(SELECT id FROM session WHERE owner_id = {{}}) ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
-            new_owner_id,
-            owner_id,
-        )
+    async def give_turns_and_usage(self, session_ids: Sequence[UUID], owner_id: UUID, new_owner_id: UUID) -> None:
+        """Make another's the turns of these sessions, which are locked, and all that their owner used."""
+        for start in range(0, len(session_ids), GIVEN_SESSIONS):
+            some = session_ids[start : start + GIVEN_SESSIONS]
+            await Turn.raw(
+                "UPDATE turn SET owner_id = {} WHERE id IN (SELECT id FROM turn "  # noqa: S608
+                f"WHERE session_id IN ({_marks(some)}) ORDER BY id{' FOR UPDATE' if self._postgres else ''})",
+                new_owner_id,
+                *some,
+            )
         for used in await Usage.select().where(Usage.owner_id == owner_id).order_by(Usage.day, Usage.model):
             figures = used["tokens"], used["cost_nanos"]
             await self.add_usage(new_owner_id, used["day"], used["model"], *figures, turns=used["turns"])
@@ -558,8 +563,15 @@ class DbSession:
         return {row["session_id"]: (row["id"], row["model"]) for row in rows}
 
     async def list_lapsed_turns(self, now: datetime, limit: int) -> list[UUID]:
-        rows = await Turn.select(Turn.id).where(RUNNING, Turn.lease_until <= now).limit(limit)
+        """Turns marked running that nobody runs any more, the longest so first."""
+        rows = (
+            await Turn.select(Turn.id).where(RUNNING, Turn.lease_until <= now).order_by(Turn.lease_until).limit(limit)
+        )
         return [row["id"] for row in rows]
+
+    async def list_lapsed_turns_of(self, owner_id: UUID, now: datetime) -> list[Turn]:
+        """Those of one owner, whose use is not booked yet; rarely any."""
+        return await Turn.objects().where(Turn.owner_id == owner_id, RUNNING, Turn.lease_until <= now)
 
     async def list_turns_not_leased_to(self, worker: UUID) -> list[UUID]:
         """What other processes run, or ran when they died; as many as there are slots."""
@@ -718,7 +730,7 @@ class DbSession:
             *(value for piece in pieces for value in piece),
         )
         if begun := [turn_id for turn_id, start, _ in pieces if start == 0]:
-            await Turn.update({Turn.first_text_at: now}).where(Turn.id.is_in(begun))
+            await Turn.update({Turn.first_text_at: now}).where(Turn.id.is_in(begun), Turn.first_text_at.is_null())
 
     async def list_pieces(self, turn_id: UUID, end_after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         """(start, text) in order, from the piece that holds the character `end_after` on."""

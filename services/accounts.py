@@ -235,6 +235,9 @@ class Accounts:
     async def _add(self, account: Account, actor: Actor, db_session: DbSession) -> None:
         try:
             async with db_session.transaction():
+                if account.role == "admin":
+                    # Whoever uses the set-up link at this moment sees it, or is seen.
+                    await db_session.lock("setup")
                 await db_session.add(account)
                 await db_session.record(
                     "account_created", actor, self.now(), owner_id=account.id, to_value=account.role

@@ -30,6 +30,7 @@ from services.policies import (
     tightest_first,
 )
 from services.rules import Rules
+from services.text import tokens_of
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -56,13 +57,13 @@ class Admission:
         )
         return [
             *[
-                rate.allowance(name, await db_session.bucket_tat(bucket_of(name, actor.rate_key)), now)
+                rate.allowance(name, await db_session.bucket_tat(bucket_of(name, rate, actor.rate_key)), now)
                 for name, rate in rates
                 if rate.count
             ],
             *await self._slots(actor, rules.catalogue.visible_to(actor), rules, db_session),
             *await self._open_sessions(actor.id, policies, db_session),
-            *await self._budgets(actor.id, policies, db_session),
+            *await self._budgets(actor.id, policies, rules, db_session),
         ]
 
     async def admit_session(
@@ -95,7 +96,7 @@ class Admission:
         )
         need = {CONCURRENT: 1, TOKENS: turn.reserved_tokens, MONEY: turn.reserved_nanos}
         held = await self._slots(actor, [entry], rules, db_session)
-        held += await self._budgets(actor.id, policies, db_session)
+        held += await self._budgets(actor.id, policies, rules, db_session)
         claims = [Claim(one, one.less(need[one.unit])) for one in held]
         if switching:
             claims += await self._claims("switches", policies.switches, switch_keys(turn.session_id, actor), db_session)
@@ -122,7 +123,7 @@ class Admission:
             return []
         now, claims = self.now(), []
         for key in sorted(keys):
-            bucket = bucket_of(name, key)
+            bucket = bucket_of(name, rate, key)
             tat = await db_session.take_from_bucket(bucket, microseconds(now), rate.interval_us, rate.burst)
             if tat is None:
                 claims.append(Claim(rate.allowance(name, await db_session.bucket_tat(bucket), now), None))
@@ -161,13 +162,19 @@ class Admission:
         )
         return [policies.open_sessions.allowance("open_sessions", used)]
 
-    async def _budgets(self, owner_id: UUID, policies: Policies, db_session: DbSession) -> list[Allowance]:
+    async def _budgets(
+        self, owner_id: UUID, policies: Policies, rules: Rules, db_session: DbSession
+    ) -> list[Allowance]:
         """The budgets that apply: spent by ended turns, held by running ones."""
         now, budgets = self.now(), policies.budgets
         if not budgets:
             return []
         # Held before spent: a turn that settles in between counts twice, never not at all.
-        held = await db_session.reserved_of(owner_id, now)
+        reserved, lapsed = (
+            await db_session.reserved_of(owner_id, now),
+            await self._unbooked(owner_id, rules, db_session),
+        )
+        held = reserved[0] + lapsed[0], reserved[1] + lapsed[1]
         days = {budget.first_day(now) for budget in budgets.values()}
         spent = {day: await db_session.usage_since(owner_id, day) for day in days}
         found = []
@@ -176,10 +183,19 @@ class Admission:
             found.append(budget.allowance(name, held[place] + spent[budget.first_day(now)][place], now))
         return found
 
+    async def _unbooked(self, owner_id: UUID, rules: Rules, db_session: DbSession) -> tuple[int, int]:
+        """Tokens and nano-money of turns whose worker is gone and whose end nobody has written down yet."""
+        tokens = nanos = 0
+        for turn in await db_session.list_lapsed_turns_of(owner_id, self.now()):
+            written = tokens_of(await db_session.text_of(turn.id))
+            tokens += turn.prompt_tokens + written
+            nanos += rules.catalogue.cost_nanos(turn.model, turn.prompt_tokens, written)
+        return tokens, nanos
 
-def bucket_of(name: str, key: str) -> str:
-    """The key of a rate's state."""
-    return f"{name}:{key}"
+
+def bucket_of(name: str, rate: Rate, key: str) -> str:
+    """The key of a rate's state. A state is counted in the rate's interval, so another rate has another."""
+    return f"{name}:{key}:{rate.interval_us}"
 
 
 def switch_keys(session_id: UUID, actor: Actor) -> tuple[str, str]:

@@ -100,8 +100,12 @@ class Catalogue:
 
     def __init__(self, models: Iterable[Mapping[str, Any]], groups: Iterable[Mapping[str, Any]]) -> None:
         self.entries = {row["id"]: Entry.of(row) for row in models}
-        self._names = {alias: entry.id for entry in self.entries.values() for alias in entry.aliases}
-        self._names.update({name: name for name in self.entries})
+        self._names: dict[str, str] = {}
+        # Of two that claim a name the one that serves has it, and then the one whose id it is.
+        for entry in sorted(self.entries.values(), key=lambda entry: entry.serves):
+            self._names.update(dict.fromkeys(entry.aliases, entry.id))
+        self._names.update({entry.id: entry.id for entry in self.entries.values() if entry.serves})
+        self._names = {name: name for name in self.entries} | self._names
         self._groups = {row["name"]: GroupDefaults(row["default_model"], row["on_missing_model"]) for row in groups}
 
     def visible_to(self, actor: Actor) -> list[Entry]:
@@ -110,8 +114,16 @@ class Catalogue:
 
     def find(self, name: str | None, group: str) -> Entry | None:
         """The model behind a name or alias, if `group` may use it."""
-        entry = self.entries.get(self._names.get(name or "", ""))
+        return self.find_id(self.id_of(name or ""), group)
+
+    def find_id(self, id: str, group: str) -> Entry | None:
+        """The very model that has this id, if `group` may use it."""
+        entry = self.entries.get(id)
         return entry if entry is not None and entry.open_to(group) else None
+
+    def id_of(self, name: str) -> str:
+        """The id behind a name or alias; empty where there is none."""
+        return self._names.get(name, "")
 
     def require(self, name: str, actor: Actor) -> Entry:
         """The model behind a name or alias. Raises UnknownModel, ModelDisabled, ModelRetired."""
@@ -131,6 +143,11 @@ class Catalogue:
         if following is None or _known_to(actor, following):
             return entry
         return msgspec.structs.replace(entry, replacement=None)
+
+    def cost_nanos(self, model: str, prompt_tokens: int, reply_tokens: int) -> int:
+        """What so many tokens of a model cost, in nano-money; nothing where it is no longer known."""
+        entry = self.entries.get(model)
+        return 0 if entry is None else prompt_tokens * entry.price_in_nanos + reply_tokens * entry.price_out_nanos
 
     def replacement_of(self, entry: Entry, group: str) -> Entry | None:
         """The first usable model along the chain of replacements."""

@@ -20,6 +20,7 @@ TABLES: dict[str, type[Model] | type[AccountGroup] | type[LimitRule]] = {
 }
 #: why a model serves no more that the configuration does not name
 GONE = "It is no longer in the configuration."
+RENAMED = "It goes by another name now."
 
 
 class GroupConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,11 +120,22 @@ def _kept(before: RuleRows, wanted: RuleRows) -> RuleRows:
             governed = {name: row[name] for name in (*GOVERNED[kind], "set_by")}
             after[key] = {**wanted[key], **governed}
         elif kind == "model" and key not in wanted:
-            out_of_service = by_admin and row["state"] in ("retired", "disabled")
-            after[key] = row if out_of_service else {**row, "state": "disabled", "state_reason": GONE, "set_by": CONFIG}
+            after[key] = _gone(row, wanted)
         elif by_admin:
             after[key] = row
     return after
+
+
+def _gone(row: dict[str, Any], wanted: RuleRows) -> dict[str, Any]:
+    """The row of a model that the configuration no longer names; what it was called may be another's name now."""
+    named = {name: key[1] for key, one in wanted.items() if key[0] == "model" for name in one["aliases"].split()}
+    row = {**row, "aliases": " ".join(alias for alias in row["aliases"].split() if alias not in named)}
+    if row["set_by"] != CONFIG and row["state"] in ("retired", "disabled"):
+        return row
+    if row["id"] in named:
+        renamed = {"state": "retired", "state_reason": RENAMED, "replacement": named[row["id"]]}
+        return {**row, **renamed, "set_by": CONFIG}
+    return {**row, "state": "disabled", "state_reason": GONE, "set_by": CONFIG}
 
 
 def _row_of(model: ModelConfig, position: int) -> dict[str, Any]:

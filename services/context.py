@@ -21,8 +21,8 @@ def fit(
 ) -> tuple[tuple[Message, ...], int]:
     """The messages for a prompt after the latest turns that fit the model's window, and how many turns those are.
 
-    The session's instructions always go along. Raises ContextOverflow where not even the prompt fits with them. A model
-    whose window is not known takes everything.
+    The session's instructions always go along; a turn without a reply does not. Raises ContextOverflow where not even
+    the prompt fits with them. A model whose window is not known takes everything.
     """
     first = (Message(role="system", text=instructions),) if instructions else ()
     messages, kept = [Message(role="user", text=prompt)], 0
@@ -37,7 +37,7 @@ def fit(
         room -= tokens_asked(said)
         if room < 0:
             break
-        kept += 1
+        kept += bool(said)
         messages += said
     return (*first, *reversed(messages)), kept
 

@@ -240,7 +240,7 @@ class Governance:
         Raises Forbidden, InvalidRequest.
         """
         async with self._units.refusing("set_limit", actor, db_session):
-            value = _checked_value(name, value) if value is not None else None
+            value = _checked_value(group, name, value) if value is not None else None
 
         def change(rows: RuleRows) -> None:
             _require_group(group, rows)
@@ -366,12 +366,12 @@ def _checked_groups(groups: list[str], rows: RuleRows) -> str:
     return " ".join(dict.fromkeys(groups))
 
 
-def _checked_value(limit: str, value: str) -> str:
+def _checked_value(group: str, limit: str, value: str) -> str:
     """A limit as it may be stored. Raises InvalidRequest."""
     value = checked_line(value, VALUE_CHARACTERS, "value")
-    if limit in DEFAULT_LIMITS["user"]:
+    if limit in limits_of(group):
         try:
-            check_rule(limit, value)
+            check_rule(limit, value, group)
         except ValueError as error:
             told = str(error)
             raise InvalidRequest(f"{told[:1].upper()}{told[1:]}.", field="value") from error

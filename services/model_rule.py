@@ -41,7 +41,7 @@ class ModelRule:
         """Which model a session uses: its own, a retired one's replacement, a fallback, or a default."""
         if session.last_model is None:
             return self.default(owner)
-        entry = self._catalogue.find(session.last_model, owner.group_name)
+        entry = self._catalogue.find_id(session.last_model, owner.group_name)
         if entry is not None and self._callable(entry):
             going = f" It is going away. {entry.state_reason}".rstrip() if entry.state == "deprecated" else ""
             return CurrentModel(entry.id, "session", True, f"{CHOSEN}{going}")
@@ -109,5 +109,7 @@ def explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
     if current.source != "session" or switch is None:
         return current
     by_somebody = f"Chosen by {switch.actor_name}{f': {switch.reason}' if switch.reason else ''}."
-    whose = BY_ITSELF.get(switch.reason, by_somebody)
+    # What a turn, a fork or an import brought along; the same word from an admin is that admin's reason.
+    by_itself = switch.turn_id is not None or switch.owner_id in (switch.actor_id, switch.on_behalf_of)
+    whose = BY_ITSELF.get(switch.reason, by_somebody) if by_itself else by_somebody
     return msgspec.structs.replace(current, reason=current.reason.replace(CHOSEN, whose))

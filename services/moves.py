@@ -85,7 +85,7 @@ class Moves:
         """Count what a move would do. Raises Forbidden, InvalidRequest, UnknownModel, UnusableModel."""
         require_admin(actor)
         rules, now = await Rules.now(db_session), self.now()
-        to = self._check(from_model, to_model, actor, rules)
+        from_model, to = self._checked(from_model, to_model, actor, rules)
         ends = rules.ends(now)
         total, running, locked, outside = await db_session.count_sessions_on(from_model, ends, now, to.groups)
         first = await db_session.list_sessions_on(from_model, ends, now, None, SAMPLE)
@@ -111,7 +111,7 @@ class Moves:
             if once.answer:
                 return await self._require(UUID(once.answer), db_session)
             rules, now = await Rules.now(db_session), self.now()
-            to = self._check(from_model, to_model, actor, rules)
+            from_model, to = self._checked(from_model, to_model, actor, rules)
             if not reason:
                 raise InvalidRequest("Please give a reason; the owners of the sessions will see it.", field="reason")
             await db_session.lock("moves")
@@ -247,16 +247,17 @@ class Moves:
 
     # ------------------------------------------------------------ judgements
 
-    def _check(self, from_model: str, to_model: str, actor: Actor, rules: Rules) -> Entry:
-        """The model to move to. Raises InvalidRequest, UnknownModel, UnusableModel."""
-        if from_model not in rules.catalogue.entries:
-            raise InvalidRequest(f"There is no model “{from_model[:80]}”.", field="from")
-        to = rules.catalogue.require(to_model, actor)
+    def _checked(self, from_name: str, to_name: str, actor: Actor, rules: Rules) -> tuple[str, Entry]:
+        """The model to move from, and the one to move to. Raises InvalidRequest, UnknownModel, UnusableModel."""
+        from_model = rules.catalogue.id_of(from_name)
+        if not from_model:
+            raise InvalidRequest(f"There is no model “{from_name[:80]}”.", field="from")
+        to = rules.catalogue.require(to_name, actor)
         if not self._sessions.pool.has(to.provider):
             raise ModelDisabled(f"The provider of “{to.label}” is not configured.", replacement=to.replacement)
         if to.id == from_model:
             raise InvalidRequest("These are the same model.", field="to")
-        return to
+        return from_model, to
 
     async def _require(self, move_id: UUID, db_session: DbSession, *, lock: bool = False) -> ModelMove:
         move = await db_session.find_move(move_id, lock=lock)

@@ -194,10 +194,18 @@ class Lifetime(msgspec.Struct, frozen=True):
         """Whether new activity would bring it back: no other end has passed."""
         return all(end is None or now < end for end in self._ends(session)[1:])
 
+    def why_no_longer(self, session: Any, now: datetime) -> str:
+        """Why a session that is used at `now` would not end any later; empty where it would."""
+        if (deadline := self.deadline(session)) is None:
+            return "It never expires."
+        later = self.idle and min(end for end in (now + self.idle, *self._ends(session)[1:]) if end is not None)
+        return "" if later and later != deadline else "It cannot live any longer."
+
     def end_kept(self, session: Any, now: datetime, *, under: "Lifetime") -> datetime | None:
         """`expires_at` of a session that is to live `under` another lifetime: one that is over by now stays over."""
-        revived = self.over(session, now) and not under.over(session, now)
-        return self.deadline(session) if revived else session.expires_at
+        if not self.over(session, now):
+            return session.expires_at
+        return min(end for end in (self.deadline(session), under._ends(session)[1]) if end is not None)
 
     def _ends(self, session: Any) -> tuple[datetime | None, datetime | None, datetime | None]:
         return (

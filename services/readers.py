@@ -133,6 +133,10 @@ class Readers:
         if len(self._seats) >= self._room:
             raise TooManyStreams()
 
+    async def may_still(self, actor: Actor, proof: Credentials | None) -> bool:
+        """Whether a reader still is who it has proved to be."""
+        return proof is None or (await self._still([(proof, actor)], self._open_session()))[0]
+
     @contextmanager
     def seated(
         self,

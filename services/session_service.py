@@ -179,10 +179,11 @@ class SessionService:
             rules = await Rules.now(db_session)
             allowance = await self.admission.admit_session(actor.id, actor.group, actor, rules, db_session)
             session = await self._add_session(actor, source.title, "fork", db_session)
-            session.opening, session.locked = source.opening, source.locked
-            session.instructions = source.instructions
+            session.opening, session.instructions = source.opening, source.instructions
             if source.last_model is not None:
                 await self._put_model(session, source.last_model, actor, "fork", db_session)
+            if source.locked:
+                await self._put_lock(session, True, actor, "fork", db_session)
             copies = await db_session.copy_turns(path, session.id)
             session.head_id, session.turn_count = copies[-1] if copies else None, len(copies)
             await db_session.update(session, **snapshot(session))
@@ -211,12 +212,12 @@ class SessionService:
             guest = await db_session.find_account(guest_id)
             if guest is None or guest.role != "guest" or actor.kind not in ("user", "admin"):
                 return 0
-            sessions = await db_session.lock_sessions_of(guest_id)
-            if not sessions:
-                return 0
-            rules = await Rules.now(db_session)
+            await db_session.lock_sessions_of(guest_id)
+            # Who is about to make one more is waited for, so that none stays behind.
+            await db_session.find_account(guest_id, lock=True)
+            sessions, rules = await db_session.lock_sessions_of(guest_id), await Rules.now(db_session)
             before, after = (rules.policies_of(group).lifetime for group in (guest.group_name, actor.group))
-            await db_session.give_turns_and_usage(guest_id, actor.id)
+            await db_session.give_turns_and_usage([session.id for session in sessions], guest_id, actor.id)
             for session in sessions:
                 end = before.end_kept(session, self.now(), under=after)
                 await db_session.update(session, owner_id=actor.id, version=session.version + 1, expires_at=end)
@@ -322,20 +323,15 @@ class SessionService:
                 reason = once.answer.removeprefix("no: ") if once.answer != "yes" else ""
                 return Extension(not reason, live.deadline, reason, live)
             async with self._changing(session_id, db_session, actor) as session:
-                lifetime, active_at = await self.standing.lifetime(session, db_session), session.last_activity_at
-                before = lifetime.deadline(session)
-                session.last_activity_at = self.now()
-                after = lifetime.deadline(session)
-                reason = "" if before is not None and after != before else "It cannot live any longer."
-                if before is None:
-                    reason = "It never expires."
-                if reason:
-                    session.last_activity_at = active_at
-                else:
+                lifetime, now = await self.standing.lifetime(session, db_session), self.now()
+                reason = lifetime.why_no_longer(session, now)
+                if not reason:
+                    session.last_activity_at = now
                     session.version += 1
                     await self._record("session_extended", session, actor, db_session)
                 await once.remember(f"no: {reason}" if reason else "yes")
-                return Extension(not reason, after, reason, await self.standing.of(session, actor, db_session))
+                live = await self.standing.of(session, actor, db_session)
+                return Extension(not reason, live.deadline, reason, live)
 
     async def close_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
@@ -440,10 +436,7 @@ class SessionService:
                     await self._put_model(session, entry.id, actor, reason, db_session)
                     session.last_activity_at = self.now()
                 if locking:
-                    session.locked = bool(lock)
-                    session.version += 1
-                    what = "model_locked" if lock else "model_unlocked"
-                    await self._record(what, session, actor, db_session, reason=reason, to=entry.id)
+                    await self._put_lock(session, bool(lock), actor, reason, db_session)
                 effective: Literal["now", "next_turn"] = "next_turn" if running is not None else "now"
                 warnings = ("provider_down",) if self.pool.is_up(entry.provider) is False else ()
                 answer: SwitchAnswer = (changed, before, entry.id, effective, warnings)
@@ -485,6 +478,8 @@ class SessionService:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
             made: tuple[Allowance, ...] = ()
+            if session_id is None:
+                await self._check_first(prompt, model, brought, cap, actor, db_session)
             if session_id is None and brought is not None:
                 row, made = await self._bring(brought, "script", actor, db_session)
                 session_id = row.id
@@ -573,7 +568,7 @@ class SessionService:
         async with self.units.once("stop_turn", key, turn_id, actor, db_session):
             session, turn = await self._lock_turn(turn_id, db_session, actor)
             if turn.state == "running":
-                await self.turns.end(session, turn, "stopped", actor, db_session)
+                await self.turns.stop(session, turn, actor, db_session)
             return turn
 
     async def choose_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> Turn:
@@ -712,10 +707,10 @@ class SessionService:
 
     # ------------------------------------------------------------ parts of verbs
 
-    async def _add_session(self, actor: Actor, title: str, origin: Origin, db_session: DbSession) -> Session:
-        """A new session of the actor's, admitted already, with its row of the journal."""
+    def _new_session(self, actor: Actor, title: str = "", origin: Origin = "auto") -> Session:
+        """A session of the actor's, not yet written."""
         now = self.now()
-        session = Session(
+        return Session(
             id=new_id(),
             owner_id=actor.id,
             title=title,
@@ -726,7 +721,11 @@ class SessionService:
             created_at=now,
             last_activity_at=now,
         )
-        await db_session.add_account_once(account_of(actor, now))
+
+    async def _add_session(self, actor: Actor, title: str, origin: Origin, db_session: DbSession) -> Session:
+        """A new session of the actor's, admitted already, with its row of the journal."""
+        session = self._new_session(actor, title, origin)
+        await db_session.add_account_once(account_of(actor, session.created_at))
         await db_session.add(session)
         await self._record("session_created", session, actor, db_session, reason=origin)
         return session
@@ -751,11 +750,28 @@ class SessionService:
         await db_session.update(session, **snapshot(session))
         return session, allowance
 
-    async def _put_model(self, session: Session, model: str, actor: Actor, reason: str, db_session: DbSession) -> None:
-        """The one place where `last_model` is written, with its link of the journal's chain."""
+    async def _put_model(
+        self,
+        session: Session,
+        model: str,
+        actor: Actor,
+        reason: str,
+        db_session: DbSession,
+        *,
+        turn: Turn | None = None,
+    ) -> None:
+        """The one place where `last_model` is written, with its link of the journal's chain; `turn` is what did it."""
         before, session.last_model = session.last_model, model
         session.version += 1
-        await self._record("model_switched", session, actor, db_session, reason=reason, before=before, to=model)
+        facts = {"reason": reason, "before": before, "to": model}
+        await self._record("model_switched", session, actor, db_session, turn=turn, **facts)
+
+    async def _put_lock(self, session: Session, locked: bool, actor: Actor, reason: str, db_session: DbSession) -> None:
+        """The one place where a session's model is locked and unlocked."""
+        session.locked = locked
+        session.version += 1
+        what = "model_locked" if locked else "model_unlocked"
+        await self._record(what, session, actor, db_session, reason=reason, to=session.last_model)
 
     async def _path_to_fork(self, session: Session, turn_id: UUID | None, db_session: DbSession) -> list[Turn]:
         """The ended turns from the root to `turn_id`, or to the session's last. Raises NotFound."""
@@ -780,20 +796,10 @@ class SessionService:
         """A turn after `parent`. One `beside` another may have a model of its own, which the session does not keep."""
         self._may_write(session, actor)
         rules, asked = await Rules.now(db_session), model
-        rule, owner = self.standing.model_rule(rules), await self.standing.owner(session.owner_id, db_session, actor)
-        if asked is not None:
-            self._may_switch(session, actor, "", None)
-            entry, reason = rule.require(asked, actor, owner.group_name), ""
-        else:
-            current = rule.current(session, owner)
-            entry, reason = rule.usable(current), current.source
-        if self.pool.is_up(entry.provider) is False:
-            raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
+        entry, reason = await self._callable_model(session, asked, cap, actor, rules, db_session)
         self._check_version(session, version)
         self._check_idle(await self.turns.running(session, db_session))
         path = await db_session.list_path(parent.id if parent is not None else None, CONTEXT_TURNS)
-        if cap:
-            entry = msgspec.structs.replace(entry, max_reply_tokens=min(cap, entry.max_reply_tokens or cap))
         messages, kept = fit(prompt, path, entry, session.instructions)
         left_out = parent.depth - kept if parent is not None else 0
         turn = self.turns.new(session, parent, prompt, entry, messages, left_out)
@@ -801,7 +807,7 @@ class SessionService:
         switching = other and asked is not None
         allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
         if other and not (beside and asked is not None):
-            await self._put_model(session, entry.id, actor, reason, db_session)
+            await self._put_model(session, entry.id, actor, reason, db_session, turn=turn)
         await db_session.add(turn)
         session.opening = session.opening or title_of(prompt)
         session.head_id, session.turn_count = turn.id, session.turn_count + 1
@@ -814,6 +820,34 @@ class SessionService:
         ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=cap, wishes=wishes)
         self.turns.start(TurnOrder(turn.id, session.id, entry.provider, ask), db_session)
         return BegunTurn(turn, await self.standing.of(session, actor, db_session, rules=rules), allowance, cap)
+
+    async def _callable_model(
+        self, session: Session, asked: str | None, cap: int, actor: Actor, rules: Rules, db_session: DbSession
+    ) -> tuple[Entry, str]:
+        """The model that a turn calls, with at most `cap` tokens of reply, and why where nobody asked for it.
+
+        Raises UnknownModel, UnusableModel, Forbidden, ModelLocked, NoModelAvailable, ModelUnavailable.
+        """
+        rule, owner = self.standing.model_rule(rules), await self.standing.owner(session.owner_id, db_session, actor)
+        if asked is not None:
+            self._may_switch(session, actor, "", None)
+            entry, reason = rule.require(asked, actor, owner.group_name), ""
+        else:
+            current = rule.current(session, owner)
+            entry, reason = rule.usable(current), current.source
+        if self.pool.is_up(entry.provider) is False:
+            raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
+        if cap:
+            entry = msgspec.structs.replace(entry, max_reply_tokens=min(cap, entry.max_reply_tokens or cap))
+        return entry, reason
+
+    async def _check_first(
+        self, prompt: str, model: str | None, brought: Brought | None, cap: int, actor: Actor, db_session: DbSession
+    ) -> None:
+        """What is wrong with a session's first turn comes before the limits of making one. Raises as begin_turn."""
+        session, rules = self._new_session(actor), await Rules.now(db_session)
+        entry, _ = await self._callable_model(session, model, cap, actor, rules, db_session)
+        fit(prompt, (), entry, brought.instructions if brought is not None else "")
 
     async def _beside(
         self,

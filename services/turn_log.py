@@ -16,7 +16,7 @@ from db.db_session import DatabaseUnavailable, DbSession
 from db.tables import Turn
 from services.accounts import Credentials
 from services.actor import Actor
-from services.errors import NotFound
+from services.errors import NotFound, Unauthenticated
 from services.event_bus import EventBus, Hint
 from services.outcomes import Glance, LiveSession
 from services.readers import Readers, Seat, Still, everybody
@@ -143,11 +143,12 @@ class TurnLog:
                 if isinstance(event, Ended):
                     return
 
-    async def await_end(self, turn: Turn, actor: Actor) -> None:
-        """Wait until a turn has ended, its reader lost the right to it, or the server stops."""
-        async with aclosing(self.follow_turn(turn, 0, actor, gives_way=False)) as events:
-            async for _ in events:
-                pass
+    async def await_end(self, turn: Turn, actor: Actor, proof: Credentials | None = None) -> None:
+        """Wait until a turn has ended or the server stops. Raises Unauthenticated once the reader may not read it."""
+        async with aclosing(self.follow_turn(turn, 0, actor, proof, gives_way=False)) as events:
+            async for event in events:
+                if isinstance(event, Gone) and not await self.readers.may_still(actor, proof):
+                    raise Unauthenticated()
 
     async def follow_session(
         self, session_id: UUID, position: Position, actor: Actor, proof: Credentials | None = None

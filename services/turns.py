@@ -116,13 +116,24 @@ class Turns:
 
     async def stop_running(self, session: Session, actor: Actor, db_session: DbSession) -> None:
         """Stop what runs in a session, if anything does."""
-        running = await self.running(session, db_session)
+        running = await db_session.find_running_turn(session.id)
         if running is not None:
-            await self.end(session, running, "stopped", actor, db_session)
+            await self.stop(session, running, actor, db_session)
+
+    async def stop(self, session: Session, turn: Turn, actor: Actor, db_session: DbSession) -> None:
+        """Stop a running turn and keep its text; one whose lease has lapsed was interrupted before."""
+        if turn.lease_until <= self.now():
+            await self.interrupt(session, turn, db_session)
+        else:
+            await self.end(session, turn, "stopped", actor, db_session)
 
     async def interrupt(self, session: Session, turn: Turn, db_session: DbSession) -> None:
-        """End a turn whose worker is gone, keeping what it wrote."""
-        await self.end(session, turn, "interrupted", SYSTEM, db_session, error=INTERRUPTED)
+        """End a turn whose worker is gone, keeping what it wrote.
+
+        One whose lease has lapsed ended then, whenever somebody notices, and nobody was there to slide the session.
+        """
+        lapsed_at = turn.lease_until if turn.lease_until <= self.now() else None
+        await self.end(session, turn, "interrupted", SYSTEM, db_session, error=INTERRUPTED, at=lapsed_at)
 
     async def end(
         self,
@@ -135,12 +146,14 @@ class Turns:
         error: tuple[str, str] | None = None,
         tail: str = "",
         start: int | None = None,
+        at: datetime | None = None,
     ) -> None:
         """Write a running turn's end: its whole text, what it used, and why it ended.
 
         `tail` is the text not yet appended. It begins `start` characters into the reply; None for where that ends.
+        `at` is when it ended, None for now: then the session slides.
         """
-        now, rules = self.now(), await Rules.now(db_session)
+        now, ended_at, rules = self.now(), at or self.now(), await Rules.now(db_session)
         code, detail = error or (None, None)
         before = await db_session.text_of(turn.id)
         # Text whose commit was not acknowledged may be there already; it comes again in the tail.
@@ -149,10 +162,7 @@ class Turns:
         counted = usage if usage is not None and _credible(usage) else None
         prompt_tokens = counted.prompt_tokens if counted is not None else turn.prompt_tokens
         reply_tokens = counted.reply_tokens if counted is not None else tokens_of(reply)
-        entry = rules.catalogue.entries.get(turn.model)
-        cost = 0
-        if entry is not None:
-            cost = prompt_tokens * entry.price_in_nanos + reply_tokens * entry.price_out_nanos
+        cost = rules.catalogue.cost_nanos(turn.model, prompt_tokens, reply_tokens)
         await db_session.update(
             turn,
             reply=reply,
@@ -163,12 +173,14 @@ class Turns:
             reply_tokens=reply_tokens,
             estimated=counted is None,
             cost_nanos=cost,
-            first_text_at=turn.first_text_at or (now if reply else None),
-            ended_at=now,
+            first_text_at=turn.first_text_at or (ended_at if reply else None),
+            ended_at=ended_at,
         )
         await db_session.delete_pieces(turn.id)
-        await db_session.add_usage(turn.owner_id, rules.day_of(now), turn.model, prompt_tokens + reply_tokens, cost)
-        active_at = session.last_activity_at if await self._standing.over(session, db_session) else now
+        day, used = rules.day_of(ended_at), prompt_tokens + reply_tokens
+        await db_session.add_usage(turn.owner_id, day, turn.model, used, cost)
+        slides = at is None and not await self._standing.over(session, db_session)
+        active_at = now if slides else session.last_activity_at
         await db_session.update(session, last_activity_at=active_at, cost_nanos=session.cost_nanos + cost)
         await record("turn_ended", session, actor, now, db_session, turn=turn, reason=code or "", outcome=state)
         if tail:

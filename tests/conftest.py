@@ -464,6 +464,22 @@ def until() -> Until:
     return wait
 
 
+Waits = Callable[[], Awaitable[None]]
+
+
+@pytest.fixture
+def waits(engine: Engine, until: Until) -> Waits:
+    """Wait until somebody waits for what another transaction holds."""
+
+    async def one_does() -> bool:
+        if isinstance(engine, SqliteEngine):
+            return bool(engine.writing._waiters)
+        sql = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return bool(await engine.run(sql))
+
+    return lambda: until(one_does)
+
+
 StorageFails = Callable[[str], AbstractAsyncContextManager[None]]
 
 

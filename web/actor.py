@@ -32,11 +32,19 @@ async def provide_actor(request: Request, db_session: Db) -> Actor:
     request.state.credentials = _credentials(request, accounts)
     actor = await accounts.authenticate(request.state.credentials, db_session)
     request.state.actor = actor
-    if actor.scopes is not None:
-        scope = "read" if request.method in ("GET", "HEAD") else "chat"
-        if scope not in actor.scopes:
-            raise Forbidden(f"This token lacks the scope “{scope}”.")
+    if actor.scopes is None:
+        return actor
+    if request.method not in ("GET", "HEAD"):
+        async with accounts.units.refusing(request.route_handler.handler_name, actor, db_session):
+            _require_scope("chat", actor)
+    else:
+        _require_scope("read", actor)
     return actor
+
+
+def _require_scope(scope: str, actor: Actor) -> None:
+    if actor.scopes is not None and scope not in actor.scopes:
+        raise Forbidden(f"This token lacks the scope “{scope}”.")
 
 
 def provide_proof(request: Request, actor: Who) -> Credentials:

@@ -10,6 +10,7 @@ from db.db_session import DbSession
 from db.tables import Turn
 from services.actor import Actor
 from services.client_pool import ClientPool
+from services.errors import NotFound
 from services.outcomes import LiveSession
 from services.reads import QUIET, Reads
 from services.session_service import SessionService
@@ -57,7 +58,13 @@ class Controls:
         }
 
     async def render(self, event: Event) -> str:
-        """What an event changes on a live page."""
+        """What an event changes on a live page; nothing where its session is gone by now, as the next event tells."""
+        try:
+            return await self._changed_by(event)
+        except NotFound:
+            return ""
+
+    async def _changed_by(self, event: Event) -> str:
         match event:
             case Delta(turn_id):
                 return await self._grew(event) if turn_id not in self._passed else ""

@@ -1,5 +1,6 @@
 """adopt_sessions: rule O3."""
 
+import asyncio
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -7,11 +8,12 @@ import msgspec
 import pytest
 
 from db.db_session import DbSession
+from db.engine import Engine
 from db.tables import Turn
 from services.actor import Actor
 from services.rules import Rules
 from services.session_service import SessionService
-from tests.conftest import AtOnce, Clock, Configure, Everything, JournalRows, Refused, StorageFails, an_actor
+from tests.conftest import AtOnce, Clock, Configure, Everything, JournalRows, Refused, StorageFails, Waits, an_actor
 
 
 async def test_O3_a_guests_sessions_become_the_accounts(
@@ -169,3 +171,59 @@ async def test_O3_a_failing_database_moves_nothing(
     for place in ("journal", "commit"):
         async with refused("storage_unavailable"), storage_fails(place):
             await sessions.adopt_sessions(guest.id, db_session, actor=ann)
+
+
+async def test_O3_E7_what_ended_long_ago_stays_over_too(
+    sessions: SessionService, db_session: DbSession, guest: Actor, ann: Actor, clock: Clock, configure: Configure,
+    refused: Refused,
+) -> None:  # fmt: skip
+    """It is over for the account's lifetime as well, so only the end that it had keeps it from being reopened."""
+    await configure("guest", idle="30min", absolute="24h")
+    over = (await sessions.create_session(db_session, actor=guest)).row.id
+    clock.pass_(days=31)
+    await sessions.adopt_sessions(guest.id, db_session, actor=ann)
+    async with refused("session_expired"):
+        await sessions.reopen_session(over, db_session, actor=ann)
+    await configure("user", idle="60d")
+    assert (await sessions.get_session(over, db_session, actor=ann)).state == "expired"
+
+
+async def test_O3_I8_what_was_used_goes_along_even_where_no_session_is_left(
+    sessions: SessionService, db_session: DbSession, guest: Actor, ann: Actor, everything: Everything
+) -> None:
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=guest)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi")
+    await sessions.delete_session(turn.session_id, db_session, actor=guest)
+    (before,) = (await everything())["usage"]
+    assert await sessions.adopt_sessions(guest.id, db_session, actor=ann) == 0
+    (after,) = (await everything())["usage"]
+    assert after == before | {"owner_id": ann.id}
+
+
+async def test_O3_a_session_begun_meanwhile_stays_whole_and_goes_along(
+    sessions: SessionService, other_worker: SessionService, engine: Engine, db_session: DbSession, guest: Actor,
+    ann: Actor, waits: Waits,
+) -> None:  # fmt: skip
+    first = (await sessions.create_session(db_session, actor=guest, title="Rome")).row.id
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        db = DbSession(engine)
+        async with db.transaction():
+            await db.find_session(first, None, lock=True)
+            held.set()
+            await go_on.wait()
+
+    holding = asyncio.create_task(hold())
+    await held.wait()
+    adopting = asyncio.create_task(sessions.adopt_sessions(guest.id, DbSession(engine), actor=ann))
+    await waits()
+    beginning = asyncio.create_task(other_worker.begin_turn(None, "late", DbSession(engine), actor=guest))
+    # PostgreSQL begins it at once; on SQLite it waits behind the others.
+    await asyncio.wait({beginning}, timeout=0.5)
+    go_on.set()
+    await asyncio.gather(holding, adopting)
+    late = (await beginning).turn
+    session, turn = await db_session.find_session(late.session_id, None), await db_session.find_turn(late.id)
+    assert session is not None and turn is not None
+    assert session.owner_id == turn.owner_id == (ann.id if engine.engine_type == "postgres" else guest.id)

@@ -2,11 +2,13 @@
 
 import asyncio
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
+import pytest
 
 from db.db_session import DbSession
+from db.engine import Engine
 from services.actor import Actor
 from services.event_bus import MemoryEventBus
 from services.session_service import SessionService
@@ -241,3 +243,43 @@ async def test_a_token_reuses_and_makes_sessions_of_its_account(
     assert (first.row.owner_id, first.owner.name) == (ann.id, "ann")
     named = msgspec.structs.replace(ann, request_id="r")
     assert (await sessions.ensure_session(None, db_session, actor=named)).row.id == first.row.id
+
+
+@pytest.mark.parametrize(
+    ("model", "code"), [("no-such", "model_unknown"), ("off", "model_disabled"), ("far", "model_unavailable")]
+)
+async def test_A1_what_is_wrong_with_the_first_prompt_comes_before_the_limits(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused, model: str,
+    code: str,
+) -> None:  # fmt: skip
+    await configure("user", sessions_created="1/h")
+    live = await sessions.create_session(db_session, actor=ann)
+    await sessions.rename_session(live.row.id, "used", db_session, actor=ann)
+    async with refused(code):
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann, model=model)
+    async with refused("context_overflow"):
+        await sessions.begin_turn(None, "Hello " * 200, db_session, actor=ann, model="small")
+    async with refused("rate_limited"):
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann, model="smart")
+
+
+async def test_A6_an_untouched_session_that_is_being_begun_is_passed_over(
+    sessions: SessionService, engine: Engine, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def begin() -> None:
+        first = DbSession(engine)
+        async with first.transaction():
+            await sessions.begin_turn(session_id, "One", first, actor=ann)
+            begun.set()
+            await go_on.wait()
+
+    beginning = asyncio.create_task(begin())
+    await begun.wait()
+    other = asyncio.create_task(sessions.begin_turn(None, "Two", db_session, actor=ann))
+    # PostgreSQL answers at once; on SQLite it waits for the first.
+    await asyncio.wait({other}, timeout=0.5)
+    go_on.set()
+    await beginning
+    assert (await other).turn.session_id != session_id

@@ -224,3 +224,12 @@ async def test_a_failing_database_leaves_no_fork(
     for place in ("session", "turn", "journal", "commit"):
         async with refused("storage_unavailable"), storage_fails(place):
             await sessions.fork_session(session_id, db_session, actor=ann)
+
+
+async def test_J1_the_lock_of_a_fork_is_told(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, journal: JournalRows
+) -> None:
+    await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="it is enough", lock=True)
+    fork = (await sessions.fork_session(session_id, db_session, actor=ann)).row
+    (told,) = [row for row in await journal("model_locked") if row.session_id == fork.id]
+    assert (told.actor_name, told.reason, told.to_value, told.version) == ("ann", "fork", "smart", fork.version)

@@ -229,3 +229,13 @@ async def test_M8_the_rules_are_all_of_one_moment(
         done.set()
         looks = await asyncio.gather(*looking)
     assert min(looks) > 5
+
+
+async def test_L6_a_time_zone_that_is_none_is_refused_and_stops_nobody(
+    governance: Governance, sessions: SessionService, db_session: DbSession, ada: Actor, ann: Actor, refused: Refused
+) -> None:
+    async with refused("invalid_request"):
+        await governance.set_limit("*", "time_zone", "Europe/Berlim", db_session, actor=ada)
+    await sessions.create_session(db_session, actor=ann)
+    await governance.set_limit("*", "time_zone", "Europe/Berlin", db_session, actor=ada)
+    await sessions.create_session(db_session, actor=ann)

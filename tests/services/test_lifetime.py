@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from db.db_session import DbSession
-from db.tables import Account, Session
+from db.tables import Account, Session, Usage
 from services.actor import Actor
 from services.errors import StorageUnavailable
 from services.event_bus import Hint
@@ -663,3 +663,34 @@ async def test_E7_an_admin_reopens_within_the_owners_quota(
     await sessions.create_session(db_session, actor=ann)
     async with refused("session_quota"):
         await sessions.reopen_session(session_id, db_session, actor=ada)
+
+
+async def test_E9_E3_when_a_lost_turn_is_noticed_decides_nothing(
+    sessions: SessionService, db_session: DbSession, guest: Actor, clock: Clock, configure: Configure, refused: Refused
+) -> None:
+    """Neither the end of the session, nor when the turn ended, nor the day on which its use is booked."""
+    await configure("guest", idle="30min", absolute="24h")
+    clock.at = clock.at.replace(hour=23, minute=59, second=10)
+    begun = (await sessions.begin_turn(None, "Hello", db_session, actor=guest)).turn
+    day = clock().date()
+    clock.pass_(minutes=29)
+    before = (await sessions.get_session(begun.session_id, db_session, actor=guest)).deadline
+    # A switch to the same model finds the lost turn, and so does a sweep; whichever comes first.
+    await sessions.switch_model(begun.session_id, "fast", db_session, actor=guest)
+    await sessions.sweep(db_session)
+    assert (await sessions.get_session(begun.session_id, db_session, actor=guest)).deadline == before
+    turn = await db_session.find_turn(begun.id)
+    assert turn is not None and (turn.state, turn.ended_at) == ("interrupted", begun.lease_until)
+    assert [row["day"] for row in await Usage.select(Usage.day)] == [day]
+    clock.pass_(minutes=2)
+    async with refused("session_expired"):
+        await sessions.begin_turn(begun.session_id, "More", db_session, actor=guest)
+
+
+async def test_G5_who_stops_a_turn_whose_worker_is_gone_interrupts_it(
+    sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock, journal: JournalRows
+) -> None:
+    begun = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    clock.pass_(seconds=31)
+    assert (await sessions.stop_turn(begun.id, db_session, actor=ann)).state == "interrupted"
+    assert [(row.outcome, row.actor_kind) for row in await journal("turn_ended")] == [("interrupted", "system")]

@@ -758,3 +758,34 @@ async def test_usage_of_ended_days_does_not_count(
         await db_session.add(Usage(owner_id=ann.id, day=day, tokens=7, cost_nanos=11))
     told = {one.name: one.used for one in await sessions.allowances(db_session, actor=ann)}
     assert (told["tokens_per_day"], told["money_per_month"]) == (0, 11)
+
+
+@pytest.mark.parametrize(("before", "after"), [("5/d", "60/min burst 60"), ("60/min burst 60", "2/d")])
+async def test_L6_another_rate_holds_from_the_next_call(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused, before: str,
+    after: str,
+) -> None:  # fmt: skip
+    await configure("user", sessions_created=before)
+    for _ in range(5):
+        await sessions.create_session(db_session, actor=ann)
+    await configure("user", sessions_created=after)
+    burst = 60 if "60" in after else 2
+    for _ in range(burst):
+        await sessions.create_session(db_session, actor=ann)
+    async with refused("rate_limited"):
+        await sessions.create_session(db_session, actor=ann)
+
+
+async def test_L4_a_turn_whose_worker_is_gone_counts_what_it_wrote_before_anybody_has_noticed(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, clock: Clock, refused: Refused
+) -> None:
+    await configure("user", tokens_per_day=5000, concurrent_turns=0)
+    lost = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await sessions.append([(lost.session_id, lost.id, 0, "x" * 11000)], db_session)
+    clock.pass_(seconds=31)
+    before = {one.name: one.used for one in await sessions.allowances(db_session, actor=ann)}
+    assert 2000 < before["tokens_per_day"] < 5000
+    async with refused("budget_exhausted"):
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    await sessions.sweep(db_session)
+    assert {one.name: one.used for one in await sessions.allowances(db_session, actor=ann)} == before

@@ -3,19 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from db.db_session import DbSession, new_id
 from db.engine import Engine
-from db.tables import Account, ModelMove
+from db.tables import Account, ModelMove, Session
 from services.actor import Actor
 from services.event_bus import MemoryEventBus
 from services.moves import MoveRunner, Moves
 from services.session_service import SessionService
 from services.turns import LEASE
-from tests.conftest import Chain, Clock, Configure, JournalRows, Offer, Refused, Until, an_actor
+from tests.conftest import AtOnce, Chain, Clock, Configure, JournalRows, Offer, Refused, Until, an_actor
 
 WHY = "the old one goes"
 
@@ -249,3 +250,42 @@ async def test_S14_a_runner_begins_what_is_ordered_and_comes_to_its_end(
 
     await until(ended)
     assert [move.moved for move in await ModelMove.objects()] == [60]
+
+
+async def test_S14_who_switches_after_the_listing_keeps_the_choice(
+    moves: Moves, sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
+    move = await moves.order("fast", "smart", WHY, db_session, actor=ada)
+    await moves.claim(sessions.worker, db_session)
+    listed = db_session.list_sessions_on
+
+    async def and_then_ann_switches(*args: Any) -> list[Session]:
+        found = await listed(*args)
+        if found:
+            await sessions.switch_model(session_id, "aging", DbSession(db_session.engine), actor=ann)
+        return found
+
+    monkeypatch.setattr(db_session, "list_sessions_on", and_then_ann_switches)
+    while await moves.advance(move.id, sessions.worker, db_session) is not None:
+        pass
+    assert (await sessions.get_session(session_id, db_session, actor=ann)).row.last_model == "aging"
+
+
+async def test_S14_two_orders_at_once_are_one(
+    moves: Moves, sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID,
+    at_once: AtOnce,
+) -> None:  # fmt: skip
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
+    results = await at_once(8, lambda _, db: moves.order("fast", "smart", WHY, db, actor=ada))
+    assert (len(results.done), set(results.codes)) == (1, {"invalid_request"})
+
+
+async def test_S4_S14_a_move_from_an_alias_is_one_from_its_model(
+    moves: Moves, sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID
+) -> None:
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
+    found = await moves.preview("quick", "smart", db_session, actor=ada)
+    assert (found.from_model, found.total) == ("fast", 1)
+    assert (await moves.order("quick", "smart", WHY, db_session, actor=ada)).from_model == "fast"

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from db.db_session import DbSession
+from db.engine import Engine
 from services.actor import Actor
 from services.errors import NotFound, Refusal
 from services.event_bus import MemoryEventBus
 from services.reads import Reads
 from services.session_service import SessionService
 from services.turn_log import Position, TurnLog
-from tests.conftest import Clock, Configure, Everything, JournalRows, Offer, Refused
+from tests.conftest import Clock, Configure, Everything, JournalRows, Offer, Refused, Waits
 
 Verb = Callable[[SessionService, UUID, DbSession, Actor], Awaitable[Any]]
 
@@ -347,3 +348,29 @@ async def test_a_token_acts_as_its_account(
     (row,) = await journal("turn_begun")
     assert (row.actor_kind, row.actor_id) == ("token", ann.id)
     assert begun.session.deadline == begun.session.row.last_activity_at + timedelta(days=30)
+
+
+async def test_O1_a_stop_that_had_to_wait_is_checked_again(
+    sessions: SessionService, engine: Engine, db_session: DbSession, guest: Actor, ann: Actor, waits: Waits
+) -> None:
+    """The session becomes the account's while its guest waits to stop the reply."""
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=guest)).turn
+    adopted, go_on = asyncio.Event(), asyncio.Event()
+
+    async def adopt() -> None:
+        db = DbSession(engine)
+        async with db.transaction():
+            await sessions.adopt_sessions(guest.id, db, actor=ann)
+            adopted.set()
+            await go_on.wait()
+
+    adopting = asyncio.create_task(adopt())
+    await adopted.wait()
+    stopping = asyncio.create_task(sessions.stop_turn(turn.id, DbSession(engine), actor=guest))
+    await waits()
+    go_on.set()
+    await adopting
+    with pytest.raises(NotFound):
+        await stopping
+    found = await db_session.find_turn(turn.id)
+    assert found is not None and found.state == "running"

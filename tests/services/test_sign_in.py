@@ -1,17 +1,19 @@
 """Signing in, out and up: once for each key, and what is written down about it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from db.db_session import DatabaseUnavailable, DbSession
+from db.engine import Engine
 from db.tables import Account, Login, RateBucket, RefusalCount
 from services.accounts import NOBODY, Accounts, Credentials, SignedIn
 from services.actor import Actor
-from services.errors import StorageUnavailable
+from services.errors import Forbidden, StorageUnavailable
 from services.idempotency import KEPT, KEY_CHARACTERS
-from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused, StorageFails
+from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused, StorageFails, Waits
 from tests.services.test_accounts import cheap_passwords  # noqa: F401 - a fixture, used by every test
 
 PASSWORD = "correct horse"
@@ -454,3 +456,26 @@ async def test_a_refused_set_up_leaves_the_link_for_the_next(sets_up: Signs, acc
     with pytest.raises(Exception, match="already"):
         await sets_up("ann")
     assert (await sets_up()).actor.is_admin is True
+
+
+async def test_an_admin_made_while_the_link_is_used_leaves_one_of_the_two(
+    accounts: Accounts, engine: Engine, db_session: DbSession, link: str, nobody: Actor, waits: Waits
+) -> None:
+    made, go_on = asyncio.Event(), asyncio.Event()
+
+    async def make() -> None:
+        db = DbSession(engine)
+        async with db.transaction():
+            await accounts.create_account("boss", PASSWORD, db, role="admin")
+            made.set()
+            await go_on.wait()
+
+    making = asyncio.create_task(make())
+    await made.wait()
+    setting_up = asyncio.create_task(accounts.set_up(link, "kim", PASSWORD, DbSession(engine), actor=nobody))
+    await waits()
+    go_on.set()
+    await making
+    with pytest.raises(Forbidden):
+        await setting_up
+    assert [row["name"] for row in await Account.select(Account.name)] == ["boss"]

@@ -5,6 +5,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
 from db.db_session import DbSession
 from db.engine import Engine
 from services.actor import Actor
@@ -544,3 +546,31 @@ async def test_an_admins_token_without_that_scope_is_no_admin(
     token = Actor(kind="token", id=ada.id, name="ada", group="admin", rate_key="r", role="admin", scopes=scopes)
     async with refused("session_not_found"):
         await sessions.switch_model(session_id, "smart", db_session, actor=token, reason="try")
+
+
+@pytest.mark.parametrize("reason", ["default", "fork", "fallback", "replacement", "import"])
+async def test_S13_whatever_the_admins_reason_the_owner_sees_who(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, reason: str
+) -> None:
+    await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason=reason)
+    current = await sessions.current_model(session_id, db_session, actor=ann)
+    assert current.reason == f"Chosen by ada: {reason}."
+
+
+async def test_S4_an_alias_moves_on_from_a_model_that_is_gone(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, offer: Offer
+) -> None:
+    await offer(small={"aliases": ["tiny"]})
+    await offer(small=None, fast={"aliases": ["quick", "tiny"]})
+    assert (await sessions.switch_model(session_id, "tiny", db_session, actor=ann)).to_model == "fast"
+
+
+async def test_S4_M2_a_model_that_goes_by_another_name_takes_its_sessions_along(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, session_id: UUID, offer: Offer
+) -> None:
+    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
+    await offer(smart=None, smarter={"aliases": ["smart"]})
+    current = await sessions.current_model(session_id, db_session, actor=ann)
+    assert (current.id, current.source, current.wanted) == ("smarter", "replacement", "smart")
+    theirs = (await sessions.create_session(db_session, actor=bob, model="smart")).row
+    assert theirs.last_model == "smarter"

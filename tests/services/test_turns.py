@@ -762,3 +762,13 @@ async def test_G11_what_is_left_out_is_counted_over_the_whole_path(
         turns.append(await sessions.finish_turn(turn.id, db_session, state="done", tail="y" * 40))
     beside = (await sessions.retry_turn(turns[3].id, db_session, actor=ann)).turn
     assert (beside.depth, beside.context_left_out) == (4, turns[3].context_left_out) == (4, 1)
+
+
+async def test_G11_a_prompt_that_was_never_answered_is_left_out_and_counted(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, orders: Orders
+) -> None:
+    failed = (await sessions.begin_turn(session_id, "One", db_session, actor=ann)).turn
+    await sessions.finish_turn(failed.id, db_session, state="failed", error=("provider_failed", "It broke."))
+    turn = (await sessions.begin_turn(session_id, "Two", db_session, actor=ann)).turn
+    assert [message.text for message in orders.started[-1].ask.messages] == ["Two"]
+    assert turn.context_left_out == 1

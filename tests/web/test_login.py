@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -302,6 +303,17 @@ def test_J1_what_a_token_does_is_told_as_the_tokens_on_behalf_of_its_account(
         session["id"],
     )
     assert row == ("token", 1, "bob", "bob")
+
+
+def test_J2_what_a_token_lacks_the_scope_for_is_noted(newcomer: Come, governed: Server) -> None:
+    name = f"reader-{uuid4().hex[:8]}"
+    governed.people(name)
+    made = governed.run("token", "create", "--account", name, "--name", "looks", "--scope", "read")
+    with governed.script(made.stdout.strip()) as script:
+        assert script.post("/session/create", json={}).status_code == 403
+        assert script.get("/session").status_code == 200
+    query = "SELECT what, outcome, reason, actor_kind FROM journal WHERE actor_name = ? AND what = 'refused'"
+    assert rows_of(governed.folder, query, name) == [("refused", "forbidden", "create_session", "token")]
 
 
 def test_J1_J2_signing_in_and_failing_to_are_told_without_a_secret(newcomer: Come, governed: Server) -> None:

@@ -668,8 +668,10 @@ def test_who_lost_the_right_is_refused_at_once_and_its_streams_end(governed: Ser
     """O4: within five seconds, also what is open already."""
     names = {why: f"{why}-{uuid4().hex[:8]}" for why in LOST}
     made = governed.people(*names.values())
-    with ExitStack() as opened:
+    with ThreadPoolExecutor(len(LOST)) as pool, ExitStack() as opened:
         clients = {why: opened.enter_context(governed.script(made[name])) for why, name in names.items()}
+        ask = {"json": {"prompt": "/tokens 3000 /delay 50ms"}, "headers": {"Accept": JSON}}
+        waiting = [pool.submit(client.post, "/chat", **ask) for client in clients.values()]
         streams = []
         for client in clients.values():
             turn = begin(client, "/tokens 3000 /delay 50ms")
@@ -688,6 +690,9 @@ def test_who_lost_the_right_is_refused_at_once_and_its_streams_end(governed: Ser
             for last in stream:  # noqa: B007
                 assert time.monotonic() - began < 6, "still told what it may not see"
             assert last.name == "gone"
+        for answer in waiting:
+            problem(answer.result(), 401, "unauthenticated")
+        assert time.monotonic() - began < 8
 
 
 def test_a_former_admin_steers_nothing(governed: Server, newcomer: Callable[..., httpx.Client]) -> None:

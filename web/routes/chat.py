@@ -49,7 +49,7 @@ class Reply:
                     for_scripts(self._log.follow_turn(begun.turn, 0, self._actor, self._proof, gives_way=False))
                 )
             case "json":
-                await self._log.await_end(begun.turn, self._actor)
+                await self._log.await_end(begun.turn, self._actor, self._proof)
                 turn, text = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
                 response = json(TurnView.of(turn, text))
                 # It has ended since it was begun, so what it held is free again.

@@ -54,7 +54,7 @@ async def complete_chat(
         response = stream_of(chunks(log.follow_turn(begun.turn, 0, actor, proof, gives_way=False), begun, usage=usage))
         response.headers.update(rate_headers(begun.allowance) | {SESSION_HEADER: str(begun.turn.session_id)})
         return response
-    await log.await_end(begun.turn, actor)
+    await log.await_end(begun.turn, actor, proof)
     turn, _ = await Reads(sessions).turn(begun.turn.id, db_session, actor=actor)
     response = answered(TurnView.of(turn), begun)
     response.headers.update(rate_headers(freed(begun.allowance)))
