@@ -185,8 +185,8 @@ async def test_D1_every_verb_of_life_is_done_once_under_its_key(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock,
     everything: Everything, orders: Orders,
 ) -> None:  # fmt: skip
-    async def twice(call: Callable[[], Awaitable[Any]]) -> tuple[Any, Any]:
-        clock.pass_(hours=1)
+    async def twice(call: Callable[[], Awaitable[Any]], *, after: float = 1) -> tuple[Any, Any]:
+        clock.pass_(hours=after)
         first = await call()
         before, stopped = await everything(), list(orders.stopped)
         clock.pass_(hours=1)
@@ -200,7 +200,7 @@ async def test_D1_every_verb_of_life_is_done_once_under_its_key(
     for one in await twice(lambda: sessions.extend_session(session_id, db_session, actor=ann, key="k")):
         assert (one.extended, one.reason, one.session.row.version) == (True, "", 2)
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    for one in await twice(lambda: sessions.stop_turn(turn.id, db_session, actor=ann, key="k")):
+    for one in await twice(lambda: sessions.stop_turn(turn.id, db_session, actor=ann, key="k"), after=0):
         assert (one.id, one.state) == (turn.id, "stopped")
     clock.pass_(days=31)
     for one in await twice(lambda: sessions.reopen_session(session_id, db_session, actor=ann, key="k")):

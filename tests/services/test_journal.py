@@ -58,7 +58,7 @@ async def test_J1_every_decision_is_told_in_order(
     assert {row.session_id for row in rows} == {id}
     assert {row.owner_id for row in rows} == {ann.id}
     assert {row.request_id for row in rows if row.actor_name == "ann"} == {"r1"}
-    assert [row.turn_id for row in rows if row.turn_id is not None] == [turn.id, turn.id]
+    assert [row.turn_id for row in rows if row.turn_id is not None] == [turn.id, turn.id, turn.id]
     assert {row.at.tzinfo is not None for row in rows} == {True}
 
 

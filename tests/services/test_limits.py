@@ -239,10 +239,11 @@ async def test_I8_what_was_used_is_the_sum_of_the_turns(
     await configure("user", turns="0", sessions_created="0")
     for number in range(6):
         turn = (await sessions.begin_turn(None, "x" * (number + 1), db_session, actor=ann)).turn
-        clock.pass_(hours=7)
+        clock.pass_(seconds=31 if number == 2 else 0)
         await sessions.sweep(db_session)
         usage = Counted(number, 2 * number) if number % 2 else None
         await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi", usage=usage)
+        clock.pass_(hours=9)
     rows = await everything()
     assert sum(row["tokens"] for row in rows["usage"]) == sum(
         row["prompt_tokens"] + row["reply_tokens"] for row in rows["turn"]
@@ -515,7 +516,7 @@ async def test_L5_a_success_tells_every_limit_that_applied_and_the_tightest_firs
     there = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}
     assert all(there[one.name] == one for one in begun.allowance)
     made = await sessions.create_session(db_session, actor=ann, title="one")
-    assert [(one.name, one.remaining) for one in made.allowance] == [("sessions_created", 3), ("open_sessions", 98)]
+    assert [(one.name, one.remaining) for one in made.allowance] == [("sessions_created", 4), ("open_sessions", 98)]
     switch = await sessions.switch_model(session_id, "fast", db_session, actor=ann)
     assert [(one.name, one.remaining) for one in switch.allowance] == [("switches", 2)]
 
@@ -651,6 +652,7 @@ async def test_L7_every_limit_is_told_before_sending(
         "user", turns="6/min burst 4", switches="2/min", sessions_created="3/h", concurrent_turns=3, open_sessions=9,
         tokens_per_day=1000, money_per_month=1.0,
     )  # fmt: skip
+    await sessions.create_session(db_session, actor=ann)
     await sessions.begin_turn(session_id, "x" * 40, db_session, actor=ann, model="fast")
     clock.pass_(seconds=5)
     before = await everything()
@@ -658,9 +660,9 @@ async def test_L7_every_limit_is_told_before_sending(
     assert told == {
         "turns": Allowance("turns", 4, 1, 3, BEGINNING + timedelta(seconds=10), 40),
         "switches": Allowance("switches", 2, 1, 1, BEGINNING + timedelta(seconds=30), 60),
-        "sessions_created": Allowance("sessions_created", 3, 1, 2, BEGINNING + timedelta(seconds=6), 3600),
+        "sessions_created": Allowance("sessions_created", 3, 1, 2, BEGINNING + timedelta(minutes=20), 3600),
         "concurrent_turns": Allowance("concurrent_turns", 3, 1, 2),
-        "open_sessions": Allowance("open_sessions", 9, 1, 8),
+        "open_sessions": Allowance("open_sessions", 9, 2, 7),
         "tokens_per_day": Allowance("tokens_per_day", 1000, 118, 882, MIDNIGHT, 86400),
         "money_per_month": Allowance(
             "money_per_month", 10**9, 218_000, 10**9 - 218_000, NEXT_MONTH, 31 * 86400
