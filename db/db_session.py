@@ -821,20 +821,21 @@ class DbSession:
             (Login, "expires_at <= {}", now),
             (Idempotency, "created_at < {}", keys_before),
         )
-        # By where a row lies: PostgreSQL would look through the whole table for a list of keys.
-        these = "rowid IN (SELECT rowid FROM {} WHERE {} LIMIT {{}})"
-        if self._postgres:
-            these = "ctid = ANY(ARRAY(SELECT ctid FROM {} WHERE {} LIMIT {{}} FOR UPDATE SKIP LOCKED))"
         most = 0
         for table, condition, value in kinds:
-            name = table._meta.tablename
-            gone = await table.raw(
-                f"DELETE FROM {name} WHERE {these.format(name, condition)} RETURNING 1 AS one",  # noqa: S608
-                value,
-                limit,
-            )
+            gone = await table.raw(self._taking(table, condition, "1 AS one"), value, limit)
             most = max(most, len(gone))
         return most
+
+    def _taking(self, table: type[Table], condition: str, returning: str) -> str:
+        """A statement that takes away some rows of a kind; two at once take different ones."""
+        name = table._meta.tablename
+        # By where a row lies: PostgreSQL would look through the whole table for a list of keys.
+        these = f"rowid IN (SELECT rowid FROM {name} WHERE {condition} LIMIT {{}})"  # noqa: S608
+        if self._postgres:
+            some = f"SELECT ctid FROM {name} WHERE {condition} LIMIT {{}} FOR UPDATE SKIP LOCKED"  # noqa: S608
+            these = f"ctid = ANY(ARRAY({some}))"
+        return f"DELETE FROM {name} WHERE {these} RETURNING {returning}"  # noqa: S608
 
     async def is_leased_beyond(self, until: datetime) -> bool:
         """Whether a turn or a move is leased for longer."""
@@ -906,13 +907,7 @@ class DbSession:
 
     async def take_refusals_before(self, minute: datetime, limit: int) -> list[RefusalCount]:
         """Take away the counts of minutes that are over."""
-        return await self._rows(
-            RefusalCount,
-            "DELETE FROM refusal WHERE (rate_key, code, minute) IN (SELECT rate_key, code, minute FROM refusal "  # noqa: S608
-            f"WHERE minute < {{}} LIMIT {{}}{' FOR UPDATE SKIP LOCKED' if self._postgres else ''}) RETURNING *",
-            minute,
-            limit,
-        )
+        return await self._rows(RefusalCount, self._taking(RefusalCount, "minute < {}", "*"), minute, limit)
 
     async def list_journal(self, session_id: UUID, limit: int = 200) -> list[Journal]:
         """A session's decisions, newest first."""

@@ -61,7 +61,7 @@ async def crowd(
         await _copy(table, mine, rows, id=id, token_hash=f"one.token_hash || {number}")
     await _copy(Idempotency, "one.key = 'crowd'", rows, key=f"'key ' || {number}")
     await _copy(Usage, f"one.owner_id = '{actor.id}'", rows, owner_id=id)
-    bucket = f"one.key = (SELECT MIN(key) FROM rate_bucket WHERE key LIKE '%{actor.rate_key}')"
+    bucket = f"one.key = (SELECT MIN(key) FROM rate_bucket WHERE key LIKE '%{actor.rate_key}:%')"
     await _copy(RateBucket, bucket, rows, key=f"'crowd ' || {number}")
 
 
