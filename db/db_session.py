@@ -38,12 +38,22 @@ from db.tables import (
     Usage,
 )
 
-__all__ = ["Conflict", "DatabaseUnavailable", "DbSession", "changes_between", "first_id", "new_id", "snapshot"]
+__all__ = [
+    "Conflict",
+    "DatabaseUnavailable",
+    "DbSession",
+    "changes_between",
+    "first_id",
+    "new_id",
+    "snapshot",
+]
 
 Row = TypeVar("Row", bound=Table)
 #: said in the SQL itself: PostgreSQL finds no partial index behind a bound value
 RUNNING = WhereRaw("turn.state = 'running'")
 OPEN = WhereRaw("session.state <> 'closed'")
+#: what lists of sessions can be sorted by; ids are in the order in which they were made
+SORTED_BY = {"activity": "last_activity_at", "age": "id", "cost": "cost_nanos", "turns": "turn_count"}
 #: turns that one statement writes
 COPY_ROWS = 100
 #: sessions whose turns one statement gives away
@@ -442,28 +452,36 @@ class DbSession:
         state: str = "",
         model: str = "",
         q: str = "",
+        group: str = "",
+        running: bool = False,
+        sort: Literal["activity", "age", "cost", "turns"] = "activity",
     ) -> tuple[list[Session], "Place | None"]:
-        """Newest activity first, and behind which session to go on, if that is worth it.
+        """Highest first, by activity the newest; and behind which session to go on, if that is worth it.
 
         `owner_id=None` for everybody's. What is looked for among very many is looked for in part: then there may be
         fewer than `limit`, or none, and still a place to go on from.
         """
+        column = SORTED_BY[sort]
         where: list[str] = ["1 = 1"]
         args: list[Any] = []
         if owner_id is not None:
             where.append("session.owner_id = {}")
             args.append(owner_id)
+        if running:
+            where.append("session.id IN (SELECT session_id FROM turn WHERE state = 'running' AND lease_until > {})")
+            args.append(now)
         if after is not None:
-            where.append("(session.last_activity_at, session.id) < ({}, {})")
+            where.append(f"(session.{column}, session.id) < ({{}}, {{}})")
             args += list(after)
-        edge = await self._edge(where, args) if state or model or q else None
+        edge = await self._edge(column, where, args) if state or model or q or group else None
         if edge is not None:
-            where.append("(session.last_activity_at, session.id) >= ({}, {})")
+            where.append(f"(session.{column}, session.id) >= ({{}}, {{}})")
             args += list(edge)
         shown = "session.title" if owner_id is None else "COALESCE(NULLIF(session.title, ''), session.opening)"
         for condition, value in (
             # COALESCE, so that no index of models is taken: the order of the list is what bounds it.
             ("COALESCE(session.last_model, '') = {}", model),
+            ("account.group_name = {}", group),
             # Whoever looks through everybody's sessions sees only titles given by hand.
             (f"LOWER({shown}) LIKE {{}} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
         ):
@@ -479,23 +497,23 @@ class DbSession:
         rows = await self._rows(
             Session,
             "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
-            f"WHERE {' AND '.join(where)} ORDER BY session.last_activity_at DESC, session.id DESC LIMIT {{}}",
+            f"WHERE {' AND '.join(where)} ORDER BY session.{column} DESC, session.id DESC LIMIT {{}}",
             *args,
             limit + 1,
         )
         if len(rows) > limit:
-            return rows[:limit], (rows[limit - 1].last_activity_at, rows[limit - 1].id)
+            return rows[:limit], (getattr(rows[limit - 1], column), rows[limit - 1].id)
         return rows, edge
 
-    async def _edge(self, where: Sequence[str], args: Sequence[Any]) -> "Place | None":
+    async def _edge(self, column: str, where: Sequence[str], args: Sequence[Any]) -> "Place | None":
         """The last session that one look comes to; None where it comes to the end."""
         rows = await Session.raw(
-            f"SELECT last_activity_at, id FROM session WHERE {' AND '.join(where)} "  # noqa: S608
-            "ORDER BY last_activity_at DESC, id DESC LIMIT 1 OFFSET {}",
+            f"SELECT {column} AS place, id FROM session WHERE {' AND '.join(where)} "  # noqa: S608
+            f"ORDER BY {column} DESC, id DESC LIMIT 1 OFFSET {{}}",
             *args,
             LOOKED_ROWS - 1,
         )
-        return (rows[0]["last_activity_at"], rows[0]["id"]) if rows else None
+        return (rows[0]["place"], rows[0]["id"]) if rows else None
 
     async def lock_sessions_of(self, owner_id: UUID) -> list[Session]:
         """All sessions of one owner, oldest first; until commit nobody else changes them."""
@@ -561,6 +579,24 @@ class DbSession:
             Turn.session_id.is_in(list(session_ids)), RUNNING, Turn.lease_until > now
         )
         return {row["session_id"]: (row["id"], row["model"]) for row in rows}
+
+    async def list_figures(
+        self, session_ids: Sequence[UUID], now: datetime
+    ) -> dict[UUID, tuple[UUID, str, datetime, datetime | None, int]]:
+        """{session id: (turn, model, begun, first text, characters but for the last piece)} of what runs."""
+        if not session_ids:
+            return {}
+        rows = await Turn.raw(
+            "SELECT session_id, id, model, created_at, first_text_at, "  # noqa: S608
+            "COALESCE((SELECT MAX(start) FROM turn_piece WHERE turn_piece.turn_id = turn.id), 0) AS characters "
+            f"FROM turn WHERE session_id IN ({_marks(session_ids)}) AND state = 'running' AND lease_until > {{}}",
+            *session_ids,
+            now,
+        )
+        return {
+            row["session_id"]: (row["id"], row["model"], row["created_at"], row["first_text_at"], row["characters"])
+            for row in rows
+        }
 
     async def list_lapsed_turns(self, now: datetime, limit: int) -> list[UUID]:
         """Turns marked running that nobody runs any more, the longest so first."""
@@ -1079,8 +1115,8 @@ class DbSession:
         )
 
 
-#: where a session stands in a list: its last activity and its id
-Place = tuple[datetime, UUID]
+#: where a session stands in a list: what the list is sorted by, and its id
+Place = tuple[Any, UUID]
 #: {group: (active before, created before)} that make a session of the group over; "" for every other group
 Ends = Mapping[str, tuple[datetime | None, datetime | None]]
 

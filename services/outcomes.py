@@ -1,7 +1,7 @@
 """What the verbs of SessionService return, and what it hands to the runner."""
 
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,7 @@ from services.policies import Allowance
 State = Literal["active", "expired", "closed"]
 Origin = Literal["page", "script", "auto", "fork", "import"]
 When = Literal["next_turn", "stop", "idle"]
+Sort = Literal["activity", "age", "cost", "turns"]
 End = Literal["done", "stopped", "failed", "interrupted"]
 
 
@@ -89,8 +90,8 @@ class SessionPage(msgspec.Struct, frozen=True):
     """One page of a list of sessions, newest activity first."""
 
     sessions: list[LiveSession]
-    #: where the next page begins; None at the end
-    next: tuple[datetime, UUID] | None
+    #: where the next page begins, in what it is sorted by and by id; None at the end
+    next: tuple[Any, UUID] | None
 
 
 class TurnOrder(msgspec.Struct, frozen=True):

@@ -64,7 +64,7 @@ class Seat:
 
     def __init__(
         self,
-        session_id: UUID,
+        session_id: UUID | None,
         actor: Actor,
         proof: Credentials | None,
         subscription: Subscription,
@@ -72,7 +72,9 @@ class Seat:
         *,
         gives_way: bool,
     ) -> None:
-        self.session_id, self.actor, self.gives_way = session_id, actor, gives_way
+        #: None for who watches more than one
+        self.session_id = session_id
+        self.actor, self.gives_way = actor, gives_way
         #: what the reader proved to be the actor with; None for one who is not asked again
         self.proof = proof
         #: the reader has lost the right to it, or it is no longer there
@@ -125,6 +127,11 @@ class Readers:
         self._clock: asyncio.Task[None] | None = None
         self._cut_off = False
 
+    @property
+    def is_over(self) -> bool:
+        """The server stops."""
+        return self._drained.is_set()
+
     def __len__(self) -> int:
         return len(self._seats)
 
@@ -140,7 +147,7 @@ class Readers:
     @contextmanager
     def seated(
         self,
-        session_id: UUID,
+        session_id: UUID | None,
         actor: Actor,
         proof: Credentials | None,
         subscription: Subscription,
@@ -221,9 +228,9 @@ class Readers:
 
     async def _beat(self, now: float) -> int:
         """Tell those who have heard nothing for a while how their sessions stand. How many those are."""
-        due = [seat for seat in self._seats if now - seat.beaten_at >= HEARTBEAT_SECONDS]
+        due = [seat for seat in self._seats if seat.session_id and now - seat.beaten_at >= HEARTBEAT_SECONDS]
         for some in _batches(due):
-            watched = [(seat.session_id, seat.actor.id) for seat in some]
+            watched = [(seat.session_id, seat.actor.id) for seat in some if seat.session_id is not None]
             for seat, glance in zip(some, await self._sessions.glances(watched, self._open_session()), strict=True):
                 seat.beaten_at = now
                 if glance is None:

@@ -51,6 +51,7 @@ from services.outcomes import (
     Origin,
     Runner,
     SessionPage,
+    Sort,
     State,
     Switch,
     SwitchAnswer,
@@ -254,16 +255,18 @@ class SessionService:
         actor: Actor,
         everybody: bool = False,
         limit: int = 50,
-        after: tuple[datetime, UUID] | None = None,
+        after: tuple[Any, UUID] | None = None,
         state: str = "",
         model: str = "",
         q: str = "",
+        sort: Sort = "activity",
+        **asked: Any,
     ) -> SessionPage:
-        """The actor's own sessions; `everybody` for an admin. Raises Forbidden."""
+        """The actor's own sessions; `everybody` for an admin, who may ask for more. Raises Forbidden."""
         if everybody and not actor.is_admin:
             raise Forbidden("Only an admin sees everybody's sessions.")
         rows, following = await db_session.list_sessions(
-            owner_id=None if everybody else actor.id,
+            owner_id=asked.pop("owner_id", None) if everybody else actor.id,
             limit=limit,
             ends=(await Rules.now(db_session)).ends(self.now()),
             now=self.now(),
@@ -271,6 +274,8 @@ class SessionService:
             state=state,
             model=storable(model),
             q=storable(q),
+            sort=sort,
+            **asked,
         )
         return SessionPage(await self.standing.all_of(rows, actor, db_session), following)
 

@@ -9,14 +9,16 @@ from db.db_session import DbSession
 from services.accounts import Accounts
 from services.actor import Actor
 from services.client_pool import ClientPool
+from services.desk import Desk
 from services.governance import Governance
 from services.membership import Membership
 from services.moves import Moves
 from services.oversight import Oversight
 from services.session_service import SessionService
+from services.turn_log import TurnLog
 from web.answer import answer, page
 from web.forms import reads
-from web.given import Db, Logins, Members, Moving, Pool, Ruling, Sessions, Who
+from web.given import Db, Log, Logins, Members, Moving, Pool, Ruling, Sessions, Steering, Who
 
 
 class Admin(msgspec.Struct, frozen=True):
@@ -32,6 +34,8 @@ class Admin(msgspec.Struct, frozen=True):
     logins: Accounts
     pool: ClientPool
     oversight: Oversight
+    desk: Desk
+    log: TurnLog
 
     @property
     def asks(self) -> dict[str, Any]:
@@ -56,8 +60,12 @@ def provide_admin(
     members: Members,
     logins: Logins,
     pool: Pool,
+    log: Log,
+    desk: Steering,
 ) -> Admin:
-    return Admin(request, db_session, actor, sessions, governance, moves, members, logins, pool, Oversight(sessions))
+    return Admin(
+        request, db_session, actor, sessions, governance, moves, members, logins, pool, Oversight(sessions), desk, log
+    )
 
 
 def acts(form: type[msgspec.Struct], view: type[msgspec.Struct], status: int = 200) -> dict[str, Any]:

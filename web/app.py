@@ -23,6 +23,7 @@ from services.accounts import Accounts
 from services.client_pool import ClientPool
 from services.configuration import configured
 from services.counts import Counts
+from services.desk import Desk
 from services.event_bus import EventBus, MemoryEventBus
 from services.governance import Governance
 from services.membership import Membership
@@ -86,7 +87,7 @@ def create_app(
         await sessions.sweep(open_session(), alone=alone)
         log = TurnLog(sessions, bus, open_session, drained, accounts.still, room_for_streams())
         app.state.update(pool=pool, sessions=sessions, log=log)
-        app.state.update(governance=governance, moves=moves)
+        app.state.update(governance=governance, moves=moves, desk=Desk(sessions, log.readers, open_session))
         await runner.open(alone=alone)
         await mover.open(alone=alone)
         watch = asyncio.create_task(pool.watch())
@@ -119,6 +120,7 @@ def create_app(
             "pool": _from_state("pool"),
             "governance": _from_state("governance"),
             "moves": _from_state("moves"),
+            "desk": _from_state("desk"),
             "logins": _from_state("accounts"),
             "members": _from_state("members"),
             "admin": Provide(provide_admin, sync_to_thread=False),

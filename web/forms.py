@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 from uuid import UUID
 
 import msgspec
@@ -241,15 +241,20 @@ async def _fields(request: Request, struct: type[msgspec.Struct]) -> dict[str, A
         form = await request.form()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise InvalidRequest("The body is neither JSON nor a form.") from error
-    given = list(form.multi_items())
+    given, known = list(form.multi_items()), msgspec.structs.fields(struct)
+    # What is ticked comes once for each.
+    many: dict[str, Any] = {field.encode_name: [] for field in known if get_origin(field.type) is list}
+    for name, value in given:
+        if name in many:
+            many[name].append(value)
+    given = [(name, value) for name, value in given if name not in many]
     if len(given) != len(dict(given)) or any(not isinstance(value, str) for _, value in given):
         raise InvalidRequest("A field of the form is given twice, or is a file.")
     # An empty field that is not a text was not filled in.
-    known = msgspec.structs.fields(struct)
     unfilled = {field.encode_name for field in known if field.type is not str} | {KEY_FIELD}
     # Where leaving out and taking away are two things, an empty field takes away.
     cleared = {field.encode_name for field in known if field.default is msgspec.UNSET}
-    return {
+    return many | {
         name: None if value == "" and name in cleared else value
         for name, value in given
         if value != "" or name not in unfilled or name in cleared
@@ -407,3 +412,21 @@ class ShowUsage(msgspec.Struct):
     model: str = ""
     #: what the chart of the page shows
     measure: Literal["tokens", "turns", "cost"] = "tokens"
+
+
+class ShowDesk(ListSessions):
+    #: a name
+    owner: str = ""
+    group: str = ""
+    #: only those in which a reply is being written
+    running: bool = False
+    sort: Literal["activity", "age", "cost", "turns"] = "activity"
+
+
+class Act(msgspec.Struct, forbid_unknown_fields=True):
+    session_ids: list[UUID]
+    deed: Literal["switch", "lock", "unlock", "stop", "extend", "close"]
+    #: for a switch
+    model: str = ""
+    #: shown to the owner of each
+    reason: str = ""

@@ -8,6 +8,7 @@ from db.db_session import DbSession
 from services.accounts import Accounts, Credentials
 from services.actor import Actor
 from services.client_pool import ClientPool
+from services.desk import Desk
 from services.governance import Governance
 from services.membership import Membership
 from services.moves import Moves
@@ -26,6 +27,20 @@ Pool = NamedDependency[ClientPool]
 Ruling = NamedDependency[Governance]
 Moving = NamedDependency[Moves]
 Members = NamedDependency[Membership]
+Steering = NamedDependency[Desk]
 Proof = NamedDependency[Credentials]
 
-__all__ = ["Db", "Given", "Log", "Logins", "Members", "Moving", "Pool", "Proof", "Ruling", "Sessions", "Who"]
+__all__ = [
+    "Db",
+    "Given",
+    "Log",
+    "Logins",
+    "Members",
+    "Moving",
+    "Pool",
+    "Proof",
+    "Ruling",
+    "Sessions",
+    "Steering",
+    "Who",
+]

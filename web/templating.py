@@ -26,7 +26,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.filters.update(ago=ago, by_day=by_day, left=left, tokens=tokens, words=words)
+    made.filters.update(age=age, ago=ago, by_day=by_day, left=left, tokens=tokens, words=words)
     return made
 
 
@@ -62,6 +62,11 @@ def by_day(sessions: Iterable[Any]) -> list[tuple[str, list[Any]]]:
         return next((name for end, name in spans if days < end), "Earlier")
 
     return [(name, list(ones)) for name, ones in groupby(sessions, day)]
+
+
+def age(at: datetime) -> str:
+    """How old, in a word or two; it does not count seconds."""
+    return "under a minute" if (seconds := (datetime.now(UTC) - at).total_seconds()) < 60 else _span(seconds)
 
 
 def left(at: datetime) -> str:

@@ -12,11 +12,12 @@ from db.tables import Account, ApiToken, Journal, Login, ModelMove, Turn
 from services.actor import Actor
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
+from services.desk import DeskPage, OnDesk, Outcome, Writing
 from services.governance import GovernedGroup, GovernedLimit, GovernedModel
 from services.moves import Preview
 from services.outcomes import Extension, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
-from services.policies import Allowance
+from services.policies import Allowance, microseconds
 from services.transfer import Taken
 from web.markdown import Growing, Grown, html_of
 
@@ -567,3 +568,53 @@ class UsageView(View, frozen=True):
     @classmethod
     def of(cls, report: UsageReport) -> "UsageView":
         return cls._of(report, rows=[UsedView.of(row) for row in report.rows], total=UsedView.of(report.total))
+
+
+# ---------------------------------------------------------------- the desk
+
+
+class DeskSessionView(SessionView, frozen=True):
+    """A session as the desk shows it."""
+
+    group: str
+    #: money, of its ended turns
+    cost: float
+    writing: Writing | None
+
+    @classmethod
+    def whole(cls, one: OnDesk) -> "DeskSessionView":
+        plain = SessionView.of(one.session)
+        row, owner = one.session.row, one.session.owner
+        return cls._of(plain, group=owner.group_name, cost=row.cost_nanos / 1e9, writing=one.writing)
+
+
+class DeskView(msgspec.Struct, frozen=True):
+    sessions: list[DeskSessionView]
+    next_cursor: str | None
+    #: replies that are being written on the whole server
+    running: int
+
+    @classmethod
+    def of(cls, page: DeskPage) -> "DeskView":
+        return cls([DeskSessionView.whole(one) for one in page.sessions], cursor_of(page.next), page.running)
+
+
+class OutcomesView(msgspec.Struct, frozen=True):
+    """What became of each session of an order."""
+
+    deed: str
+    done: int
+    outcomes: list[Outcome]
+
+    @property
+    def refused(self) -> list[Outcome]:
+        return [one for one in self.outcomes if one.code]
+
+
+def cursor_of(position: tuple[Any, UUID] | None) -> str | None:
+    """Where the next page begins, as an URL carries it."""
+    if position is None:
+        return None
+    place, session_id = position
+    number = microseconds(place) if isinstance(place, datetime) else 0 if isinstance(place, UUID) else place
+    return f"{number}-{session_id.hex}"

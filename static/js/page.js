@@ -136,6 +136,15 @@ const lost = (is) => {
 document.addEventListener("htmx:sse:error", () => lost(true));
 document.addEventListener("htmx:sse:after:connection", () => lost(false));
 
+// ---- one tick for all of them
+
+for (const all of $$("[data-all]")) {
+  all.hidden = false;
+  all.addEventListener("change", () => {
+    for (const one of $$(`[name="${all.dataset.all}"]`)) one.checked = all.checked;
+  });
+}
+
 setInterval(() => {
   for (const node of $$("[data-countdown]")) {
     const left = Math.max(node.dataset.countdown - 1, 0);

@@ -101,8 +101,10 @@ def test_the_desk_shows_everyones_sessions(guest: httpx.Client, ann: httpx.Clien
     hers = create(ann, title="Of ann", model="smart")
     answer = ada.get("/admin")
     assert answer.status_code == 200
-    assert set(answer.json()) == {"sessions", "next_cursor"}
-    found = {session["id"]: assert_session(session) for session in answer.json()["sessions"]}
+    assert set(answer.json()) == {"sessions", "next_cursor", "running"}
+    found = {session["id"]: session for session in answer.json()["sessions"]}
+    for session in found.values():
+        assert_session({name: fact for name, fact in session.items() if name not in ("group", "cost", "writing")})
     assert found[theirs["id"]]["owner"] == theirs["owner"]
     assert found[hers["id"]]["owner"]["name"] == "ann"
     page = ada.get("/admin", headers=FORM)
@@ -185,15 +187,6 @@ def test_the_owner_sees_by_whom_and_why(guest: httpx.Client, ada: httpx.Client) 
     assert (row["actor"], row["what"], row["reason"]) == ("ada", "model_switched", "fast is overloaded")
     assert (row["from"], row["to"]) == ("fast", "smart")
     assert chat(guest, "hello", session_id=session["id"])["model"] == "smart"
-
-
-def test_an_admin_switches_from_the_desk(guest: httpx.Client, ada: httpx.Client) -> None:
-    session = create(guest)
-    fields = {"session_id": session["id"], "model": "smart", "reason": "from the desk"}
-    answer = ada.post("/models/switch", data=fields, headers=HTMX)
-    assert answer.status_code == 200
-    assert f'hx-target="#row-{session["id"]}"' in answer.text
-    assert f'id="row-{session["id"]}"' in answer.text
 
 
 def test_while_a_reply_runs_the_owner_is_told_it_counts_from_the_next(guest: httpx.Client, ada: httpx.Client) -> None:

@@ -42,6 +42,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "limit": {"group": "user", "limit": "turns"},
     "moves": {"from": "fast", "to": "smart", "reason": "x"},
     "moves/stop": {"move_id": ABSENT},
+    "act": {"session_ids": [ABSENT], "deed": "stop"},
     "completions": {"model": "fast", "messages": [{"role": "user", "content": "x"}]},
     "account/password": {"old": "correct horse", "new": "battery staple"},
     "account/tokens": {"name": "x"},

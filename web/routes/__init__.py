@@ -53,6 +53,8 @@ ROUTES: list[HTTPRouteHandler] = [
     account.revoke_token,
     # admin
     desk.show_desk,
+    desk.follow_desk,
+    desk.act,
     governed.list_governed_models,
     governed.change_model,
     governed.restore_model,

@@ -1,6 +1,5 @@
 """/session — create, list, read and steer sessions."""
 
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,8 +9,8 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from services.errors import InvalidRequest
-from services.outcomes import SessionPage
-from services.policies import instant, microseconds
+from services.outcomes import SessionPage, Sort
+from services.policies import instant
 from services.reads import Reads, Transcript
 from services.turn_log import Position
 from web.answer import answer, json, page, wants
@@ -42,6 +41,7 @@ from web.views import (
     TurnsView,
     TurnView,
     lines_between,
+    cursor_of,
 )
 
 #: what is shown of a session that is somebody else's
@@ -331,23 +331,26 @@ async def delete_session(
 
 def sessions_view(found: SessionPage) -> SessionsView:
     """A page of sessions, with the cursor of the next one."""
-    cursor = f"{microseconds(found.next[0])}-{found.next[1].hex}" if found.next else None
-    return SessionsView([SessionView.of(live) for live in found.sessions], cursor)
+    return SessionsView([SessionView.of(live) for live in found.sessions], cursor_of(found.next))
 
 
 def wanted(query: ListSessions) -> dict[str, Any]:
     """A query as `list_sessions` takes it. Raises InvalidRequest."""
     fields = msgspec.structs.asdict(query)
-    return fields | {"after": _position(fields.pop("cursor"))}
+    return fields | {"after": position_of(fields.pop("cursor"))}
 
 
-def _position(cursor: str) -> tuple[datetime, UUID] | None:
-    """The position behind a cursor. Raises InvalidRequest."""
+def position_of(cursor: str, sort: Sort = "activity") -> tuple[Any, UUID] | None:
+    """The position behind a cursor of a list that is sorted so. Raises InvalidRequest."""
     if not cursor:
         return None
-    us, _, session_id = cursor.partition("-")
+    number, _, id = cursor.partition("-")
     try:
-        found = instant(int(us)), UUID(session_id)
+        place, session_id = int(number), UUID(id)
+        if not abs(place) < 2**63:
+            raise OverflowError
+        if sort == "age":
+            return session_id, session_id
+        return instant(place) if sort == "activity" else place, session_id
     except (ValueError, OverflowError) as error:
         raise InvalidRequest("This cursor is not one of ours.", field="cursor") from error
-    return found
