@@ -40,8 +40,8 @@ from web.views import (
     TimelineView,
     TurnsView,
     TurnView,
-    lines_between,
     cursor_of,
+    lines_between,
 )
 
 #: what is shown of a session that is somebody else's
