@@ -21,6 +21,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from web.formulas import add_math, mathml
+from web.thoughts import add_thoughts
 
 #: of a longer reply the rest is shown as it was written
 RENDERED_CHARACTERS = 100_000
@@ -63,12 +64,13 @@ MATH_ATTRIBUTES = {
 }
 TAGS = {
     *("p", "br", "hr", "h3", "h4", "h5", "h6", "strong", "em", "s", "blockquote", "ul", "ol", "li", "a"),
-    *("div", "span", "pre", "code", "button", "table", "thead", "tbody", "tr", "th", "td"),
+    *("details", "summary", "div", "span", "pre", "code", "button", "table", "thead", "tbody", "tr", "th", "td"),
     *MATH,
 }
 ATTRIBUTES: dict[str, set[str]] = {
     "a": {"href", "title"},
     "ol": {"start"},
+    "details": {"open"},
     "div": {"tabindex", "role", "aria-label"},
     "pre": {"tabindex"},
     "button": {"type"},
@@ -77,6 +79,7 @@ ATTRIBUTES: dict[str, set[str]] = {
 }
 CLASSES = {
     "div": {"code", "code-head", "grid", "formula", "rest", "alert", *(f"alert-{kind}" for kind in ALERTS)},
+    "details": {"thoughts"},
     "p": {"alert-title"},
     "span": {"tick", "picture", *COLOURS.values()},
     "li": {"task"},
@@ -150,6 +153,14 @@ class _Html(RendererHTML):
     def alert_title_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return '<p class="alert-title">'
 
+    def thoughts_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+        """Open while they go on."""
+        on = " open" if tokens[at].meta["on"] else ""
+        return f'<details class="thoughts"{on}><summary>Thoughts</summary>\n<div>\n'
+
+    def thoughts_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+        return "</div></details>\n"
+
     def formula(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         token = tokens[at]
         made = mathml(token.content, display=bool(token.meta["display"]))
@@ -221,6 +232,7 @@ def _parser() -> MarkdownIt:
     )
     made.disable(["reference", "html_block", "html_inline"])
     add_math(made)
+    add_thoughts(made)
     made.inline.ruler.before("linkify", "address", _address)
     return made
 

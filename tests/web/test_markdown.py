@@ -41,6 +41,20 @@ WANTED = {
         '<p><a href="https://example.org/p.png" target="_blank" rel="noopener noreferrer nofollow">'
         '<span class="picture">a b</span></a></p>\n',
     ),
+    "thoughts are folded": (
+        "<think>\n*a*\n\nb\n</think>\n\nc",
+        '<details class="thoughts"><summary>Thoughts</summary>\n<div>\n<p><em>a</em></p>\n<p>b</p>\n</div></details>\n'
+        "<p>c</p>\n",
+    ),
+    "thoughts that go on are open": (
+        "<think>a",
+        '<details class="thoughts" open=""><summary>Thoughts</summary>\n<div>\n<p>a</p>\n</div></details>\n',
+    ),
+    "what follows thoughts in their last line": (
+        "<think>a</think> b\nc",
+        '<details class="thoughts"><summary>Thoughts</summary>\n<div>\n<p>a</p>\n</div></details>\n'
+        "<p>b</p>\n<p>c</p>\n",
+    ),
     "a definition stays where it is": ("[a]\n\n[a]: /b", "<p>[a]</p>\n<p>[a]: /b</p>\n"),
 }
 
@@ -82,6 +96,8 @@ ATTACKS = [
     "<meta http-equiv=refresh content='0;url=/loaded'>",
     "<base href=//example.org>",
     "<details open ontoggle=alert(1)>",
+    "<think>\n<img src=x onerror=alert(1)>\n</think><img src=x onerror=alert(1)>",
+    "<think onclick=alert(1)>\nx",
     "<video><source onerror=alert(1)>",
     "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>",
     "<div hx-get=/loaded hx-trigger=load>x</div>",
@@ -140,6 +156,8 @@ HARMLESS: dict[str, set[str]] = {
     **{tag: set() for tag in ("br", "hr", "strong", "em", "s", "blockquote", "ul", "table", "thead", "tbody", "tr")},
     "a": {"href", "title", "target", "rel"},
     "ol": {"start"},
+    "summary": set(),
+    "details": {"class", "open"},
     **{tag: {"class"} for tag in ("p", "li", "th", "td", "code")},
     "div": {"class", "tabindex", "role", "aria-label"},
     "span": {"class", "role", "aria-label"},
@@ -206,6 +224,7 @@ PIECES = (
     *("~~~", "| a | b |", "|--|--|", "| 1 | 2 |", "> q", "> [!NOTE]", "    code", "  - n", "   on", "---", "===", ""),
     *("$x$ y", "\\(a\\)", "[a]: http://b", "[a]", "`c`", "+ e", "10) f", "\tt", "****", "___", "<div>", "&amp;"),
     *("http://x.y", " $$ ", "a $$", "   $$", "> $$", "- $$", "![", "](", ")", "\0", "\u2028", "<!--", "-->"),
+    *("<think>", "</think>", "<think>a", "b</think> c", " <think>", "> <think>"),
 )
 
 
@@ -264,6 +283,8 @@ LONG = {
     "fences": "```\n",
     "open blocks of formulas": "$$\na\n",
     "tags": "<a ",
+    "thoughts": "<think>",
+    "thoughts in lines": "<think>\na\n",
     "lines": "a\n",
     "backslashes": "\\",
     "words": "tok1 ",
