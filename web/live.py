@@ -17,7 +17,7 @@ from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event
 from web.answer import wants
 from web.given import Db, Pool, Sessions, Who
-from web.markdown import Growing
+from web.markdown import Growing, ready
 from web.templating import render
 from web.views import LineView, SessionView, TurnView, WayView, lines_between, models_view
 
@@ -75,6 +75,7 @@ class Controls:
                     return ""
                 live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
                 if isinstance(event, Ended):
+                    await ready([turn.reply or ""])
                     return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live, turn))
                 # Its text follows from the beginning, so one that is on the page already begins anew.
                 view = msgspec.structs.replace(TurnView.of(turn), reply="")
@@ -106,6 +107,7 @@ class Controls:
                 return ""
         reads = Reads(self._sessions)
         found = await reads.transcript(session, self._db_session, actor=self._actor, last=turn.id)
+        await ready(one.reply or "" for one in found.turns)
         switches = await reads.switches(session, found.turns, self._db_session, actor=self._actor)
         lines = lines_between(found.turns, switches, self._actor)
         shown = {"turns": [TurnView.of(one) for one in found.turns], "lines": lines, "view": TurnView.of(turn)}

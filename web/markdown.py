@@ -5,9 +5,10 @@ being written is rendered block by block: what is finished once, what is still o
 definitions are off, for with them a later line would change what is finished.
 """
 
+import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +28,8 @@ from web.thoughts import add_thoughts
 RENDERED_CHARACTERS = 100_000
 #: a longer block of code is shown without colours
 HIGHLIGHT_CHARACTERS = 20_000
+#: a longer reply is rendered beside the loop
+LONG_CHARACTERS = 5_000
 #: HTML of ended replies that is kept, in characters
 KEPT_CHARACTERS = 8_000_000
 #: characters that may be rendered again for each one that was written, and what is given ahead
@@ -284,12 +287,19 @@ class _Kept:
         self._most, self._held = characters, 0
         self._html: OrderedDict[str, str] = OrderedDict()
 
+    def __contains__(self, text: str) -> bool:
+        return text in self._html
+
     def of(self, text: str) -> str:
         if (html := self._html.get(text)) is not None:
             self._html.move_to_end(text)
             return html
-        html = self._html[text] = render(text)
-        self._held += len(text) + len(html)
+        return self.put(text, render(text))
+
+    def put(self, text: str, html: str) -> str:
+        if text not in self._html:
+            self._held += len(text) + len(html)
+        self._html[text] = html
         while self._held > self._most and len(self._html) > 1:
             old, gone = self._html.popitem(last=False)
             self._held -= len(old) + len(gone)
@@ -302,6 +312,18 @@ _KEPT = _Kept(KEPT_CHARACTERS)
 def html_of(text: str) -> Markup:
     """What an ended reply looks like."""
     return Markup(_KEPT.of(_normal(text)))  # noqa: S704
+
+
+async def ready(texts: Iterable[str]) -> None:
+    """Render what will be shown ahead of it, so that nobody waits for somebody else's long replies."""
+    for text in map(_normal, texts):
+        if text in _KEPT:
+            continue
+        if len(text) > LONG_CHARACTERS:
+            _KEPT.put(text, await asyncio.to_thread(render, text))
+        else:
+            _KEPT.of(text)
+        await asyncio.sleep(0)
 
 
 class Grown(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
 """What becomes of a model's text: markup that is wanted, nothing that acts, the same however it came (SECURITY D)."""
 
+import asyncio
 import random
 import re
 import time
@@ -7,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from web.markdown import AGAIN, AHEAD, RENDERED_CHARACTERS, Growing, html_of
+from web.markdown import AGAIN, AHEAD, RENDERED_CHARACTERS, Growing, html_of, ready
 
 WANTED = {
     "emphasis": ("*a* **b** ~~c~~ `d`", "<p><em>a</em> <strong>b</strong> <s>c</s> <code>d</code></p>\n"),
@@ -332,3 +333,24 @@ def test_of_an_endless_reply_the_rest_is_shown_as_it_is() -> None:
     html = html_of("*a* " * RENDERED_CHARACTERS)
     assert html.count("<em>") == RENDERED_CHARACTERS // 4
     assert '<div class="rest">*a* *a* ' in html
+
+
+async def test_a_long_reply_is_rendered_without_keeping_others_waiting() -> None:
+    text = "- *a* `b`\n" * 4000 + str(time.time())
+    longest, before, done = 0.0, time.monotonic(), False
+
+    async def tick() -> None:
+        nonlocal longest, before
+        while not done:
+            await asyncio.sleep(0.002)
+            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+
+    ticking = asyncio.create_task(tick())
+    began = time.monotonic()
+    await ready([text])
+    whole, done = time.monotonic() - began, True
+    await ticking
+    assert longest < whole / 2
+    began = time.monotonic()
+    assert html_of(text).count("<li>") == 4000
+    assert time.monotonic() - began < whole / 10, "it is kept"

@@ -31,6 +31,7 @@ from web.forms import (
 )
 from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.live import Controls
+from web.markdown import ready
 from web.sse import for_pages, for_scripts, stream
 from web.views import (
     DecisionView,
@@ -96,6 +97,7 @@ async def show_session(
     found, draft, lines, reading = NOTHING, "", {}, Reads(sessions)
     if session.row.owner_id == actor.id:
         found = await reading.transcript(session, db_session, actor=actor, last=asked.before)
+        await ready(turn.reply or "" for turn in found.turns)
         draft = await reading.draft(session, db_session, actor=actor)
         switches = await reading.switches(session, found.turns, db_session, actor=actor)
         lines = lines_between(found.turns, switches, actor)
