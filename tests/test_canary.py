@@ -26,7 +26,9 @@ from tests.web.wire import BROWSER, HTMX, JSON, STREAM
 Rows = dict[str, list[dict[str, Any]]]
 
 #: what somebody says; it belongs to its owner
-TEXTS = {name: f"canary-{name}-5e1f" for name in ("prompt", "edited", "guest", "typed", "query", "model", "field")}
+TEXTS = {
+    name: f"canary-{name}-5e1f" for name in ("prompt", "edited", "guest", "typed", "query", "model", "field", "system")
+}
 #: what proves somebody, or tells where they are; nobody is told any of it
 SECRETS = {name: f"canary-{name}-9c0d" for name in ("password", "wrong", "bearer", "cookie", "agent", "referer", "api")}
 #: documentation addresses that nobody here has (RFC 5737, RFC 3849)
@@ -38,6 +40,7 @@ BELONGS = {
     TEXTS["prompt"]: {"turn.prompt", "turn.reply", "turn_piece.text", "session.opening"},
     TEXTS["edited"]: {"turn.prompt", "turn.reply", "turn_piece.text"},
     TEXTS["guest"]: {"turn.prompt", "turn.reply", "turn_piece.text", "session.opening"},
+    TEXTS["system"]: {"session.instructions"},
     TITLE: {"session.title"},
     REASON: {"journal.reason"},
     KEY: {"idempotency.key"},
@@ -163,6 +166,17 @@ def everything_a_person_can_do(person: Person, word: str) -> dict[str, str]:
     assert failed["state"] == "failed" and not found(SECRETS.values(), repr(failed))
     person.post("/models/switch", session_id=session, model="echo")
     fork = person.post(f"/session/{session}/fork").json()["id"]
+    told = [("system", TEXTS["system"]), ("user", word), ("assistant", word), ("user", word)]
+    messages = [{"role": role, "content": text} for role, text in told]
+    completed = person.post("/v1/chat/completions", model="echo", messages=messages)
+    assert completed.json()["choices"][0]["message"]["content"] == word
+    person.post("/v1/chat/completions", model=TEXTS["model"], messages=messages)
+    person.post("/v1/chat/completions", model="echo", messages=messages, **{TEXTS["field"]: TEXTS["field"]})
+    file = person.ask("GET", "/session/export")
+    assert word in file.text and TEXTS["system"] in file.text
+    person.ask("GET", "/session/export?format=md")
+    person.ask("POST", "/session/import", content=file.text.encode(), headers={"Content-Type": JSON})
+    person.ask("POST", "/session/import", content=file.text[:-9].encode(), headers={"Content-Type": JSON})
     # What is refused, with marked words in every place that a caller fills.
     person.post("/models/switch", session_id=session, model=TEXTS["model"])
     person.post("/session/create", **{TEXTS["field"]: TEXTS["field"]})
@@ -322,7 +336,7 @@ def test_J3_marked_words_turn_up_only_where_they_belong(
     assert found(words, server.output) == []
     assert server.output.count(setup.rsplit("/", 1)[1]) == 1
     # In what anybody was told: no secret to anyone, and what somebody said to nobody else.
-    said = [TEXTS["prompt"], TEXTS["edited"], TEXTS["guest"]]
+    said = [TEXTS["prompt"], TEXTS["edited"], TEXTS["guest"], TEXTS["system"]]
     foreign = {"admin": said, "stranger": [*said, TITLE, REASON]}
     for one in told:
         assert found([*secrets, *foreign.get(one.who, [])], one.body + one.headers) == [], one

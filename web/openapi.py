@@ -112,7 +112,8 @@ def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any
     elif isinstance(view, type):
         content[JSON] = {"schema": refs[view]}
     status = str(handler.opt.get("status", handler.status_code))
-    streamed = {"text/event-stream": text} if view == "stream" or handler.opt.get("streams") else {}
+    # Without a schema: what some tools take for each event, others take for the whole stream.
+    streamed: dict[str, Any] = {"text/event-stream": {}} if view == "stream" or handler.opt.get("streams") else {}
     if status == "200":
         content |= streamed
     if file := handler.opt.get("file"):

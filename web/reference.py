@@ -82,7 +82,7 @@ def _operation(path: str, method: str, operation: Mapping[str, Any], schemas: Ma
     answers, refusals = list[Answer](), list[Answer]()
     for status, told in operation["responses"].items():
         kinds = tuple(told.get("content", {}))
-        form = next((_named(one["schema"]) for one in told.get("content", {}).values()), "")
+        form = next((_named(one.get("schema", {})) for one in told.get("content", {}).values()), "")
         (refusals if int(status) >= 400 else answers).append(Answer(status, told["description"], kinds, form))
     return Operation(
         operation["operationId"],
