@@ -38,12 +38,12 @@ class Once:
         return cls(row, held.answer if held is not None else "", db_session)
 
     @classmethod
-    async def answered(
+    async def answer_of(
         cls, verb: str, key: str | None, content: object, actor: Actor, now: datetime, db_session: DbSession
-    ) -> bool:
-        """Whether this very request was done under its key already: before a proof that holds only once."""
+    ) -> str:
+        """What this very request was answered under its key, or nothing: before what cannot be done twice."""
         row = await db_session.find_key(actor.id, verb, key, now - KEPT) if checked_key(key) and key else None
-        return row is not None and bool(row.answer) and row.fingerprint == _fingerprint(content)
+        return str(row.answer) if row is not None and row.fingerprint == _fingerprint(content) else ""
 
     async def remember(self, answer: str) -> None:
         """Keep what was done, in the same transaction."""

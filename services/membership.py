@@ -147,7 +147,7 @@ class Membership:
         asked = (self._accounts.sealed(old), self._accounts.sealed(new))
         async with self._units.refusing("change_password", actor, db_session):
             require_person(actor)
-            if await Once.answered("change_password", key, asked, actor, self.now(), db_session):
+            if await Once.answer_of("change_password", key, asked, actor, self.now(), db_session):
                 return
             proved = await self._accounts.prove(actor.name, old, db_session, actor=address)
             password_hash = await hash_of(new)

@@ -28,6 +28,7 @@ from services.idempotency import KEY_CHARACTERS
 from services.policies import DEFAULT_LIMITS, Rate, parse_span
 from services.readers import HEARTBEAT_SECONDS
 from services.transfer import Document, SessionRecord, TurnRecord
+from services.trials import Trial
 from tests.markdown import DOCS, PAGES, ROOT, anchors, bare, blocks, headings, links, read, section, spans, table
 from tests.web.running import Server, a_server
 from tests.web.wire import ABSENT
@@ -260,6 +261,7 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
         "Health": views.HealthView,
         "DeskSession": views.DeskSessionView,
         "Writing": views.Writing,
+        "Trial": Trial,
         "Desk": views.DeskView,
         "Outcome": views.Outcome,
         "Outcomes": views.OutcomesView,
@@ -363,7 +365,7 @@ def test_every_journal_event_is_documented_and_no_other() -> None:
         "begun|changed|closed|created|deleted|disabled",
     )
     event = re.compile(
-        rf"({noun})_({past}|enabled|ended|expired|extended|locked|renamed|reopened|revoked|switched|unlocked)"
+        rf"({noun})_({past}|enabled|ended|expired|extended|locked|renamed|reopened|revoked|switched|tested|unlocked)"
     )
     written = {
         node.value

@@ -15,6 +15,7 @@ from services.membership import Membership
 from services.moves import Moves
 from services.oversight import Oversight
 from services.session_service import SessionService
+from services.trials import Trials
 from services.turn_log import TurnLog
 from web.answer import answer, page
 from web.forms import reads
@@ -36,6 +37,7 @@ class Admin(msgspec.Struct, frozen=True):
     oversight: Oversight
     desk: Desk
     log: TurnLog
+    trials: Trials
 
     @property
     def asks(self) -> dict[str, Any]:
@@ -64,7 +66,19 @@ def provide_admin(
     desk: Steering,
 ) -> Admin:
     return Admin(
-        request, db_session, actor, sessions, governance, moves, members, logins, pool, Oversight(sessions), desk, log
+        request,
+        db_session,
+        actor,
+        sessions,
+        governance,
+        moves,
+        members,
+        logins,
+        pool,
+        Oversight(sessions),
+        desk,
+        log,
+        Trials(sessions),
     )
 
 

@@ -278,6 +278,10 @@ class ChangeModel(msgspec.Struct, forbid_unknown_fields=True):
     reason: str = ""
 
 
+class TestModel(msgspec.Struct, forbid_unknown_fields=True):
+    model: str
+
+
 class RestoreModel(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     reason: str = ""

@@ -179,6 +179,7 @@ def test_every_write_of_an_admin_is_in_the_journal(
         (f"/session/{theirs}/delete", {}, "session_deleted"),
         ("/admin/models/change", {"model": "aging", "state_reason": unique}, "model_changed"),
         ("/admin/models/restore", {"model": "aging"}, "model_changed"),
+        ("/admin/models/test", {"model": "fast"}, "model_tested"),
         ("/admin/groups/change", {"group": f"g-{unique}", "default_model": "fast"}, "group_changed"),
         ("/admin/groups/limit", {"group": f"g-{unique}", "limit": "turns", "value": "9/min"}, "limit_changed"),
         ("/admin/groups/limit", {"group": f"g-{unique}", "limit": "turns"}, "limit_changed"),

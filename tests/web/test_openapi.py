@@ -274,6 +274,7 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     for path, fields in (
         ("/admin/models/change", {"model": "guide", "state_reason": None}),
         ("/admin/models/restore", {"model": "guide"}),
+        ("/admin/models/test", {"model": "fast"}),
         ("/admin/groups/change", {"group": "described", "default_model": "fast"}),
         ("/admin/groups/limit", {"group": "described", "limit": "turns", "value": "9/min"}),
         ("/admin/groups/limit", {"group": "described", "limit": "turns"}),

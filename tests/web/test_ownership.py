@@ -37,6 +37,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "switch": {"session_id": ABSENT, "model": "smart"},
     "models/change": {"model": "smart"},
     "models/restore": {"model": "smart"},
+    "models/test": {"model": "smart"},
     "groups/change": {"group": "user"},
     "groups/restore": {"group": "user"},
     "limit": {"group": "user", "limit": "turns"},

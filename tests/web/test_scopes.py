@@ -63,7 +63,7 @@ MAY: dict[str, set[str]] = {
     **dict.fromkeys(
         (
             "GET /admin", "GET /admin/events", "POST /admin/act",
-            "GET /admin/models", "POST /admin/models/change", "POST /admin/models/restore",
+            "GET /admin/models", "POST /admin/models/change", "POST /admin/models/restore", "POST /admin/models/test",
             "GET /admin/groups", "POST /admin/groups/change", "POST /admin/groups/restore", "POST /admin/groups/limit",
             "GET /admin/moves", "GET /admin/moves/preview", "POST /admin/moves", "POST /admin/moves/stop",
             "GET /admin/accounts", "GET /admin/accounts/{account_id:uuid}", "POST /admin/accounts",
@@ -125,7 +125,13 @@ def test_a_route_lets_in_whom_it_may_and_nobody_else(callers: dict[str, httpx.Cl
         fields |= {"login_id": ABSENT} if path == "/account/logins/revoke" else {}
         if path in ("/admin/accounts", "/chat", "/session/create"):
             fields = dict.fromkeys(fields, "") or {"model": "no-such-model"}
-        if path in ("/admin/moves", "/admin/groups/limit", "/admin/models/change", "/admin/models/restore"):
+        if path in (
+            "/admin/moves",
+            "/admin/groups/limit",
+            "/admin/models/change",
+            "/admin/models/restore",
+            "/admin/models/test",
+        ):
             fields = dict.fromkeys(fields, "no-such")
         sent = {"json": fields} if method == "POST" else {"params": QUERIES.get(path, {})}
         # A stream goes on: what it begins with says enough.

@@ -1,15 +1,11 @@
 """turnkeeper model — the catalogue: what may be used."""
 
-import time
 from typing import Any
 
 import click
 
 from web.commands.console import HELP, Place, as_json_option, at_place, reason_option, say, shown, table
 
-#: short to answer, for every kind of model
-TRIAL = "Say OK."
-TRIAL_TOKENS = 16
 no_longer_option = click.option("--why", default="", help="Shown to people beside the model.")
 replacement_option = click.option("--replacement", help="The model that stands in for it; an empty text for none.")
 
@@ -56,36 +52,17 @@ def list_(as_json: bool) -> None:
 def test(name: str, as_json: bool) -> None:
     """Ask a model something short, past sessions and limits; 1 if no reply comes."""
 
-    async def do(place: Place) -> dict[str, Any]:
-        from contextlib import aclosing
-
+    async def do(place: Place) -> Any:
         from services.actor import SYSTEM
-        from services.clients import Ask, ClientError, Message, Text
-        from services.errors import UnknownModel
+        from services.trials import Trials
 
         async with place.sessions() as sessions:
-            known = await sessions.models(place.db_session, actor=SYSTEM)
-            entry = next((one for one in known if name in (one.id, *one.aliases)), None)
-            if entry is None:
-                raise UnknownModel(f"There is no model “{shown(name)}”.")
-            if not sessions.pool.has(entry.provider):
-                raise click.ClickException(f"the provider {shown(entry.provider)} is not configured.")
-            ask = Ask(entry.upstream, (Message("user", TRIAL),), TRIAL_TOKENS)
-            began, first, reply = time.monotonic(), 0.0, ""
-            try:
-                async with aclosing(sessions.pool.client_of(entry.provider).stream(ask)) as pieces:
-                    async for piece in pieces:
-                        if isinstance(piece, Text):
-                            first = first or time.monotonic() - began
-                            reply += piece.text
-            except ClientError as error:
-                raise click.ClickException(f"{shown(entry.id)}: {error.code}: {error.detail}") from error
-            seconds = time.monotonic() - began
-            return {"model": entry.id, "reply": reply, "first_text_seconds": first, "seconds": seconds}
+            return await Trials(sessions).try_model(name, place.db_session, actor=SYSTEM)
 
-    done = at_place(do)
-    words = f"{shown(done['model'])} answers: {shown(done['reply'][:200])} ({done['seconds']:.2f} s)"
-    say(as_json, done, words)
+    trial = at_place(do)
+    if trial.code:
+        raise click.ClickException(f"{shown(trial.model)}: {trial.code}: {trial.detail}")
+    say(as_json, trial, f"{shown(trial.model)} answers: {shown(trial.reply)} ({trial.seconds:.2f} s)")
 
 
 @model.command("enable", context_settings=HELP)

@@ -58,6 +58,7 @@ ROUTES: list[HTTPRouteHandler] = [
     governed.list_governed_models,
     governed.change_model,
     governed.restore_model,
+    governed.test_model,
     groups.list_groups,
     groups.change_group,
     groups.restore_group,

@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 from litestar import Response, get, post
 
+from services.trials import Trial
 from web.admin import Admin, acts
-from web.forms import ChangeModel, RestoreModel
+from web.answer import answer, wants
+from web.forms import ChangeModel, RestoreModel, TestModel
 from web.given import Given
 from web.views import AdminModelsView, AdminModelView, DecisionView
 
@@ -43,6 +45,15 @@ async def restore_model(form: Given[RestoreModel], admin: Given[Admin]) -> Respo
     """Give a model back to the configuration."""
     await admin.governance.restore_model(form.model, admin.db_session, reason=form.reason, **admin.asks)
     return admin.answer(await _view(admin), HERE)
+
+
+@post("/admin/models/test", **acts(TestModel, Trial))
+async def test_model(form: Given[TestModel], admin: Given[Admin]) -> Response[Any]:
+    """Ask a model something short, past sessions and limits."""
+    trial = await admin.trials.try_model(form.model, admin.db_session, **admin.asks)
+    if wants(admin.request) == "page":
+        return admin.page("admin/tested.html", trial)
+    return answer(admin.request, "admin/tried.html", trial, location=HERE)
 
 
 async def _view(admin: Admin) -> AdminModelsView:
