@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -141,7 +142,8 @@ class Person:
             except Refused as refused:
                 self.tally.answered(refused.answer)
             except Exception as error:
-                self.tally.faults.append(f"{self.name} {act}: {error!r}"[:2000])
+                where = traceback.format_exc(limit=-4)
+                self.tally.faults.append(f"{self.name} {act} at {self.tally.now:.0f} s: {error!r} {where}"[:3000])
 
     # ------------------------------------------------------------ parts of what they do
 
@@ -537,7 +539,7 @@ def held_in(file: Path) -> tuple[int, int]:
 
 async def soak(server: Server, told: Path, seconds: float, people: int, thinking_seconds: float, seed: int) -> Soak:
     """The load and the watching; the server is stopped at the end, with streams open."""
-    server.setup_url  # noqa: B018 - waits until the greeting is there
+    assert server.setup_url, "the greeting is there"
     greeting = len(server.output)
     tokens = server.people(*(f"person{number}" for number in range(people)), "tim::tight", "quinn")
 

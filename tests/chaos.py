@@ -47,8 +47,10 @@ EARLY, MOST = 0.25, 0.8
 MOMENT_SECONDS = 1.2
 #: so many starts are cut short by another kill, so soon
 STILLBORN, STILLBORN_SECONDS = 0.1, 1.0
+#: a start that takes longer is told at once
+SLOW_SECONDS = 10
 #: more than a life takes on a slow machine
-LIFE_SECONDS = 300
+LIFE_SECONDS = 120
 #: the rows of all tables are looked at after every so many kills
 LOOK_EVERY = 10
 #: of one prompt, beside the one that asks again
@@ -279,6 +281,8 @@ class Chaos:
             await asyncio.to_thread(self._server.start)
             self._is_down = False
             self.restarts.append(time.monotonic() - begun)
+            if self.restarts[-1] > SLOW_SECONDS:
+                self._tell(f"after kill {len(self.kills)} it took {self.restarts[-1]:.1f} s to be ready again")
         if self._at_once or self._workers > 1:
             async with self._clients() as clients:
                 for account, client in clients.items():
@@ -470,7 +474,7 @@ def run(
     environment = {"TURNKEEPER_DATABASE_URL": database_url} if database_url else {}
     with running("benchmarks.upstream", str(port), "20", "5", folder=ROOT, port=port):
         server = Server(folder, SETTINGS.format(port=port), TURNKEEPER_DISCOVER="false", **environment)
-        server.arguments = ("--workers", str(workers))
+        server.arguments, server.start_seconds = ("--workers", str(workers)), LIFE_SECONDS
         server.start()
         try:
             chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed, workers, tell)

@@ -75,6 +75,7 @@ class Server:
         self.environment = clean | {
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
             "TURNKEEPER_PORT": str(self.port),
             **environment,
         }
@@ -83,6 +84,8 @@ class Server:
         self.program = "turnkeeper"
         #: what it is told besides its settings
         self.arguments: tuple[str, ...] = ()
+        #: how long a start may take
+        self.start_seconds = START_SECONDS
         self.output = ""
         self.process: subprocess.Popen[str] | None = None
 
@@ -102,7 +105,7 @@ class Server:
         """Start it and wait until it is ready."""
         self.launch()
         assert self.process is not None
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while True:
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=1, verify=PLAIN).status_code == 200:
@@ -110,7 +113,7 @@ class Server:
             except httpx.TransportError:
                 pass
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
+                self.stop(signal.SIGABRT)  # whereupon it says what it was doing
                 pytest.fail(f"the server did not start:\n{self.output}", pytrace=False)
             time.sleep(0.05)
 
