@@ -343,6 +343,8 @@ class CreateToken(msgspec.Struct, forbid_unknown_fields=True):
     #: what it is for
     name: str
     scope: Literal["read", "chat", "admin"] = "chat"
+    #: the day at whose beginning (UTC) it ends; default: never
+    expires_on: date | None = None
     #: an admin's choice; default: one's own
     account: str | None = None
 

@@ -118,6 +118,18 @@ def test_a_token_is_shown_once_works_in_its_scope_and_is_revoked(
     problem(client.post("/account/tokens", json={"name": "x", "account": "boss"}), 403, "forbidden")
 
 
+def test_a_token_ends_on_the_day_that_was_chosen(signs_in: SignsIn) -> None:
+    client = signs_in()
+    for day, ends in (("2099-01-31", "2099-01-31T00:00:00Z"), ("", None)):
+        form = hidden_fields(client.get("/account", headers=FORM).text, "/account/tokens")
+        asked = {**form, "name": f"until {day}", "expires_on": day}
+        texts = [client.post("/account/tokens", data=asked, headers=FORM).text for _ in range(2)]
+        assert len({token for text in texts for token in re.findall(r"tk_[\w-]{40,}", text)}) == 1
+        assert client.get("/account").json()["tokens"][0]["expires_at"] == ends
+    for day, status in (("2020-01-01", 400), ("someday", 400), ("0001-01-01", 400), ("9999-12-31", 201)):
+        assert client.post("/account/tokens", json={"name": "x", "expires_on": day}).status_code == status
+
+
 def test_an_admin_finds_makes_and_changes_accounts(boss: httpx.Client, name: str, account_id: str) -> None:
     pages = [boss.get(path, headers=FORM) for path in ("/admin/accounts", f"/admin/accounts/{account_id}")]
     assert all(is_page(page) for page in pages)

@@ -1,5 +1,6 @@
 """/account — one's own password, logins and tokens; an admin ends and makes those of others by the same URLs."""
 
+from datetime import UTC, datetime, time
 from typing import Any
 from uuid import UUID
 
@@ -52,7 +53,10 @@ async def create_token(
 ) -> Response[Any]:
     """Make a script's token. The page that answers is the only one that shows it."""
     name = form.account or actor.name
-    token = await logins.create_token(name, form.name, (form.scope,), db_session, actor=actor, key=request.state.key)
+    ends = datetime.combine(form.expires_on, time(), UTC) if form.expires_on is not None else None
+    token = await logins.create_token(
+        name, form.name, (form.scope,), db_session, expires_at=ends, actor=actor, key=request.state.key
+    )
     account = await members.account_named(name, db_session, actor=actor)
     view = await account_view(account.id, members, db_session, actor, token)
     if wants(request) == "json":
