@@ -58,7 +58,7 @@ class Page(HTMLParser):
         form = self.forms[-1] if self.forms else None
         if tag == "label":
             self._labels += 1
-        labelled = self._labels or values.get("id") in [id for name, id in self.refers if name == "for"]
+        labelled = self._labels or "aria-label" in values or values.get("id") in [id for name, id in self.refers if name == "for"]
         shown = tag in ("input", "select", "textarea") and values.get("type") not in ("hidden", "submit")
         if shown and not labelled:
             self.unnamed.append(self.get_starttag_text() or tag)
@@ -263,7 +263,7 @@ def assert_harmless(html: str, text: str) -> None:
     for tag in re.findall(r"<[^>]*>", html):
         assert "canary" not in re.sub(r'(value|title|aria-label|content|href|placeholder)="[^"]*"', "", tag), tag
         # A link waits to be clicked.
-        assert "evil.example" not in re.sub(r'^<a href="[^"]*"|(value|title)="[^"]*"', "", tag), tag
+        assert "evil.example" not in re.sub(r'^<a href="[^"]*"|(value|title|aria-label)="[^"]*"', "", tag), tag
     assert "49" not in re.findall(r"4949|>49<", html)
 
 
