@@ -58,7 +58,11 @@ class Page(HTMLParser):
         form = self.forms[-1] if self.forms else None
         if tag == "label":
             self._labels += 1
-        labelled = self._labels or "aria-label" in values or values.get("id") in [id for name, id in self.refers if name == "for"]
+        labelled = (
+            self._labels
+            or "aria-label" in values
+            or values.get("id") in [id for name, id in self.refers if name == "for"]
+        )
         shown = tag in ("input", "select", "textarea") and values.get("type") not in ("hidden", "submit")
         if shown and not labelled:
             self.unnamed.append(self.get_starttag_text() or tag)
