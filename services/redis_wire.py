@@ -51,12 +51,14 @@ class RedisWire:
 
         async def send(messages: Sequence[str]) -> None:
             for message in messages:
-                await client.publish(CHANNEL, message)
+                await client.publish(channel, message)
 
+        # Its databases share their channels; deployments with databases of their own should not.
+        channel = f"{CHANNEL}:{client.connection_pool.connection_kwargs.get('db') or 0}"
         inbox = client.pubsub()
         listening: asyncio.Task[None] | None = None
         try:
-            await inbox.subscribe(CHANNEL)
+            await inbox.subscribe(channel)
             await inbox.get_message(timeout=CONNECT_SECONDS)
             listening = asyncio.create_task(listen(), context=contextvars.Context())
             listening.add_done_callback(ended)

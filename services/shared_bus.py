@@ -2,8 +2,8 @@
 
 Hints of this process reach its own readers through memory. What others have to hear goes out in one message for all
 that was committed since the last one. While the wire is broken, readers are told again and again to look at the rows
-themselves; after each connection they are told once more, here and in every other process, because nobody knows which
-hints were lost meanwhile.
+themselves. Once it carries again they are told once more, and so are those of the other processes if there was anything
+that they have not heard.
 """
 
 import asyncio
@@ -17,7 +17,9 @@ from uuid import UUID
 
 import msgspec
 
-from services.event_bus import Hint, MemoryEventBus
+from db.wire import PostgresWire
+from services.event_bus import EventBus, Hint, MemoryEventBus
+from services.redis_wire import RedisWire
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,30 @@ class Broken(Exception):
     """The wire carries nothing any more."""
 
 
+def wire_for(database_url: str, redis_url: str) -> Wire | None:
+    """What carries hints between the processes on a database; None for SQLite, which serves one."""
+    if database_url.startswith("sqlite:"):
+        return None
+    return RedisWire(redis_url) if redis_url else PostgresWire(database_url)
+
+
+def bus_for(database_url: str, redis_url: str) -> EventBus:
+    """What carries hints within a process, and to the others where there can be some."""
+    wire = wire_for(database_url, redis_url)
+    return MemoryEventBus() if wire is None else SharedEventBus(wire)
+
+
+async def try_out(wire: Wire) -> None:
+    """Send something and wait until it comes back. Raises whatever is wrong with the wire."""
+    came = asyncio.Event()
+    try:
+        async with asyncio.timeout(SEND_SECONDS), wire.connect(lambda _: came.set(), lambda: None) as send:
+            await send([f"{secrets.token_hex(8)}[]"])
+            await came.wait()
+    except TimeoutError as error:
+        raise Broken("nothing comes through") from error
+
+
 class SharedEventBus(MemoryEventBus):
     """Hints of all processes."""
 
@@ -67,7 +93,11 @@ class SharedEventBus(MemoryEventBus):
         self._outgoing: list[Hint] = []
         self._due = asyncio.Event()
         self._connected = asyncio.Event()
+        #: the first attempt to connect is over
+        self._tried = asyncio.Event()
         self._lost = self._closing = False
+        #: the others have not heard everything
+        self._withheld = False
         self._heard = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -75,6 +105,7 @@ class SharedEventBus(MemoryEventBus):
         """Tell the readers here at once, and the other processes soon; never fails and never waits."""
         super().publish(hint)
         if not self._connected.is_set():
+            self._withheld = True
             return
         if len(self._outgoing) >= OUTGOING:
             self._outgoing = [MISSED]
@@ -91,7 +122,7 @@ class SharedEventBus(MemoryEventBus):
         ]
         with suppress(TimeoutError):
             async with asyncio.timeout(SEND_SECONDS):
-                await self._connected.wait()
+                await self._tried.wait()
 
     async def close(self) -> None:
         """Send what is left, if that can be done soon."""
@@ -125,6 +156,8 @@ class SharedEventBus(MemoryEventBus):
                 told = True
             finally:
                 self._connected.clear()
+                self._tried.set()
+                self._withheld = self._withheld or bool(self._outgoing)
             # One that broke soon after it was made does not count as a fresh start.
             pause = first if clock() - begun > 2 * most else min(2 * pause, most)
             await asyncio.sleep(pause)
@@ -133,14 +166,19 @@ class SharedEventBus(MemoryEventBus):
         """Send what is due, to the last when this process stops. Raises Broken."""
         clock = asyncio.get_running_loop().time
         self._heard = clock()
-        self._outgoing = [MISSED]
+        self._outgoing, self._withheld = [MISSED] if self._withheld else [], False
         self._connected.set()
+        self._tried.set()
         self._wake_everybody()
         while True:
             hints, self._outgoing = self._outgoing, []
             self._due.clear()
-            async with asyncio.timeout(SEND_SECONDS):
-                await send(list(self._messages(hints)))
+            try:
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send(list(self._messages(hints)))
+            except BaseException:
+                self._withheld = self._withheld or bool(hints)
+                raise
             if not self._outgoing:
                 if self._closing:
                     return

@@ -18,19 +18,16 @@ from litestar.static_files import create_static_files_router
 
 from db.db_session import DbSession
 from db.engine import open_engine
-from db.wire import PostgresWire
 from services.accounts import Accounts
 from services.client_pool import ClientPool
 from services.configuration import configured
 from services.counts import Counts
 from services.desk import Desk
-from services.event_bus import EventBus, MemoryEventBus
 from services.governance import Governance
 from services.membership import Membership
 from services.moves import MoveRunner, Moves
-from services.redis_wire import RedisWire
 from services.session_service import SessionService, utc_now
-from services.shared_bus import SharedEventBus
+from services.shared_bus import bus_for
 from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
 from web.actor import provide_actor, provide_proof
@@ -66,7 +63,7 @@ def create_app(
     # SQLite serves one process, so whatever still runs there is left over from one that died.
     alone = engine.engine_type == "sqlite"
     draining, drained = asyncio.Event(), asyncio.Event()
-    bus, counts = bus_of(settings), Counts()
+    bus, counts = bus_for(settings.database_url, settings.redis_url), Counts()
     accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now)
 
     def open_session() -> DbSession:
@@ -147,14 +144,6 @@ def create_app(
     # Around the whole application: what the router itself refuses is guarded too.
     app.asgi_handler = Guard(app.asgi_handler, settings.hosts, counts)
     return app
-
-
-def bus_of(settings: Settings) -> EventBus:
-    """What carries hints between the processes of a deployment."""
-    if settings.sqlite_path is not None:
-        return MemoryEventBus()
-    url = settings.redis_url
-    return SharedEventBus(RedisWire(url) if url else PostgresWire(settings.database_url))
 
 
 async def _drain(draining: asyncio.Event, runner: TurnRunner, drained: asyncio.Event) -> None:

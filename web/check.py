@@ -7,6 +7,7 @@ import msgspec
 from db.db_session import DatabaseUnavailable
 from db.engine import open_engine
 from services.client_pool import ClientPool
+from services.shared_bus import try_out, wire_for
 from web.descriptors import open_files
 from web.settings import Settings
 from web.welcome import the_models
@@ -23,6 +24,7 @@ async def findings(settings: Settings, *, deploy: bool = False) -> list[Finding]
     found = [
         Finding("configuration", True, settings.config_file or "no turnkeeper.toml; defaults and the environment"),
         await _database(settings),
+        *await _live_events(settings),
         *await _providers(settings),
     ]
     files = open_files()
@@ -39,6 +41,17 @@ async def _database(settings: Settings) -> Finding:
         return Finding("database", False, str(error))
     finally:
         await engine.stop()
+
+
+async def _live_events(settings: Settings) -> list[Finding]:
+    wire, carrier = wire_for(settings.database_url, settings.redis_url), "Redis" if settings.redis_url else "PostgreSQL"
+    if wire is None:
+        return []
+    try:
+        await try_out(wire)
+    except Exception as error:  # as many kinds as the drivers know
+        return [Finding("live events", False, f"{carrier} does not carry them: {str(error) or type(error).__name__}")]
+    return [Finding("live events", True, f"{carrier} carries them between processes")]
 
 
 async def _providers(settings: Settings) -> list[Finding]:

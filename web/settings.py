@@ -4,6 +4,7 @@ Flag > environment `TURNKEEPER_*` (`*_FILE` for secrets) > `turnkeeper.toml` > d
 stops the start with the path of the key.
 """
 
+import re
 import secrets
 import tomllib
 from collections.abc import Mapping
@@ -213,8 +214,8 @@ def _with_keys(providers: list[Provider], environ: Mapping[str, str]) -> list[Pr
 def _checked(settings: Settings) -> Settings:
     if urlsplit(settings.database_url).scheme not in ("sqlite", "postgresql", "postgres"):
         raise SettingsError("database_url: it begins with sqlite:/// or postgresql://")
-    if settings.redis_url and urlsplit(settings.redis_url).scheme not in ("redis", "rediss", "unix"):
-        raise SettingsError("redis_url: it begins with redis://, rediss:// or unix://")
+    if settings.redis_url and not re.match(r"rediss?://[^/?]+(/\d*)?(\?.*)?$|unix://", settings.redis_url):
+        raise SettingsError("redis_url: it is redis://host:port/number, or begins with rediss:// or unix://")
     if "*" in settings.trusted_proxies:
         raise SettingsError("trusted_proxies: “*” would let anybody choose their address; name the proxies")
     if settings.secret_key and len(settings.secret_key) < 32:

@@ -13,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.servers import free_port
 from tests.web.running import Server, a_server
 from tests.web.wire import ABSENT, JSON, assert_session, begin, chat, create, streaming
 from web.__main__ import main
@@ -161,6 +162,21 @@ def test_check_finds_a_provider_that_does_not_answer(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert {one["what"]: one["ok"] for one in json.loads(done.stdout)}["provider down"] is False
     assert "FAIL  provider down" in server.run("check").stdout
+
+
+def test_check_finds_out_whether_live_events_are_carried_between_processes(
+    tmp_path: Path, postgres_url: str, redis_url: str
+) -> None:
+    for redis, carrier in (("", "PostgreSQL"), (redis_url, "Redis")):
+        server = Here(tmp_path, TURNKEEPER_DATABASE_URL=postgres_url, TURNKEEPER_REDIS_URL=redis)
+        found = {one["what"]: one for one in json.loads(server.run("check", "--json").stdout)}
+        assert found["live events"]["ok"], found
+        assert carrier in found["live events"]["detail"]
+    nobody = f"redis://:canary@127.0.0.1:{free_port()}/0"
+    done = Here(tmp_path, TURNKEEPER_DATABASE_URL=postgres_url, TURNKEEPER_REDIS_URL=nobody).run("check")
+    assert done.returncode == 1
+    assert "FAIL  live events: Redis" in done.stdout
+    assert "canary" not in done.stdout + done.stderr
 
 
 def test_check_warns_before_a_deployment(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_a_secret_can_be_in_a_file_of_its_own() -> None:
     assert settings.database_url == "postgresql://u:p@h/d"
     assert load({"TURNKEEPER_SECRET_KEY": KEY}).secret() == KEY.encode()
     assert load({"TURNKEEPER_SECRET_KEY_FILE": "key"}).secret() == KEY.encode()
+    written("redis://:p@h/1\n", "redis")
+    assert load({"TURNKEEPER_REDIS_URL_FILE": "redis"}).redis_url == "redis://:p@h/1"
     assert "TURNKEEPER_DATABASE_URL_FILE: none cannot be read" in refused({"TURNKEEPER_DATABASE_URL_FILE": "none"})
 
 
@@ -159,7 +161,9 @@ api_key = "$MY_KEY"
 base_url = "http://ann:canary-6@127.0.0.1:9/v1?key=canary-7"
 """
     )
-    values = shown(load({**SECRETS, "TURNKEEPER_DATABASE_URL": url}))
+    redis = "rediss://ann:canary-8@cache:6380/2"
+    values = shown(load({**SECRETS, "TURNKEEPER_DATABASE_URL": url, "TURNKEEPER_REDIS_URL": redis}))
+    assert values["redis_url"] == "rediss://ann:(set)@cache:6380/2"
     assert "canary" not in str(values)
     assert values["secret_key"] == "(set)"
     assert values["database_url"].startswith("postgres")
@@ -192,6 +196,8 @@ FILES = {
     "default_model = 5": "default_model",
     "database_url = 'mysql://x'": "database_url",
     "trusted_proxies = ['*']": "trusted_proxies",
+    "redis_url = 'http://127.0.0.1:6379'": "redis_url",
+    "redis_url = 'redis://127.0.0.1:6379/chat'": "redis_url",
     "secret_key = 'short'": "secret_key",
     "models = 5": "models",
     "[[models]]\nid = 'x'": "models[0]",

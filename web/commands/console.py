@@ -121,10 +121,13 @@ class Place:
         """The service of sessions, with the providers configured here; its hints reach the servers that share a bus."""
         from services.client_pool import ClientPool
         from services.session_service import SessionService
-        from web.app import bus_of
+        from services.shared_bus import bus_for
         from web.welcome import the_models
 
-        pool, bus = ClientPool((await the_models(self.settings)).providers), bus_of(self.settings)
+        pool, bus = (
+            ClientPool((await the_models(self.settings)).providers),
+            bus_for(self.settings.database_url, self.settings.redis_url),
+        )
         await bus.open()
         try:
             yield SessionService(pool, bus)
