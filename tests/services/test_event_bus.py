@@ -228,6 +228,20 @@ async def test_the_last_hints_of_a_process_that_stops_are_sent(carrier: Carrier,
     stopping.publish(Hint(SESSION, "turn_ended", TURN))
 
 
+async def test_who_comes_and_goes_having_missed_nothing_makes_nobody_look(
+    carrier: Carrier, opened: Buses, until: Until
+) -> None:
+    there = await opened(carrier.wire())
+    with there.subscribe(SESSION) as theirs:
+        for number in range(3):
+            command = SharedEventBus(carrier.wire())
+            await command.open()
+            command.publish(Hint(SESSION, "session", offset=number))
+            await command.close()
+            await comes(theirs, Hint(SESSION, "session", offset=number), until=until)
+        assert MISSED not in theirs.hints
+
+
 # ---------------------------------------------------------------- cuts
 
 
