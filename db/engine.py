@@ -385,7 +385,7 @@ class PostgresTransaction(_Transaction):
 
     async def begin(self) -> None:
         try:
-            pool = await self.engine.started_pool()
+            pool = self.pool = await self.engine.started_pool()
             self.connection = await _postgres(lambda: _whole_acquire(pool))
             await _postgres(self._started)
         except BaseException:
@@ -422,7 +422,7 @@ class PostgresTransaction(_Transaction):
     async def _release(self) -> None:
         if self.connection is not None:
             try:
-                await self.engine.pool.release(self.connection, timeout=BUSY_SECONDS)  # type: ignore[union-attr]
+                await self.pool.release(self.connection, timeout=BUSY_SECONDS)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
                 # The pool has dropped the connection; what was committed on it is.
                 log.warning("a database connection was lost", exc_info=True)
@@ -452,6 +452,7 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
 
     def __init__(self, url: str) -> None:
         self._starting = asyncio.Lock()
+        self._stopped = False
         super().__init__(config={"dsn": url, "database": None})
 
     async def check_version(self) -> None:
@@ -459,6 +460,8 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
 
     async def started_pool(self) -> asyncpg.Pool:
         async with self._starting:
+            if self._stopped:
+                raise DatabaseUnavailable("this process is stopping")
             if self.pool is None:
                 self.pool = await _postgres(
                     lambda: asyncpg.create_pool(
@@ -484,9 +487,11 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
             await pool.release(connection)
 
     async def start(self) -> None:
+        self._stopped = False
         await self.run("SELECT 1")
 
     async def stop(self) -> None:
+        self._stopped = True
         pool, self.pool = self.pool, None
         if pool is not None:
             try:

@@ -17,10 +17,21 @@ LAST_SECONDS = 2.0
 
 
 class Connection(HttpToolsProtocol):
-    """Gives up on whoever stands still."""
+    """Gives up on whoever stands still, and lets nobody in any more once the server stops."""
 
     _arriving: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+
+    @staticmethod
+    def stopping() -> bool:
+        """Whether the server stops; whoever serves says so."""
+        return False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Taken in at the last moment, it would go on asking for as long as the server waits for the others.
+        if self.stopping():
+            transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -50,6 +50,11 @@ def serve(
     from web.connection import Connection
     from web.descriptors import raise_open_files
 
+    class UntilItStops(Connection):
+        @staticmethod
+        def stopping() -> bool:
+            return server.should_exit
+
     raise_open_files()
     server = uvicorn.Server(
         uvicorn.Config(
@@ -59,7 +64,7 @@ def serve(
             server_header=False,
             access_log=False,
             log_level="warning",
-            http=Connection,
+            http=UntilItStops,
             timeout_graceful_shutdown=10,
         )
     )
