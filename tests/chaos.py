@@ -47,6 +47,8 @@ EARLY, MOST = 0.25, 0.8
 MOMENT_SECONDS = 1.2
 #: so many starts are cut short by another kill, so soon
 STILLBORN, STILLBORN_SECONDS = 0.1, 1.0
+#: what of the server's words is shown where something fails
+SAID_LINES = 40
 #: a start that takes longer is told at once
 SLOW_SECONDS = 10
 #: more than a life takes on a slow machine
@@ -162,13 +164,15 @@ async def gather_all(acts: list[Any]) -> None:
 
 async def post(client: httpx.AsyncClient, path: str, body: dict[str, Any], key: str, status: int = 200) -> Any:
     answer = await client.post(path, json=body, headers={"Accept": JSON, "Idempotency-Key": key})
-    assert answer.status_code == status, f"{path}: {answer.status_code} {answer.text}"
+    if answer.status_code != status:
+        raise Refused(answer)
     return answer.json()
 
 
 async def get(client: httpx.AsyncClient, path: str) -> Any:
     answer = await client.get(path, headers={"Accept": JSON})
-    assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+    if answer.status_code != 200:
+        raise Refused(answer)
     return answer.json()
 
 
@@ -199,6 +203,8 @@ class Chaos:
         self.restarts: list[float] = []
         #: with several workers: seconds from a kill until a reader that was cut off was told something again
         self.reconnects: list[float] = []
+        #: answers that the database could not be asked now: the same is asked again
+        self.waits = 0
         #: seconds from a kill until the turns it cut off had ended
         self.freed: list[float] = []
         self.exit_code, self.exit_seconds = -1, 0.0
@@ -259,7 +265,10 @@ class Chaos:
                     return cut
                 await asyncio.sleep(0.02)
             except Refused as refused:
-                raise AssertionError(f"{asked.key}: {refused}") from refused
+                if refused.answer.status_code != 503:
+                    raise AssertionError(f"{asked.key}: {refused}") from refused
+                self.waits += 1
+                await asyncio.sleep(1)
 
     def _kill(self) -> None:
         assert self._server.process is not None
@@ -450,6 +459,7 @@ class Chaos:
                     )
                     if seconds
                 ),
+                f"answers that said to come again, for the database was away: {self.waits}",
                 f"SIGTERM under {self._turns} replies: exit code {self.exit_code} after {self.exit_seconds:.2f} s",
             ]
         )
@@ -479,6 +489,9 @@ def run(
         try:
             chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed, workers, tell)
             asyncio.run(chaos.run(kills))
+        except BaseException:
+            tell("\n".join(server.output.splitlines()[-SAID_LINES:]))
+            raise
         finally:
             if server.process is not None and server.process.poll() is None:
                 server.stop()

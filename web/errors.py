@@ -10,6 +10,7 @@ from litestar.exceptions import HTTPException
 from db.db_session import DatabaseUnavailable
 from services import errors
 from services.errors import LimitReached, Refusal, StorageUnavailable
+from services.outages import tell
 from web.answer import html, json, rate_headers, wants
 from web.completions import OpenError, refusal_headers
 from web.templating import render
@@ -64,6 +65,8 @@ TITLES = {
 def refused(request: Request, refusal: Refusal) -> Response[Any]:
     """A refusal in the form the request prefers."""
     headers = {}
+    if isinstance(refusal, StorageUnavailable):
+        tell(log, f"request {request.state.get('request_id', '')} was refused", refusal)
     if isinstance(refusal, LimitReached):
         headers = rate_headers(refusal.allowance, refusal.at)
     if wait := getattr(refusal, "retry_after_seconds", None):
@@ -71,9 +74,11 @@ def refused(request: Request, refusal: Refusal) -> Response[Any]:
     return _told(request, STATUS[type(refusal)], refusal.code, str(refusal), headers, refusal.facts)
 
 
-def unavailable(request: Request, _: DatabaseUnavailable) -> Response[Any]:
+def unavailable(request: Request, error: DatabaseUnavailable) -> Response[Any]:
     """The database failed outside a verb: the same refusal."""
-    return refused(request, StorageUnavailable())
+    refusal = StorageUnavailable()
+    refusal.__cause__ = error
+    return refused(request, refusal)
 
 
 def http_error(request: Request, error: HTTPException) -> Response[Any]:
