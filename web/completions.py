@@ -5,6 +5,7 @@ context, and only the last message is new. Without one, what was told becomes th
 """
 
 from collections.abc import AsyncIterator, Sequence
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -24,6 +25,8 @@ from web.views import TurnView
 SESSION_HEADER = "X-Turnkeeper-Session"
 #: the session's own current model; no model may be called so
 SESSION_MODEL = "session"
+#: the roles of messages that tell the model how to be
+INSTRUCTING = ("system", "developer")
 #: longer than this, OpenAI's own client does not wait by itself
 PATIENCE_SECONDS = 60
 #: what no client should take for the end of a line; JSON may say it otherwise
@@ -151,13 +154,15 @@ class Question(msgspec.Struct, frozen=True):
             if value and value not in neutral:
                 raise InvalidRequest(f"“{name}” is not possible here.", field=name)
         stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
-        instructions, exchanges, prompt = _conversation(asked.messages)
         session_id = _session_id(asked, headers)
+        instructions, messages = _parted(asked.messages)
+        # What came before in a session is the session's to say.
+        exchanges, prompt = _conversation(messages if session_id is None else messages[-1:])
         return cls(
             session_id,
             prompt,
             None if asked.model == SESSION_MODEL else asked.model,
-            Brought.told(instructions, exchanges if session_id is None else ()),
+            Brought.told(instructions, exchanges),
             asked.max_completion_tokens or asked.max_tokens or 0,
             Wishes(
                 asked.temperature,
@@ -183,24 +188,28 @@ def _session_id(asked: ChatCompletion, headers: Headers) -> UUID | None:
         raise InvalidRequest("This is no id of a session.", field="metadata") from error
 
 
-def _conversation(messages: Sequence[ChatMessage]) -> tuple[str, list[tuple[str, str]], str]:
-    """Instructions, exchanges and the last message; several of one role in a row are one. Raises InvalidRequest."""
+def _parted(messages: Sequence[ChatMessage]) -> tuple[str, Sequence[ChatMessage]]:
+    """The instructions at the beginning, and the messages behind them. Raises InvalidRequest."""
+    first = list(takewhile(lambda message: message.role in INSTRUCTING, messages))
+    return "\n\n".join(message.text for message in first), messages[len(first) :]
+
+
+def _conversation(messages: Sequence[ChatMessage]) -> tuple[list[tuple[str, str]], str]:
+    """Exchanges and the last message; several of one role in a row are one. Raises InvalidRequest."""
     said: list[tuple[str, list[str]]] = []
     for message in messages:
-        role = "system" if message.role == "developer" else message.role
-        if role not in ("system", "user", "assistant"):
-            raise InvalidRequest(f"A message of the role “{role[:40]}” is not possible here.", field="messages")
-        if said and said[-1][0] == role:
+        if message.role in INSTRUCTING:
+            raise InvalidRequest("A system message comes first.", field="messages")
+        if message.role not in ("user", "assistant"):
+            raise InvalidRequest(f"A message of the role “{message.role[:40]}” is not possible here.", field="messages")
+        if said and said[-1][0] == message.role:
             said[-1][1].append(message.text)
         else:
-            said.append((role, [message.text]))
-    instructions = "\n\n".join(said.pop(0)[1]) if said and said[0][0] == "system" else ""
-    roles, texts = [role for role, _ in said], ["\n\n".join(parts) for _, parts in said]
-    if "system" in roles:
-        raise InvalidRequest("A system message comes first.", field="messages")
-    if not roles or roles[0] != "user" or roles[-1] != "user":
+            said.append((message.role, [message.text]))
+    if not said or said[0][0] != "user" or said[-1][0] != "user":
         raise InvalidRequest("The first message after the system's and the last one are a user's.", field="messages")
-    return instructions, list(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1]
+    texts = ["\n\n".join(parts) for _, parts in said]
+    return list(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1]
 
 
 # ---------------------------------------------------------------- what is answered

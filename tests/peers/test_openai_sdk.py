@@ -169,8 +169,15 @@ def test_the_async_client_works_too(open_server: Server, people: dict[str, str])
 def test_a_session_goes_on_by_metadata_or_header(client: openai.OpenAI, ann: httpx.Client) -> None:
     _, session_id = completed(client)
     for named in ({"metadata": {"session_id": session_id}}, {"extra_headers": {"X-Turnkeeper-Session": session_id}}):
-        # The history that the client tells again is the session's own already.
-        again = [*HELLO, {"role": "assistant", "content": "Hello there"}, {"role": "user", "content": "And then?"}]
+        # What the client tells again, in whatever form, is the session's own already.
+        called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
+        again = [
+            *HELLO,
+            {"role": "assistant", "content": None, "tool_calls": [called]},
+            {"role": "tool", "content": "x", "tool_call_id": "1"},
+            {"role": "user", "content": "One that was not answered"},
+            {"role": "user", "content": "And then?"},
+        ]
         answer, where = completed(client, again, **named)
         assert (where, answer.choices[0].message.content) == (session_id, "And then?")
     turns = ann.get(f"/session/{session_id}/turns").json()["turns"]

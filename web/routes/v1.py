@@ -57,5 +57,6 @@ async def complete_chat(
     await log.await_end(begun.turn, actor, proof)
     turn, _ = await Reads(sessions).turn(begun.turn.id, db_session, actor=actor)
     response = answered(TurnView.of(turn), begun)
-    response.headers.update(rate_headers(freed(begun.allowance)))
+    # As Reply does: what has ended since it was begun holds nothing any more.
+    response.headers.update(rate_headers(freed(begun.allowance) if begun.turn.ended_at is None else begun.allowance))
     return response
