@@ -30,7 +30,7 @@ class Transcript(msgspec.Struct, frozen=True):
 
 
 class Reads:
-    """Reading, scoped to the owner. An admin steers what others own and does not read it."""
+    """Reading, scoped to the owner. An admin steers what others own, and reads no more of it than was opened."""
 
     def __init__(self, sessions: SessionService) -> None:
         self._sessions = sessions
@@ -39,7 +39,7 @@ class Reads:
         self, session: LiveSession, db_session: DbSession, *, actor: Actor, last: UUID | None = None, limit: int = 50
     ) -> Transcript:
         """The turns that end with `last`, or with the session's head. Raises Forbidden, NotFound."""
-        require_owner(session, actor)
+        await self._may_read(session, db_session, actor)
         turns = await db_session.list_path(last or session.row.head_id, limit)
         if (last is not None and not turns) or any(turn.session_id != session.row.id for turn in turns):
             raise NotFound("There is no such turn.")
@@ -83,7 +83,7 @@ class Reads:
         self, session: LiveSession, db_session: DbSession, *, actor: Actor, after: UUID | None = None, limit: int = 50
     ) -> list[Turn]:
         """Every turn of a session, in the order they were begun. Raises Forbidden."""
-        require_owner(session, actor)
+        await self._may_read(session, db_session, actor)
         return await db_session.list_all_turns(session.row.id, after, limit)
 
     async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, str]:
@@ -97,6 +97,13 @@ class Reads:
             raise NotFound("There is no such turn.") from error
         require_owner(session, actor)
         return turn, await db_session.text_of(turn.id) if turn.reply is None else ""
+
+    async def _may_read(self, session: LiveSession, db_session: DbSession, actor: Actor) -> None:
+        """Raise Forbidden unless it is the actor's own, or was opened by the actor."""
+        if session.row.owner_id == actor.id:
+            return
+        if not await self._sessions.inspection.is_open(session.row.id, db_session, actor=actor):
+            raise Forbidden(NOT_YOURS)
 
     async def timeline(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> list[Journal]:
         """What was decided about a session, newest first. Raises NotFound."""

@@ -42,6 +42,7 @@ from services.errors import (
     VersionConflict,
 )
 from services.event_bus import EventBus, Hint
+from services.inspection import Inspection
 from services.outcomes import (
     BegunTurn,
     End,
@@ -105,12 +106,14 @@ class SessionService:
         worker: UUID | None = None,
         now: Callable[[], datetime] = utc_now,
         counts: Counts | None = None,
+        admins_read: bool = False,
     ) -> None:
         self.pool = pool
         self.bus = bus
         self.now = now
         self.units = UnitOfWork(now)
         self.upkeep = Upkeep(now)
+        self.inspection = Inspection(self.units, now, allowed=admins_read)
         self.standing = Standing(pool, now)
         self.admission = Admission(now)
         self.turns = Turns(self.standing, bus, worker or new_id(), now, counts or Counts())

@@ -74,6 +74,7 @@ WRITERS = {
     "accounts.py",
     "upkeep.py",
     "membership.py",
+    "inspection.py",
     "trials.py",
     "unit_of_work.py",
 }

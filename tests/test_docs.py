@@ -361,11 +361,11 @@ def test_what_is_refused_before_any_rule_has_a_documented_code(fresh: Server) ->
 
 def test_every_journal_event_is_documented_and_no_other() -> None:
     noun, past = (
-        "account|group|limit|login|model|password|session|token|turn",
+        "account|group|limit|login|model|password|session|token|transcript|turn",
         "begun|changed|closed|created|deleted|disabled",
     )
     event = re.compile(
-        rf"({noun})_({past}|enabled|ended|expired|extended|locked|renamed|reopened|revoked|switched|tested|unlocked)"
+        rf"({noun})_({past}|enabled|ended|expired|extended|locked|opened|renamed|reopened|revoked|switched|tested|unlocked)"
     )
     written = {
         node.value

@@ -73,7 +73,7 @@ def create_app(
     async def serving(app: Litestar) -> AsyncIterator[None]:
         await engine.start()
         pool = ClientPool(models.providers)
-        sessions = SessionService(pool, bus, worker=worker, counts=counts)
+        sessions = SessionService(pool, bus, worker=worker, counts=counts, admins_read=settings.admins_read)
         runner = sessions.runner = TurnRunner(sessions, pool, open_session)
         said = configured(models.models, settings.rules, models.default_model)
         governance, moves = Governance(sessions.units, said, sessions.now), Moves(sessions)

@@ -24,6 +24,11 @@ class RenameSession(msgspec.Struct, forbid_unknown_fields=True):
     title: str
 
 
+class OpenTranscript(msgspec.Struct, forbid_unknown_fields=True):
+    #: shown to the owner
+    reason: str
+
+
 class CloseSession(msgspec.Struct, forbid_unknown_fields=True):
     reason: str = ""
 

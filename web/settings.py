@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     redis_url: str = ""
     #: who may come in: anybody (`guests`) or accounts only; default: guests on loopback
     access: Literal["", "guests", "accounts"] = ""
+    #: whether an admin may read somebody else's chat, with a reason that its owner sees
+    admins_read: bool = False
     #: names the server answers to; default: loopback names and `host`
     allowed_hosts: list[str] = []
     #: addresses whose X-Forwarded-For counts
@@ -170,6 +172,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         "database_url",
         "redis_url",
         "access",
+        "admins_read",
         "secret_key",
         "secret_key_file",
         "discover",

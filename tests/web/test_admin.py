@@ -275,6 +275,33 @@ def test_an_admin_does_not_read_a_transcript(guest: httpx.Client, ada: httpx.Cli
             assert SECRET not in answer.text
 
 
+def test_an_admin_reads_with_a_reason_that_the_owner_sees_and_only_where_it_is_allowed(
+    guest: httpx.Client, ada: httpx.Client, ann: httpx.Client, boss: httpx.Client, bob: httpx.Client
+) -> None:
+    turn = chat(guest, SECRET)
+    url = f"/session/{turn['session_id']}"
+    page = ada.get(url, headers=FORM).text
+    assert SECRET not in page and f'action="{url}/read"' in page
+    problem(ada.post(f"{url}/read", json={"reason": " "}), 400, "invalid_request")
+    problem(ada.get(f"{url}/turns"), 403, "forbidden")
+    opened = ada.post(f"{url}/read", data={"reason": "A complaint."}, headers=FORM)
+    assert (opened.status_code, opened.headers["location"]) == (303, f"{url}/turns")
+    assert SECRET in ada.get(f"{url}/turns", headers=FORM).text
+    assert ada.get(f"{url}/turns").json()["turns"][0]["prompt"] == SECRET
+    # Nothing else is opened: not the stream, not the file, not another admin, not another session.
+    for path in (f"{url}/events", f"{url}/export", f"/chat/{turn['id']}"):
+        assert SECRET not in ada.get(path).text
+    (row,) = (row for row in guest.get(f"{url}/journal").json()["journal"] if row["what"] == "transcript_opened")
+    assert (row["actor"], row["reason"]) == ("ada", "A complaint.")
+    assert "A complaint." in guest.get(f"{url}/journal", headers=FORM).text
+    problem(ann.post(f"{url}/read", json={"reason": "x"}), 404, "session_not_found")
+    problem(guest.post(f"{url}/read", json={"reason": "x"}), 403, "forbidden")
+    # Where the deployment does not say so, there is no such way.
+    session = create(bob)
+    problem(boss.post(f"/session/{session['id']}/read", json={"reason": "x"}), 403, "forbidden")
+    assert "/read" not in boss.get(f"/session/{session['id']}", headers=FORM).text
+
+
 def test_an_admin_does_not_read_by_acting(guest: httpx.Client, ada: httpx.Client) -> None:
     for accept in (JSON, BROWSER, "text/html"):
         session = create(guest, title="A plain title")

@@ -320,7 +320,8 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
         seen.add(("get", path))
     missing = set(declared()) - seen
     assert missing <= {
-        ("get", "/session/{session_id}/events"), ("get", "/admin/events"), ("get", "/setup/{secret}"),
+        ("get", "/session/{session_id}/events"), ("post", "/session/{session_id}/read"),
+        ("get", "/admin/events"), ("get", "/setup/{secret}"),
         ("post", "/setup/{secret}"), ("post", "/login"),
     }, missing  # fmt: skip
 

@@ -32,6 +32,7 @@ SECRET = "canary-7f3a-of-the-owner"
 #: what a verb needs besides its URL, by the URL's last word or two
 FIELDS: dict[str, dict[str, Any]] = {
     "rename": {"title": "Taken over"},
+    "read": {"reason": "x"},
     "chat": {"prompt": "x"},
     "edit": {"prompt": "x"},
     "switch": {"session_id": ABSENT, "model": "smart"},

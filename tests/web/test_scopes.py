@@ -32,6 +32,7 @@ MAY: dict[str, set[str]] = {
     "GET /session/{session_id:uuid}/turns": READERS,
     "GET /session/{session_id:uuid}/events": READERS,
     "GET /session/{session_id:uuid}/journal": READERS,
+    "POST /session/{session_id:uuid}/read": WRITERS,
     "POST /session/{session_id:uuid}/rename": WRITERS,
     "POST /session/{session_id:uuid}/draft": WRITERS,
     "POST /session/{session_id:uuid}/extend": WRITERS,

@@ -15,6 +15,7 @@ ROUTES: list[HTTPRouteHandler] = [
     session.list_turns,
     session.follow_session,
     session.list_decisions,
+    session.open_transcript,
     session.rename_session,
     session.keep_draft,
     session.extend_session,

@@ -13,6 +13,7 @@ from services.outcomes import SessionPage, Sort
 from services.policies import instant
 from services.reads import Reads, Transcript
 from services.turn_log import Position
+from web.admin import acts
 from web.answer import answer, json, page, wants
 from web.forms import (
     CloseSession,
@@ -23,6 +24,7 @@ from web.forms import (
     ListSessions,
     ListTurns,
     Nothing,
+    OpenTranscript,
     RenameSession,
     ShowSession,
     asks,
@@ -108,6 +110,7 @@ async def show_session(
         SessionView.of(session),
         turns=[TurnView.of(turn, found.text) for turn in found.turns],
         instructions=session.row.instructions if context["mine"] else "",
+        readable=sessions.inspection.allowed,
         lines=lines,
         draft=draft,
         earlier=found.earlier,
@@ -175,6 +178,21 @@ async def list_decisions(
     decisions = await Reads(sessions).timeline(session_id, db_session, actor=actor)
     view = TimelineView([DecisionView.of(row) for row in decisions])
     return page(request, "session/journal.html", view, session=session)
+
+
+@post("/session/{session_id:uuid}/read", **acts(OpenTranscript, SessionView))
+async def open_transcript(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[OpenTranscript],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+) -> Response[Any]:
+    """Let an admin read somebody else's session for a while, where that is allowed; its owner sees it."""
+    session = await sessions.get_session(session_id, db_session, actor=actor)
+    await sessions.inspection.open(session.row, form.reason, db_session, actor=actor, key=request.state.key)
+    return answer(request, None, SessionView.of(session), location=f"/session/{session_id}/turns")
 
 
 @post(
