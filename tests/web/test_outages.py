@@ -112,6 +112,7 @@ def test_a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room(own: S
         assert writes.statuses == {201, 503}
         assert reads.statuses == {200}
         assert_unavailable(writes.answers)
+        assert "was refused: the database does not answer (" in own.output
         last = ended(client, turn["id"], 30)
         assert last["state"] == "done"
         assert last["reply"].startswith(shown["reply"]) and last["reply"].count("tok") == 300
