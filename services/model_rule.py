@@ -109,7 +109,11 @@ def explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
     if current.source != "session" or switch is None:
         return current
     by_somebody = f"Chosen by {switch.actor_name}{f': {switch.reason}' if switch.reason else ''}."
-    # What a turn, a fork or an import brought along; the same word from an admin is that admin's reason.
-    by_itself = switch.turn_id is not None or switch.owner_id in (switch.actor_id, switch.on_behalf_of)
-    whose = BY_ITSELF.get(switch.reason, by_somebody) if by_itself else by_somebody
+    whose = BY_ITSELF[switch.reason] if came_by_itself(switch) else by_somebody
     return msgspec.structs.replace(current, reason=current.reason.replace(CHOSEN, whose))
+
+
+def came_by_itself(switch: Journal) -> bool:
+    """Whether a turn, a fork or an import brought a switch along; the same word from an admin is its own reason."""
+    of_owner = switch.turn_id is not None or switch.owner_id in (switch.actor_id, switch.on_behalf_of)
+    return of_owner and switch.reason in BY_ITSELF

@@ -9,6 +9,7 @@ from db.db_session import DbSession
 from db.tables import Journal, Turn
 from services.actor import Actor
 from services.errors import Forbidden, NotFound
+from services.model_rule import came_by_itself
 from services.outcomes import LiveSession
 from services.session_service import SessionService
 
@@ -64,7 +65,7 @@ class Reads:
         require_owner(session, actor)
         begun = turns[0].created_at if turns else session.row.created_at
         found = await db_session.list_switches(session.row.id, SWITCHES)
-        return [row for row in found if row.at >= begun and row.reason not in QUIET]
+        return [row for row in found if row.at >= begun and not (row.reason in QUIET and came_by_itself(row))]
 
     async def draft(self, session: LiveSession, db_session: DbSession, *, actor: Actor) -> str:
         """What is typed there and not sent. Raises Forbidden."""

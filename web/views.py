@@ -14,6 +14,7 @@ from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.desk import DeskPage, OnDesk, Outcome, Writing
 from services.governance import GovernedGroup, GovernedLimit, GovernedModel
+from services.model_rule import came_by_itself
 from services.moves import Preview
 from services.outcomes import Extension, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
@@ -199,9 +200,9 @@ class LineView(msgspec.Struct, frozen=True):
     def of(cls, row: Journal, actor: Actor) -> "LineView":
         who = "You" if row.actor_id in (actor.id, actor.token_id) else row.actor_name
         way = f"from {row.from_value} to {row.to_value}" if row.from_value else f"to {row.to_value}"
-        if row.reason == "replacement":
+        if row.reason == "replacement" and came_by_itself(row):
             return cls(row.id, f"{row.to_value} took the place of {row.from_value}", row.at)
-        if row.reason == "fallback":
+        if row.reason == "fallback" and came_by_itself(row):
             return cls(row.id, f"{row.from_value} could not be used any more; on {row.to_value} since", row.at)
         return cls(row.id, f"{who} switched {way}{f': {row.reason}' if row.reason else ''}", row.at)
 
@@ -212,7 +213,8 @@ def lines_between(
     """{turn: what was switched before it and after the one before}; under None what came after the last."""
     lines: dict[UUID | None, list[LineView]] = {}
     for row in switches:
-        following = next((turn.id for turn in turns if turn.created_at >= row.at), None)
+        # A turn that brought its switch along was begun a moment before that was written down.
+        following = next((turn.id for turn in turns if turn.id == row.turn_id or turn.created_at >= row.at), None)
         lines.setdefault(following, []).append(LineView.of(row, actor))
     return lines
 
