@@ -234,6 +234,24 @@ async def test_a_lock_that_another_program_holds_is_waited_for_and_then_told(
     program.close()
 
 
+async def test_behind_a_lock_that_stays_nobody_waits_for_those_in_front_of_him(
+    two: list[SqliteEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits as long as one may, all at the same time, and a place in the queue is not lost by it."""
+    engine, _ = two
+    program = sqlite3.connect(engine.path, isolation_level=None)
+    program.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(db.engine, "BUSY_SECONDS", 0.5)
+    async with asyncio.timeout(10):
+        results = await asyncio.gather(*(add(engine, f"never-{place}") for place in range(40)), return_exceptions=True)
+    assert {type(result) for result in results} == {DatabaseUnavailable}
+    assert not engine.writing.locked()
+    program.execute("COMMIT")
+    program.close()
+    await add(engine, "after")
+    assert [row["key"] for row in await engine.run("SELECT key FROM rate_bucket")] == ["after"]
+
+
 async def test_a_caller_cancelled_while_it_waits_gives_its_place_back(two: list[SqliteEngine]) -> None:
     first, second = two
     program = sqlite3.connect(first.path, isolation_level=None)
