@@ -1,9 +1,10 @@
-"""make bench: cold start, idle memory, the CPU of a streamed token beside a bare relay, and what an admission costs.
+"""make bench: cold start, idle memory, the CPU of a token beside a bare relay, what admissions cost, what readers do.
 
 Turnkeeper decodes, stores, limits, journals and re-emits each token; the relay only copies bytes. The ratio is what to
 read: the microseconds drift with the machine.
 """
 
+import asyncio
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from benchmarks import admission
+from benchmarks import admission, readers
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -136,3 +137,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     admission.main()
+    asyncio.run(readers.main())

@@ -8,14 +8,16 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +27,10 @@ from db.tables import Account, ApiToken
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[1]
-STREAMS = tuple(map(int, os.environ.get("STREAMS", "500,2000").split(",")))
+STREAMS = (500, 2000)
 ACCOUNTS = 200
-#: how long idle streams are watched: four heartbeats
-IDLE_SECONDS = float(os.environ.get("IDLE", 60))
+#: how long idle streams are watched: two heartbeats
+IDLE_SECONDS = 30.0
 #: pieces of the reply that is replayed
 PIECES = 1_000_000
 BATCHES, ASKED = 8, 30
@@ -68,6 +70,10 @@ class Bench:
         self.tokens: list[str] = []
         self.sessions: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
+        #: the turn that is read
+        self.turn = ""
+        #: what a character of a short reply costs
+        self.least = (1.0, 1.0, 1.0)
 
     async def prepare(self) -> None:
         (self.folder / "turnkeeper.toml").write_text(SETTINGS)
@@ -164,6 +170,85 @@ class Bench:
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def written(self) -> int:
+        """Bytes that it has written to files."""
+        line = next(
+            one for one in Path(f"/proc/{self.pid}/io").read_text().splitlines() if one.startswith("write_bytes")
+        )
+        return int(line.split()[1])
+
+    async def reply(self, token: str, body: bytes) -> tuple[int, int]:
+        """One prompt, its stream read to the end: bytes that came, and characters of the reply."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
+        writer.write(self.head("POST", "/chat", token, "text/event-stream", body))
+        came, end = 0, b""
+        while b"\nevent: end" not in end or not end.endswith(b"\n\n"):
+            chunk = await reader.read(1 << 20)
+            assert chunk, end[-300:]
+            came += len(chunk)
+            end = (end + chunk) if b"event: end" in end else (end[-20:] + chunk)
+        writer.close()
+        turn = json.loads(end[end.index(b"data: ", end.index(b"event: end")) + 6 :].split(b"\n")[0])
+        assert turn["state"] == "done", turn["error"]
+        return came, len(turn["reply"])
+
+    # ------------------------------------------------------------ what readers do to it
+
+    async def never_read(self, over: asyncio.Event) -> None:
+        deaf = []
+        for _ in range(200):
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            one.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", self.port))
+            one.send(self.head("GET", f"/chat/{self.turn}/events", self.tokens[0], "text/event-stream"))
+            deaf.append(one)
+        await over.wait()
+        for one in deaf:
+            one.close()
+
+    async def reconnect(self, over: asyncio.Event) -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            _, writer = await self.follow(number)
+            writer.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await over.wait()
+
+    def write_pieces(self) -> None:
+        """Behind the server's back: a running turn that has written more than a reply ever does."""
+        self.turn, now = str(new_id()), datetime.now(UTC)
+        with sqlite3.connect(self.folder / "var" / "turnkeeper.db", timeout=60) as database:
+            columns = [row[1] for row in database.execute("PRAGMA table_info(turn)")]
+            session = self.sessions[0]
+            changed = {
+                "id": f"'{self.turn}'", "session_id": f"'{session}'", "state": "'running'", "reply": "NULL",
+                "ended_at": "NULL", "lease_until": f"'{now + timedelta(seconds=55)}'",
+            }  # fmt: skip
+            chosen = ", ".join(changed.get(name, name) for name in columns)
+            database.execute(f"INSERT INTO turn SELECT {chosen} FROM turn LIMIT 1")
+            database.execute(
+                "INSERT INTO turn_piece (turn_id, start, text) WITH RECURSIVE numbers (n) AS "
+                "(SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?) SELECT ?, n * 4, 'text' FROM numbers",
+                (PIECES - 1, self.turn),
+            )
+
+    async def leave_in_replay(self, over: asyncio.Event) -> None:
+        """Twenty at a time, each for a third of a second."""
+
+        async def one() -> None:
+            reader, writer = await self.follow(0, f"/chat/{self.turn}/events")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    while await reader.read(1 << 16):
+                        pass
+            writer.close()
+
+        while not over.is_set():
+            await asyncio.gather(*(one() for _ in range(20)))
+
     async def quickness(self) -> Quickness:
         """Of a request that reads and one that writes, one after the other; the best batch counts."""
         token, session = self.tokens[-1], self.sessions[-1]
@@ -192,6 +277,57 @@ async def main() -> None:
         for count in STREAMS:
             async with bench.serving():
                 await idle(bench, count)
+        async with bench.serving():
+            await ill_behaved(bench)
+            await asyncio.to_thread(bench.write_pieces)
+            await beside(bench, f"readers that leave in a replay of {PIECES:,} pieces", bench.leave_in_replay)
+        for kilobytes in (1, 10, 100, 1000):
+            async with bench.serving():
+                await cost(bench, kilobytes)
+
+
+async def ill_behaved(bench: Bench) -> None:
+    """Readers that never read, and readers that come and go."""
+    await bench.quickness()
+    print("\nA read and a write beside readers that behave badly, as a ratio to alone", flush=True)
+    _, told = await bench.ask("POST", "/chat", bench.tokens[0], {"prompt": "x" * 90_000})
+    bench.turn = json.loads(told)["id"]
+    await beside(bench, "200 readers that never read a reply of 90 KB", bench.never_read)
+    await beside(bench, "ten reconnects a second", bench.reconnect)
+
+
+async def beside(bench: Bench, what: str, behave: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    alone, memory, over = await bench.quickness(), bench.resident_kb(), asyncio.Event()
+    behaving = asyncio.create_task(behave(over))
+    await asyncio.sleep(2)
+    meanwhile = await bench.quickness()
+    over.set()
+    await behaving
+    ratio = meanwhile.median_ms / alone.median_ms
+    print(f"{what}: {meanwhile}; ratio {ratio:.2f}; {bench.resident_kb() - memory:,} KB more", flush=True)
+
+
+async def cost(bench: Bench, kilobytes: int) -> None:
+    """What a character of a reply costs: computing, bytes written to disk, bytes sent to its reader."""
+    token, words = bench.tokens[0], kilobytes * 1000 // 8
+    times = max(1, 300 // kilobytes)
+    body = json.dumps({"prompt": f"/tokens {words} /delay 0ms"}).encode()
+    await bench.reply(token, body)
+    characters, sent, cpu, written = 0, 0, bench.cpu_seconds(), bench.written()
+    for _ in range(times):
+        read, text = await bench.reply(token, body)
+        characters, sent = characters + text, sent + read
+    cpu, written = bench.cpu_seconds() - cpu, bench.written() - written
+    each = (cpu * 1e6 / characters, written / characters, sent / characters)
+    if kilobytes == 1:
+        print("\nA character of a reply, and as a ratio to a reply of 1 KB", flush=True)
+        bench.least = each
+    ratios = [one / least for one, least in zip(each, bench.least, strict=True)]
+    print(
+        f"{kilobytes:>5} KB: {each[0]:.2f} microseconds ({ratios[0]:.2f}), "
+        f"{each[1]:.1f} bytes written ({ratios[1]:.2f}), {each[2]:.1f} bytes sent ({ratios[2]:.2f})",
+        flush=True,
+    )
 
 
 async def idle(bench: Bench, count: int) -> None:

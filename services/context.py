@@ -10,6 +10,8 @@ from services.text import tokens_of
 
 #: how far back a turn looks for context
 CONTEXT_TURNS = 200
+#: how far at first: seldom do more fit
+FEW_TURNS = 20
 #: what a reply is assumed to use at most where the model states no cap
 REPLY_TOKENS = 4096
 #: what a model's template puts around each message

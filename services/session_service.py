@@ -24,8 +24,8 @@ from services.admission import Admission, switch_keys
 from services.brought import Brought
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
-from services.clients import PLAIN, Ask, Usage, Wishes
-from services.context import CONTEXT_TURNS, fit
+from services.clients import PLAIN, Ask, Message, Usage, Wishes
+from services.context import CONTEXT_TURNS, FEW_TURNS, fit
 from services.counts import Counts
 from services.errors import (
     Forbidden,
@@ -807,8 +807,7 @@ class SessionService:
         entry, reason = await self._callable_model(session, asked, cap, actor, rules, db_session)
         self._check_version(session, version)
         self._check_idle(await self.turns.running(session, db_session))
-        path = await db_session.list_path(parent.id if parent is not None else None, CONTEXT_TURNS)
-        messages, kept = fit(prompt, path, entry, session.instructions)
+        messages, kept = await self._fitting(prompt, parent, entry, session, db_session)
         left_out = parent.depth - kept if parent is not None else 0
         turn = self.turns.new(session, parent, prompt, entry, messages, left_out)
         other = entry.id != session.last_model
@@ -856,6 +855,20 @@ class SessionService:
         session, rules = self._new_session(actor), await Rules.now(db_session)
         entry, _ = await self._callable_model(session, model, cap, actor, rules, db_session)
         fit(prompt, (), entry, brought.instructions if brought is not None else "")
+
+    async def _fitting(
+        self, prompt: str, parent: Turn | None, entry: Entry, session: Session, db_session: DbSession
+    ) -> tuple[tuple[Message, ...], int]:
+        """What a model is shown, and how many turns of the transcript that is.
+
+        The latest few are read first: where those do not all fit, what was said before is never looked at.
+        """
+        last = parent.id if parent is not None else None
+        few = await db_session.list_path(last, FEW_TURNS)
+        messages, kept = fit(prompt, few, entry, session.instructions)
+        if kept < FEW_TURNS:
+            return messages, kept
+        return fit(prompt, await db_session.list_path(last, CONTEXT_TURNS), entry, session.instructions)
 
     async def _beside(
         self,

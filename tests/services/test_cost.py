@@ -16,7 +16,7 @@ from services.reads import Reads
 from services.session_service import SessionService
 from services.turn_log import Position, TurnLog
 from services.turn_runner import TurnRunner
-from tests.conftest import Configure, Until
+from tests.conftest import Configure, Offer, Orders, Until
 from web.sse import for_scripts
 
 PIECE = 1000
@@ -144,3 +144,26 @@ async def test_opening_and_going_on_costs_the_same_in_a_session_of_any_length(
         assert live.row.turn_count == 60 * (number + 1)
         costs.append((sent.statements, sent.characters))
     assert costs[0] == costs[1] == costs[2]
+
+
+async def test_going_on_reads_no_more_of_a_long_transcript_than_may_fit(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, sent: Sent, configure: Configure,
+    offer: Offer, orders: Orders,
+) -> None:  # fmt: skip
+    await configure("user", turns="0")
+    await offer(fast={"context_tokens": 8192, "max_reply_tokens": 1024}, smart={"context_tokens": 0})
+    for number in range(60):
+        turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+        await sessions.finish_turn(turn.id, db_session, state="done", tail=f"{number:05}" * 1000)
+    read = {}
+    for model in ("fast", "smart"):
+        sent.clear()
+        begun = await sessions.begin_turn(session_id, "And?", db_session, actor=ann, model=model)
+        read[model] = sent.read
+        kept = begun.turn.depth - 1 - begun.turn.context_left_out
+        said = [message.text for message in orders.started[-1].ask.messages if message.role == "assistant"]
+        assert said == [f"{number:05}" * 1000 for number in range(60)][60 - len(said) :]
+        assert (kept, len(said)) == ((4, 4) if model == "fast" else (61, 60))
+        await sessions.finish_turn(begun.turn.id, db_session, state="done")
+    # A window of some 21,000 characters: 20 replies of 5,000 are looked at, not all 60.
+    assert read["fast"] < 25 * 5000 < 60 * 5000 < read["smart"]

@@ -5,20 +5,22 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.servers import bundled, free_port
-from tests.web.running import Server, a_server
-from tests.web.wire import JSON, begin, chat, create, ended, problem, streaming, text_of, turn_of
+from tests.web.running import ROOT, Server, a_server
+from tests.web.wire import JSON, STREAM, begin, chat, create, ended, problem, streaming, text_of, turn_of
 
 #: long enough to still run when the database is back
 LONG = "/tokens 300 /delay 20ms"
@@ -142,6 +144,42 @@ def test_a_file_that_another_program_locks_is_waited_for_and_a_reply_goes_on(own
         assert (last["state"], last["reply"].count("tok")) == ("done", 300)
         assert last["reply"].startswith(shown["reply"])
         assert held(own, client) == 0
+
+
+# ---------------------------------------------------------------- open files
+
+
+def test_when_the_files_run_out_a_stream_is_refused_and_everything_else_is_answered(tmp_path: Path) -> None:
+    """The system allows 300 files: 200 of them stay free for whoever asks for something else."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (250, 300))"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    with a_server(tmp_path, PYTHONPATH=path) as server, server.guest(Accept=JSON) as client:
+        assert "300 allowed" in server.run("check").stdout
+        session = create(client)
+        request = (
+            f"GET /session/{session['id']}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Accept: text/event-stream\r\nCookie: tk_guest={client.cookies['tk_guest']}\r\n\r\n"
+        ).encode()
+        with ExitStack() as streams:
+            for _ in range(150):
+                one = streams.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+                one.sendall(request)
+                assert b"200 OK" in one.recv(4096)
+            for _ in range(3):
+                refused = client.get(f"/session/{session['id']}/events")
+                problem(refused, 503, "too_many_streams")
+                assert int(refused.headers["retry-after"]) > 0
+            with server.guest(Accept=JSON) as other:
+                assert chat(other, "hello", session_id=None)["state"] == "done"
+        deadline = time.monotonic() + 20
+        while client.get("/healthz").status_code == 200:
+            with client.stream("GET", f"/session/{session['id']}/events", headers={"Accept": STREAM}) as stream:
+                if stream.status_code == 200:
+                    break
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- PostgreSQL
