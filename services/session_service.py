@@ -866,7 +866,7 @@ class SessionService:
         last = parent.id if parent is not None else None
         few = await db_session.list_path(last, FEW_TURNS)
         messages, kept = fit(prompt, few, entry, session.instructions)
-        if kept < FEW_TURNS:
+        if len(few) < FEW_TURNS or kept < sum(bool(turn.reply) for turn in few):
             return messages, kept
         return fit(prompt, await db_session.list_path(last, CONTEXT_TURNS), entry, session.instructions)
 

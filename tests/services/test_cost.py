@@ -163,7 +163,7 @@ async def test_going_on_reads_no_more_of_a_long_transcript_than_may_fit(
         kept = begun.turn.depth - 1 - begun.turn.context_left_out
         said = [message.text for message in orders.started[-1].ask.messages if message.role == "assistant"]
         assert said == [f"{number:05}" * 1000 for number in range(60)][60 - len(said) :]
-        assert (kept, len(said)) == ((4, 4) if model == "fast" else (61, 60))
+        assert (kept, len(said)) == ((4, 4) if model == "fast" else (60, 60))
         await sessions.finish_turn(begun.turn.id, db_session, state="done")
     # A window of some 21,000 characters: 20 replies of 5,000 are looked at, not all 60.
     assert read["fast"] < 25 * 5000 < 60 * 5000 < read["smart"]
