@@ -87,16 +87,20 @@ class Reads:
         await self._may_read(session, db_session, actor)
         return await db_session.list_all_turns(session.row.id, after, limit)
 
-    async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, str]:
-        """A turn, and what it has written so far while it runs. Raises NotFound, Forbidden."""
+    async def require_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> Turn:
+        """A turn, without what it has written while it runs. Raises NotFound, Forbidden."""
         turn = await db_session.find_turn(turn_id)
         if turn is None:
             raise NotFound("There is no such turn.")
         try:
-            session = await self._sessions.get_session(turn.session_id, db_session, actor=actor)
+            await self.require_session(turn.session_id, db_session, actor=actor)
         except NotFound as error:
             raise NotFound("There is no such turn.") from error
-        require_owner(session, actor)
+        return turn
+
+    async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, str]:
+        """A turn, and what it has written so far while it runs. Raises NotFound, Forbidden."""
+        turn = await self.require_turn(turn_id, db_session, actor=actor)
         return turn, await db_session.text_of(turn.id) if turn.reply is None else ""
 
     async def _may_read(self, session: LiveSession, db_session: DbSession, actor: Actor) -> None:

@@ -14,7 +14,7 @@ from services.client_pool import ClientPool
 from services.event_bus import MemoryEventBus
 from services.reads import Reads
 from services.session_service import SessionService
-from services.turn_log import Position, TurnLog
+from services.turn_log import Begun, Delta, Position, TurnLog
 from services.turn_runner import TurnRunner
 from tests.conftest import Configure, Offer, Orders, Until
 from web.sse import for_scripts
@@ -167,3 +167,20 @@ async def test_going_on_reads_no_more_of_a_long_transcript_than_may_fit(
         await sessions.finish_turn(begun.turn.id, db_session, state="done")
     # A window of some 21,000 characters: 20 replies of 5,000 are looked at, not all 60.
     assert read["fast"] < 25 * 5000 < 60 * 5000 < read["smart"]
+
+
+async def test_coming_back_to_a_running_reply_reads_only_what_is_new(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, bus: MemoryEventBus, sent: Sent
+) -> None:
+    """A page that reconnects again and again does not cost the whole reply each time."""
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await db_session.add_pieces([(turn.id, start, "text ") for start in range(0, 15_000, 5)], turn.created_at)
+    log = TurnLog(sessions, bus, lambda: DbSession(engine), asyncio.Event())
+    sent.clear()
+    found = await Reads(sessions).require_turn(turn.id, db_session, actor=ann)
+    events = log.follow_turn(found, 14_990, ann)
+    assert await anext(events) == Begun(found)
+    assert await anext(events) == Delta(turn.id, 14_990, "text text ")
+    await events.aclose()
+    assert sent.read < 1000
+    assert await db_session.text_of(turn.id) == "text " * 3000

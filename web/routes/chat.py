@@ -165,7 +165,7 @@ async def follow_turn(
 ) -> Response[Any]:
     """A reply as it is written, from `Last-Event-ID` on."""
     log.require_room()
-    turn, _ = await Reads(sessions).turn(turn_id, db_session, actor=actor)
+    turn = await Reads(sessions).require_turn(turn_id, db_session, actor=actor)
     position = Position.parse(request.headers.get("last-event-id", ""))
     same = position.turn_id == turn.id
     offset = MOST if same and position.ended else position.offset if same else 0

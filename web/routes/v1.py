@@ -55,7 +55,7 @@ async def complete_chat(
         response.headers.update(rate_headers(begun.allowance) | {SESSION_HEADER: str(begun.turn.session_id)})
         return response
     await log.await_end(begun.turn, actor, proof)
-    turn, _ = await Reads(sessions).turn(begun.turn.id, db_session, actor=actor)
+    turn = await Reads(sessions).require_turn(begun.turn.id, db_session, actor=actor)
     response = answered(TurnView.of(turn), begun)
     # As Reply does: what has ended since it was begun holds nothing any more.
     response.headers.update(rate_headers(freed(begun.allowance) if begun.turn.ended_at is None else begun.allowance))
