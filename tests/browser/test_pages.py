@@ -34,6 +34,11 @@ def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, c
         "/admin/models",
         "/admin/groups",
         "/admin/moves",
+        "/admin/accounts",
+        "/admin/usage",
+        "/admin/usage?by=account",
+        "/admin/journal",
+        "/account",
         "/nowhere",
         "/login",
         f"/chat/{turn[5:]}",
@@ -78,7 +83,7 @@ def test_nothing_in_a_text_acts(
     admin.page.goto(url)
     admin.page.locator("summary.model").click()
     admin.page.locator(".picker [value=smart]").check()
-    admin.page.get_by_label("Reason").fill(HOSTILE)
+    admin.page.get_by_label("Reason, shown").fill(HOSTILE)
     admin.page.get_by_role("button", name="Switch").click()
     expect(chat.page.locator("[data-model-reason]")).to_contain_text("Chosen by ada: <img src=/loaded")
     for path in (

@@ -75,6 +75,6 @@ def test_an_admin_steers_a_session_and_does_not_read_it(
     expect(admin.box).to_have_count(0)
     admin.page.locator("summary.model").click()
     admin.page.locator(".picker [value=smart]").check()
-    admin.page.get_by_label("Reason").fill("test")
+    admin.page.get_by_label("Reason, shown").fill("test")
     admin.page.get_by_role("button", name="Switch").click()
     expect(chat.page.locator("[data-model-reason]")).to_have_text("Chosen by ada: test.")

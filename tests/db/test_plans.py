@@ -3,6 +3,7 @@
 What is explained is what the verbs really send: the test listens at the engine.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,11 @@ from db.tables import TABLES, Login
 from services.accounts import Accounts, Credentials
 from services.actor import Actor
 from services.clients import Usage
+from services.desk import Desk, Wanted
 from services.errors import Refusal
+from services.oversight import Asked, Oversight
+from services.readers import Readers
+from services.readers import everybody as everybody_may
 from services.reads import Reads
 from services.session_service import SessionService
 from tests.conftest import Clock, Configure, Offer
@@ -29,7 +34,15 @@ ROWS, OWNERS = 20_000, 2_000
 #: tables with as many rows as somebody has configured
 SMALL = {"model", "account_group", "limit_rule", "model_move"}
 #: what lists of sessions go along
-ALONG = {"session_by_activity", "session_of_owner", "session_open", "session_pkey", "sqlite_autoindex_session_1"}
+ALONG = {
+    "session_by_activity",
+    "session_by_cost",
+    "session_by_turns",
+    "session_of_owner",
+    "session_open",
+    "session_pkey",
+    "sqlite_autoindex_session_1",
+}
 #: indexes that hold nothing but what runs at this moment
 RUNNING = re.compile(r"turn_running")
 
@@ -178,8 +191,15 @@ async def test_neither_an_admission_nor_a_page_scans_sessions_turns_journal_or_k
             page = await sessions.list_sessions(db_session, actor=actor, everybody=everybody, **wanted)
             if page.next is not None:
                 await sessions.list_sessions(db_session, actor=actor, everybody=everybody, after=page.next, **wanted)
+    wanted_on_desk = [{"sort": sort} for sort in ("age", "cost", "turns")]
+    wanted_on_desk += [{"owner": "ann", "sort": "activity"}, {"group": "user"}, {"group": "none", "sort": "cost"}]
+    desk = Desk(sessions, Readers(sessions, lambda: db_session, everybody_may, asyncio.Event(), 9), lambda: db_session)
+    for asked in wanted_on_desk:
+        seen = await desk.look(Wanted(**asked), db_session, actor=ada)
+        if seen.next is not None:
+            await desk.look(Wanted(**asked), db_session, actor=ada, after=seen.next)
     await sessions.upkeep.lapsed_sessions(db_session)
-    ordered = re.compile(r"ORDER BY (session\.)?(last_activity_at|id)\b")
+    ordered = re.compile(r"ORDER BY (session\.)?(last_activity_at|id|cost_nanos|turn_count)\b")
     lists = {sql: args for sql, args in heard.statements.items() if ordered.search(sql)}
     assert len(lists) > 15
     for sql, args in lists.items():
@@ -191,3 +211,26 @@ async def test_neither_an_admission_nor_a_page_scans_sessions_turns_journal_or_k
         if engine.engine_type == "sqlite":
             assert indexes <= ALONG, plan
             assert not any("TEMP B-TREE FOR ORDER BY" in line for line in plan), plan
+
+    # The journal is looked through along an index too, whatever is asked of it, and the running ones are few.
+    heard.statements.clear()
+    oversight, day = Oversight(sessions), clock().date()
+    for asked in (
+        Asked(),
+        Asked(account="ann"),
+        Asked(what="turn_begun"),
+        Asked(session_id=session_id),
+        Asked(since=day),
+        Asked(until=day),
+    ):
+        await oversight.journal(asked, db_session, actor=ada, before=UUID(int=2**127))
+    await oversight.kinds(db_session, actor=ada)
+    for by in ("day", "model", "group", "account"):
+        await oversight.usage(by, db_session, actor=ada)
+        await oversight.usage(by, db_session, actor=ada, account="ann")
+    await desk.look(Wanted(running=True), db_session, actor=ada)
+    looked = {sql: args for sql, args in heard.statements.items() if re.search(r"FROM (journal|usage|turn)\b", sql)}
+    assert len(looked) > 12
+    plans = {sql: await plan_of(sql, args, engine) for sql, args in looked.items()}
+    if engine.engine_type == "sqlite":  # PostgreSQL reads a day's usage whole where it is all there is
+        assert {sql: whole(plan) for sql, plan in plans.items() if whole(plan)} == {}, plans

@@ -349,3 +349,29 @@ async def test_a_sign_in_that_meets_a_change_of_the_password_is_no_way_in(
     with pytest.raises(Refusal, match="wrong"):
         await accounts.sign_in("ann", PASSWORD, db_session, actor=nobody())
     assert (await db_session.find_account(account.id)).password_hash == changed  # type: ignore[union-attr]
+
+
+async def test_a_name_nobody_has_costs_the_same_hashing_as_one_somebody_has(
+    accounts: Accounts, db_session: DbSession, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same time for both, shown without a clock: as many hashes, with the same parameters."""
+    await accounts.create_account("ann", PASSWORD, db_session)
+    off = await accounts.create_account("off", PASSWORD, db_session)
+    await db_session.update(off, disabled_at=clock())
+    real, verified = services.accounts._hasher(), []
+
+    class Watched:
+        """Verifies as the real one does, and remembers what it was asked."""
+
+        check_needs_rehash = real.check_needs_rehash
+
+        def verify(self, password_hash: str, password: str) -> bool:
+            verified.append(password_hash.rsplit("$", 2)[0])
+            return bool(real.verify(password_hash, password))
+
+    monkeypatch.setattr(services.accounts, "_hasher", Watched)
+    for name, password in (("ann", "wrong horse"), ("nobody", PASSWORD), ("off", PASSWORD), ("a\0", "")):
+        with pytest.raises(Refusal, match="wrong"):
+            await accounts.sign_in(name, password, db_session, actor=nobody())
+    assert len(verified) == 4 and len(set(verified)) == 1
+    assert REAL_DECOY.rsplit("$", 2)[0] == REAL_HASHER().hash(PASSWORD).rsplit("$", 2)[0]

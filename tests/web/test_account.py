@@ -11,7 +11,7 @@ import pytest
 
 from tests.web.people import PASSWORD
 from tests.web.running import Server
-from tests.web.wire import ABSENT, BROWSER, HTMX, JSON, begin, create, hidden_fields, is_page, problem, streaming
+from tests.web.wire import ABSENT, BROWSER, HTMX, JSON, begin, create, hidden_fields, is_page, problem, soon, streaming
 
 FORM = {"Accept": BROWSER}
 OTHER = "battery staple horse"
@@ -216,3 +216,23 @@ def test_O4_whoever_an_admin_takes_the_right_from_is_out_at_once_and_its_streams
             for last in stream:  # noqa: B007
                 assert time.monotonic() - began < 8, "still told what it may not see"
             assert last.name == "gone"
+
+
+def test_signing_out_beside_an_open_stream_and_a_slow_request_stays_so(signs_in: SignsIn) -> None:
+    """SECURITY B 12: nothing that was under way brings the login back."""
+    client = signs_in()
+    login = client.cookies["tk_login"]
+    turn = begin(client, "/tokens 3000 /delay 20ms")
+    with streaming(client, f"/chat/{turn['id']}/events") as stream:
+        stream.next("delta")
+        with soon(lambda: client.post("/chat", json={"prompt": "/tokens 40 /delay 50ms"})):
+            time.sleep(0.2)  # the slow request is under way, and ends after the sign-out
+            out = client.post("/logout", data={}, headers={**FORM, "Cookie": f"tk_login={login}"})
+            assert out.status_code == 303
+        last = stream.next()
+        for last in stream:  # noqa: B007
+            pass
+        assert last.name == "gone"
+    client.cookies.clear()
+    problem(client.get("/account", headers={"Cookie": f"tk_login={login}"}), 401, "unauthenticated")
+    problem(client.get("/account", headers={"Cookie": f"tk_login={login}"}), 401, "unauthenticated")
