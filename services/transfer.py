@@ -4,6 +4,7 @@ The file is JSON and written piece by piece, however long a session is. What the
 to the place where it was decided. Nor is what only holds there: owner, end, lock, version.
 """
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -221,9 +222,7 @@ class Transfer:
         With a key, what was made under it before is not made again, so the same file under the same key goes on.
         Raises InvalidRequest before anything is made, and whatever refuses the first session.
         """
-        brought = [record.brought() for record in document.sessions]
-        for one in brought:
-            one.check()
+        brought = await asyncio.to_thread(_checked, document)
         done = 0
         for place, one in enumerate(brought):
             try:
@@ -252,7 +251,7 @@ class Transfer:
         after: UUID | None = None
         while turns := await db_session.list_all_turns(live.row.id, after, PAGE_TURNS):
             after = turns[-1].id
-            yield [TurnRecord.of(turn, await _text_of(turn, db_session)) for turn in turns]
+            yield [await _record(turn, db_session) for turn in turns]
 
     async def _transcript(self, live: LiveSession, db_session: DbSession) -> AsyncIterator[list[TurnRecord]]:
         """The turns of the transcript shown, oldest first, some at a time."""
@@ -264,11 +263,23 @@ class Transfer:
             last = path[0].parent_id if path else None
         for end in reversed(ends):
             path = await db_session.list_path(end, PAGE_TURNS)
-            yield [TurnRecord.of(turn, await _text_of(turn, db_session)) for turn in path]
+            yield [await _record(turn, db_session) for turn in path]
 
 
-async def _text_of(turn: Turn, db_session: DbSession) -> str:
-    return await db_session.text_of(turn.id) if turn.reply is None else ""
+async def _record(turn: Turn, db_session: DbSession) -> TurnRecord:
+    """A turn with its text; one that ends while it is looked at, with all of it."""
+    if turn.reply is not None:
+        return TurnRecord.of(turn, "")
+    text = await db_session.text_of(turn.id)
+    return TurnRecord.of(await db_session.find_turn(turn.id) or turn, text)
+
+
+def _checked(document: Document) -> list[Brought]:
+    """What becomes of a file. Raises InvalidRequest."""
+    brought = [record.brought() for record in document.sessions]
+    for one in brought:
+        one.check()
+    return brought
 
 
 def _brought(turn: TurnRecord, after: int | None) -> BroughtTurn:

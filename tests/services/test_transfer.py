@@ -154,6 +154,24 @@ async def test_a_reply_that_is_being_written_goes_along_as_far_as_it_is(
     assert turn.ended_at is not None
 
 
+async def test_a_reply_that_ends_while_it_is_exported_is_whole(
+    sessions: SessionService, transfer: Transfer, db_session: DbSession, ann: Actor
+) -> None:
+    begun = await sessions.begin_turn(None, "one", db_session, actor=ann)
+    id, turn_id = begun.turn.session_id, begun.turn.id
+    await sessions.append([(id, turn_id, 0, "so far")], db_session)
+
+    class Late(DbSession):
+        """Between the row and its text, the turn ends."""
+
+        async def text_of(self, turn_id: UUID) -> str:
+            await sessions.finish_turn(turn_id, db_session, state="done", tail=" and to the end")
+            return await super().text_of(turn_id)
+
+    (session,) = (await exported(transfer, [id], Late(db_session.engine), ann)).sessions
+    assert [(turn.state, turn.reply) for turn in session.turns] == [("done", "so far and to the end")]
+
+
 async def test_a_long_session_comes_in_pieces_and_whole(
     sessions: SessionService, transfer: Transfer, db_session: DbSession, ann: Actor
 ) -> None:

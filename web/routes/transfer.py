@@ -1,5 +1,6 @@
 """/session/export, /session/{id}/export, /session/import — sessions on their way out and in."""
 
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +11,14 @@ from litestar import Request, Response, get, post
 from litestar.params import FromPath
 from litestar.response import Stream
 
+from db.db_session import DbSession
+from services.accounts import Accounts, Credentials
+from services.actor import Actor
+from services.readers import ASK_SECONDS
 from services.transfer import Document, Taken, Transfer
 from web.answer import answer, download, page, rate_headers, wants
 from web.forms import ExportSession, ExportSessions, asks, takes
-from web.given import Db, Given, Sessions, Who
+from web.given import Db, Given, Logins, Proof, Sessions, Who
 from web.sse import frame, stream_of
 from web.views import ImportedView, ProgressView
 
@@ -32,24 +37,33 @@ async def export_session(
     sessions: Sessions,
     db_session: Db,
     actor: Who,
+    logins: Logins,
+    proof: Proof,
 ) -> Response[Any]:
     """One session as a file: whole as JSON, or its transcript to read as Markdown."""
     transfer = Transfer(sessions)
     live = await transfer.require(session_id, db_session, actor=actor)
     write = transfer.as_json if asked.format == "json" else transfer.as_markdown
-    return _file(write([live.row.id], db_session, actor=actor), asked.format, f"session-{live.row.id}", 1)
+    pieces = _while_allowed(write([live.row.id], db_session, actor=actor), logins, proof, actor, db_session)
+    return _file(pieces, asked.format, f"session-{live.row.id}", 1)
 
 
 @get("/session/export", dependencies={"asked": asks(ExportSessions)}, opt={"answers": Document, "file": KINDS["md"]})
 async def export_sessions(
-    request: Request, asked: Given[ExportSessions], sessions: Sessions, db_session: Db, actor: Who
+    request: Request,
+    asked: Given[ExportSessions],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    logins: Logins,
+    proof: Proof,
 ) -> Response[Any]:
     """All sessions of the account as one file, or those that a list would show."""
     transfer = Transfer(sessions)
     chosen = await transfer.choose(db_session, actor=actor, state=asked.state, model=asked.model, q=asked.q)
     write = transfer.as_json if asked.format == "json" else transfer.as_markdown
-    name = f"sessions-{datetime.now(UTC):%Y-%m-%d}"
-    return _file(write(chosen, db_session, actor=actor), asked.format, name, len(chosen))
+    pieces = _while_allowed(write(chosen, db_session, actor=actor), logins, proof, actor, db_session)
+    return _file(pieces, asked.format, f"sessions-{datetime.now(UTC):%Y-%m-%d}", len(chosen))
 
 
 @post(
@@ -74,6 +88,19 @@ async def import_sessions(
         return response
     where = view.sessions[0].url if len(view.sessions) == 1 else "/session"
     return answer(request, None, view, location=where, status=201, allowance=allowance)
+
+
+async def _while_allowed(
+    pieces: AsyncIterator[bytes], logins: Accounts, proof: Credentials, actor: Actor, db_session: DbSession
+) -> AsyncIterator[bytes]:
+    """A file as long as its reader may have it; one that is cut is no whole JSON any more."""
+    asked_at = time.monotonic()
+    async for piece in pieces:
+        if time.monotonic() - asked_at >= ASK_SECONDS:
+            asked_at = time.monotonic()
+            if not all(await logins.still([(proof, actor)], db_session)):
+                return
+        yield piece
 
 
 async def _one(steps: AsyncIterator[Taken]) -> AsyncIterator[Taken]:
