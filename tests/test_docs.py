@@ -34,7 +34,7 @@ from tests.web.running import Server, a_server
 from tests.web.wire import ABSENT
 from web import views
 from web.__main__ import main
-from web.completions import ChatCompletion
+from web.completions import MOST_MESSAGES, ChatCompletion
 from web.errors import STATUS
 from web.guard import BODY_BYTES, FILE_BYTES
 from web.openapi import Problem
@@ -313,6 +313,7 @@ def test_sizes_and_waits_are_as_documented() -> None:
     for size in (BODY_BYTES, FILE_BYTES, text.PROMPT_CHARACTERS, text.TITLE_CHARACTERS, text.REASON_CHARACTERS):
         assert f" {size:,}" in sizes
     assert f"{text.PROMPT_CHARACTERS:,} characters" in SESSIONS
+    assert f"at most {MOST_MESSAGES:,} messages" in read("docs/openai.md")
     assert f"at most {KEY_CHARACTERS} characters" in " ".join(section(HTTP, "Repeating a request safely").split())
     assert f"After {HEARTBEAT_SECONDS:.0f} seconds of silence" in section(HTTP, "The stream of a reply")
     assert f"every {PROBE_EVERY_SECONDS:.0f} seconds" in section(SESSIONS, "When a provider is down")

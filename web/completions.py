@@ -25,6 +25,8 @@ from web.views import TurnView
 SESSION_HEADER = "X-Turnkeeper-Session"
 #: the session's own current model; no model may be called so
 SESSION_MODEL = "session"
+#: far more than any model is shown; each becomes part of a row
+MOST_MESSAGES = 2000
 #: the roles of messages that tell the model how to be
 INSTRUCTING = ("system", "developer")
 #: longer than this, OpenAI's own client does not wait by itself
@@ -74,7 +76,7 @@ Ignored = str | None
 class ChatCompletion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """OpenAI's request; null is the same as leaving out."""
 
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], msgspec.Meta(max_length=MOST_MESSAGES)]
     #: an id or an alias, or `session`
     model: str
     stream: bool | None = None

@@ -246,6 +246,7 @@ def test_a_cap_cuts_the_reply_and_says_so(client: openai.OpenAI) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"metadata": {"session_id": "x"}}, "metadata"),
         ({"messages": []}, "messages"),
+        ({"messages": HELLO * 2001}, "messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [*HELLO, {"role": "system", "content": "x"}, *HELLO]}, "messages"),
@@ -266,7 +267,7 @@ def test_a_cap_cuts_the_reply_and_says_so(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": ""}]}, "prompt"),
     ],
-    ids=str,
+    ids=lambda asked: str(asked)[:60],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(client: openai.OpenAI, asked: Any, param: str | None) -> None:
     error = refusal(client, openai.BadRequestError, **asked)
