@@ -21,12 +21,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import msgspec
 
 from benchmarks.__main__ import cpu_seconds, resident_mb, running
-from benchmarks.reader import PageReader, Reader, Refused, events_of, turn_in
+from benchmarks.reader import PATIENCE_SECONDS, PageReader, Reader, Refused, events_of, turn_in
 from benchmarks.upstream import SETTINGS, Story
 from db.engine import SQLITE_READERS
 from tests.servers import free_port
@@ -131,10 +132,11 @@ class Person:
         self._stories = itertools.count()
 
     async def live(self, until: float, thinking_seconds: float) -> None:
-        """One of everything to begin with, then by habit."""
+        """One of everything to begin with, however long that takes, then by habit."""
         habits: dict[str, Callable[[], Awaitable[None]]] = {name: getattr(self, name) for name in HABITS}
         first = self.dice.sample(list(HABITS), len(HABITS))
-        while (left := until - time.monotonic()) > 0:
+        while first or time.monotonic() < until:
+            left = max(0.0, until - time.monotonic())
             await asyncio.sleep(min(left, self.dice.expovariate(1 / thinking_seconds)))
             act = first.pop() if first else self.dice.choices(list(HABITS), list(HABITS.values()))[0]
             try:
@@ -213,7 +215,7 @@ class Person:
         """Send a prompt as a page does and follow the session's fragments, with breaks."""
         story, session_id = self.story(), await self.session()
         shown = await self.ask("page", "GET", f"/session/{session_id}", accept=BROWSER)
-        form = {"session_id": session_id, "prompt": story.prompt, "idempotency_key": f"{self.name}{story.seed}"}
+        form = {"session_id": session_id, "prompt": story.prompt, "idempotency_key": uuid4().hex}
         answer = await self.ask("send by form", "POST", "/chat", data=form, headers=HTMX)
         turn_id = turn_in(answer.text)
         self.tally.check(turn_id not in shown.text, f"{turn_id} was there before")
@@ -547,7 +549,9 @@ async def soak(server: Server, told: Path, seconds: float, people: int, thinking
         headers = {"Authorization": f"Bearer {tokens[name]}"}
         # The server closes a connection that has been idle for 5 s: one that is older must not be used again.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=2)
-        return httpx.AsyncClient(base_url=server.url, headers=headers, timeout=30, verify=PLAIN, limits=limits)
+        return httpx.AsyncClient(
+            base_url=server.url, headers=headers, timeout=PATIENCE_SECONDS, verify=PLAIN, limits=limits
+        )
 
     @asynccontextmanager
     async def everybody(tally: Tally) -> Any:
@@ -618,7 +622,7 @@ def run(folder: Path, seconds: float, people: int, seed: int, thinking_seconds: 
     port, told = free_port(), folder / "watched"
     with running("benchmarks.upstream", str(port), "20", "5", folder=ROOT, port=port):
         server = Server(folder, SETTINGS.format(port=port) + TIGHT, WATCHED=str(told), TURNKEEPER_DISCOVER="false")
-        server.program = "benchmarks.watched"
+        server.program, server.start_seconds = "benchmarks.watched", PATIENCE_SECONDS
         server.start()
         try:
             while not told.exists():

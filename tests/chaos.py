@@ -28,7 +28,7 @@ import httpx
 import msgspec
 
 from benchmarks.__main__ import running
-from benchmarks.reader import Reader, Refused
+from benchmarks.reader import PATIENCE_SECONDS, Reader, Refused
 from benchmarks.upstream import SETTINGS, Story
 from db.engine import open_engine
 from services.turn_runner import SWEEP_SECONDS
@@ -52,7 +52,7 @@ SAID_LINES = 40
 #: a start that takes longer is told at once
 SLOW_SECONDS = 10
 #: more than a life takes on a slow machine
-LIFE_SECONDS = 120
+LIFE_SECONDS = 300
 #: the rows of all tables are looked at after every so many kills
 LOOK_EVERY = 10
 #: of one prompt, beside the one that asks again
@@ -398,7 +398,7 @@ class Chaos:
             name: httpx.AsyncClient(
                 base_url=self._server.url,
                 headers={"Authorization": f"Bearer {token}"},
-                timeout=60,
+                timeout=PATIENCE_SECONDS,
                 verify=PLAIN,
                 limits=limits,
             )
@@ -484,7 +484,7 @@ def run(
     environment = {"TURNKEEPER_DATABASE_URL": database_url} if database_url else {}
     with running("benchmarks.upstream", str(port), "20", "5", folder=ROOT, port=port):
         server = Server(folder, SETTINGS.format(port=port), TURNKEEPER_DISCOVER="false", **environment)
-        server.arguments, server.start_seconds = ("--workers", str(workers)), LIFE_SECONDS
+        server.arguments, server.start_seconds = ("--workers", str(workers)), PATIENCE_SECONDS
         server.start()
         try:
             chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed, workers, tell)

@@ -85,7 +85,7 @@ class Server:
         #: what it is told besides its settings
         self.arguments: tuple[str, ...] = ()
         #: how long a start may take
-        self.start_seconds = START_SECONDS
+        self.start_seconds: float = START_SECONDS
         self.output = ""
         self.process: subprocess.Popen[str] | None = None
 
