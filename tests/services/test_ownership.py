@@ -35,7 +35,9 @@ VERBS: dict[str, Verb] = {
     "current_model": lambda sessions, id, db, actor: sessions.current_model(id, db, actor=actor),
     "switch": lambda sessions, id, db, actor: sessions.switch_model(id, "smart", db, actor=actor),
     "begin": lambda sessions, id, db, actor: sessions.begin_turn(id, "Hello", db, actor=actor),
+    "keep_draft": lambda sessions, id, db, actor: sessions.keep_draft(id, "half a thought", db, actor=actor),
     "timeline": lambda sessions, id, db, actor: Reads(sessions).timeline(id, db, actor=actor),
+    "follow": lambda sessions, id, db, actor: Reads(sessions).require_session(id, db, actor=actor),
 }
 
 
@@ -67,6 +69,7 @@ TURN_VERBS: dict[str, Verb] = {
     "stop_turn": lambda sessions, id, db, actor: sessions.stop_turn(id, db, actor=actor),
     "retry_turn": lambda sessions, id, db, actor: sessions.retry_turn(id, db, actor=actor),
     "edit_turn": lambda sessions, id, db, actor: sessions.edit_turn(id, "Edited", db, actor=actor),
+    "choose_turn": lambda sessions, id, db, actor: sessions.choose_turn(id, db, actor=actor),
     "read": lambda sessions, id, db, actor: Reads(sessions).turn(id, db, actor=actor),
 }
 #: verbs of the worker that runs a turn, under its lease
