@@ -182,7 +182,7 @@ class Bench:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
         writer.write(self.head("POST", "/chat", token, "text/event-stream", body))
         came, end = 0, b""
-        while b"\nevent: end" not in end or not end.endswith(b"\n\n"):
+        while b"\n\n" not in end.partition(b"event: end")[2]:
             chunk = await reader.read(1 << 20)
             assert chunk, end[-300:]
             came += len(chunk)
