@@ -107,7 +107,6 @@ class Desk:
             if account is None:
                 return DeskPage([], None, await db_session.count_running_turns(self.now()))
             asked["owner_id"] = account.id
-        asked["group"] = storable(asked["group"])
         page = await self._sessions.list_sessions(
             db_session, actor=actor, everybody=True, limit=limit, after=after, **asked
         )

@@ -263,13 +263,15 @@ class SessionService:
         model: str = "",
         q: str = "",
         sort: Sort = "activity",
-        **asked: Any,
+        owner_id: UUID | None = None,
+        group: str = "",
+        running: bool = False,
     ) -> SessionPage:
-        """The actor's own sessions; `everybody` for an admin, who may ask for more. Raises Forbidden."""
+        """The actor's own sessions; `everybody` for an admin, or those of `owner_id`. Raises Forbidden."""
         if everybody and not actor.is_admin:
             raise Forbidden("Only an admin sees everybody's sessions.")
         rows, following = await db_session.list_sessions(
-            owner_id=asked.pop("owner_id", None) if everybody else actor.id,
+            owner_id=owner_id if everybody else actor.id,
             limit=limit,
             ends=(await Rules.now(db_session)).ends(self.now()),
             now=self.now(),
@@ -278,7 +280,8 @@ class SessionService:
             model=storable(model),
             q=storable(q),
             sort=sort,
-            **asked,
+            group=storable(group),
+            running=running,
         )
         return SessionPage(await self.standing.all_of(rows, actor, db_session), following)
 
