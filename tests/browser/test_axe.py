@@ -113,6 +113,7 @@ def test_axe_finds_nothing_serious(chat: Chat, admin_token: str, scheme: Any) ->
         "/session",
         "/models",
         "/limits",
+        "/docs",
         "/account",
         "/admin",
         "/admin/models",

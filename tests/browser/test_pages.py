@@ -30,6 +30,7 @@ def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, c
         "/session",
         "/models",
         "/limits",
+        "/docs",
         "/admin",
         "/admin/models",
         "/admin/groups",
