@@ -11,7 +11,7 @@ import contextvars
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Protocol
 from uuid import UUID
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 #: hints that may wait to be sent; when there are more, the others are told to look
 OUTGOING = 5000
-#: how long a message may take to be handed over, and a connection to be made
+#: how long a message may take to be handed over; a connection may take twice as long to be made
 SEND_SECONDS = 5.0
 #: a silent wire is asked this often whether it still carries anything
 PULSE_SECONDS = 5.0
@@ -143,7 +143,9 @@ class SharedEventBus(MemoryEventBus):
             begun = clock()
             try:
                 self._lost = False
-                async with self._wire.connect(self._receive, self._break) as send:
+                async with AsyncExitStack() as stack:
+                    async with asyncio.timeout(2 * SEND_SECONDS):
+                        send = await stack.enter_async_context(self._wire.connect(self._receive, self._break))
                     if told:
                         log.warning("live events from other processes come again")
                         told = False

@@ -24,7 +24,7 @@ WELL_SECONDS = 10.0
 #: how long a successor waits after a worker that died young: at first, and at most
 PAUSE_SECONDS = (0.5, 10.0)
 #: how long workers may take to stop before they are killed
-STOP_SECONDS = 12.0
+STOP_SECONDS = 15.0
 
 #: not forked: what the parent has opened and imported stays its own
 _processes = multiprocessing.get_context("spawn")

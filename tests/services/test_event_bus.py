@@ -331,6 +331,24 @@ async def test_a_wire_that_falls_silent_without_breaking_is_given_up(
 
 
 @pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+async def test_whoever_lets_us_in_and_says_nothing_is_tried_again(opened: Buses, until: Until, kind: str) -> None:
+    came: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: came.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    url = f"redis://127.0.0.1:{port}" if kind == "redis" else f"postgresql://ann:secret@127.0.0.1:{port}/x"
+    async with silent:
+        bus = await opened(Carrier(kind, url).wire())
+        with bus.subscribe(SESSION) as mine:
+            await settled(mine, until=until)
+            await until(lambda: len(came) > 2)
+            bus.publish(Hint(SESSION, "session"))
+            assert quiet(mine) == [Hint(SESSION, "session")]
+        for writer in came:
+            writer.close()
+
+
+@pytest.mark.usefixtures("hasty")
 async def test_the_more_readers_there_are_the_longer_each_waits_for_its_next_look(
     opened: Buses, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
