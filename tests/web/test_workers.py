@@ -422,6 +422,7 @@ def test_G6_a_paused_worker_that_wakes_cannot_write_and_its_readers_are_told(
 ) -> None:
     here, there = ann
     monkeypatch.setattr(wire, "STREAM_SECONDS", 120)
+    there.timeout = httpx.Timeout(60)  # longer than the pause
     paused = cluster.second.process
     assert paused is not None
     turn = begin(there, "/tokens 5000 /delay 10ms")
