@@ -153,8 +153,8 @@ class SharedEventBus(MemoryEventBus):
                     return
             except Exception as error:
                 if not told:
-                    why = str(error) or type(error).__name__
-                    log.warning("live events from other processes come late: %s", why.splitlines()[0])
+                    why = (str(error) or "no answer").splitlines()[0]
+                    log.warning("live events from other processes come late: %s", why)
                 told = True
             finally:
                 self._connected.clear()

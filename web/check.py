@@ -50,7 +50,7 @@ async def _live_events(settings: Settings) -> list[Finding]:
     try:
         await try_out(wire)
     except Exception as error:  # as many kinds as the drivers know
-        return [Finding("live events", False, f"{carrier} does not carry them: {str(error) or type(error).__name__}")]
+        return [Finding("live events", False, f"{carrier} does not carry them: {str(error) or 'no answer'}")]
     return [Finding("live events", True, f"{carrier} carries them between processes")]
 
 
