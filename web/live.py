@@ -77,11 +77,11 @@ class Controls:
                 if isinstance(event, Ended):
                     await ready([turn.reply or ""])
                     return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live, turn))
-                # Its text follows from the beginning, so one that is on the page already begins anew.
-                view = msgspec.structs.replace(TurnView.of(turn), reply="")
                 if live.row.turn_count != turn.depth:
                     # There are branches, and the page may show another one.
                     return await self._branched(live, turn)
+                # Its text follows from the beginning, so one that is on the page already begins anew.
+                view = msgspec.structs.replace(TurnView.of(turn), reply="")
                 return render("chat/begun.html", view=view, again=True, **await self.of(live, turn))
             case Changed(session):
                 return render("session/changed.html", view=SessionView.of(session), **await self.of(session))
@@ -97,7 +97,8 @@ class Controls:
             if delta.offset:
                 turn, so_far = await Reads(self._sessions).turn(delta.turn_id, self._db_session, actor=self._actor)
                 text = (so_far if turn.reply is None else turn.reply)[: delta.offset] + text
-        return render("chat/grew.html", turn_id=delta.turn_id, grown=kept[1].add(text), anew=anew)
+        grown = await kept[1].take(text)
+        return render("chat/grew.html", turn_id=delta.turn_id, grown=grown, anew=anew)
 
     async def _branched(self, session: LiveSession, turn: Turn) -> str:
         """The log anew, up to a turn that was not on the page. One that ended long ago waits for the last of them."""

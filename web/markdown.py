@@ -376,6 +376,10 @@ class Growing:
             Markup(render(self._open)),  # noqa: S704
         )
 
+    async def take(self, text: str) -> Grown:
+        """The same; a long text, after the reader was away, beside the loop."""
+        return self.add(text) if len(text) < LONG_CHARACTERS else await asyncio.to_thread(self.add, text)
+
     def _cut(self) -> str:
         """Take away the text of what is finished: all blocks before the last one that has a whole line.
 
@@ -395,6 +399,18 @@ class Growing:
 
     def _in_code(self) -> bool:
         return re.match(r" {0,3}(```|~~~)", self._open) is not None
+
+
+@lru_cache(maxsize=16)
+def begun(text: str) -> Grown:
+    """A reply as far as it is written."""
+    return Growing().add(text)
+
+
+async def ready_to_grow(text: str) -> None:
+    """Render what is written so far ahead of its being shown, where it is long beside the loop."""
+    if len(text) >= LONG_CHARACTERS:
+        await asyncio.to_thread(begun, text)
 
 
 def _normal(text: str) -> str:

@@ -20,7 +20,7 @@ from services.outcomes import Extension, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
 from services.policies import Allowance, microseconds
 from services.transfer import Taken
-from web.markdown import Growing, Grown, html_of
+from web.markdown import Grown, begun, html_of
 
 
 class View(msgspec.Struct, frozen=True):
@@ -167,7 +167,7 @@ class TurnView(View, frozen=True):
     @property
     def growing(self) -> Grown:
         """The reply as far as it is written: finished blocks, and the open one."""
-        return Growing().add(self.reply)
+        return begun(self.reply)
 
     @property
     def seconds(self) -> float | None:

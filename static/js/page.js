@@ -94,16 +94,22 @@ document.addEventListener("submit", ({ target }) => {
 });
 
 const sent = new WeakMap();
+// those whose message is on its way: what is in them is no draft
+const busy = new WeakSet();
 const composer = (node) => (node.matches?.("[data-composer]") ? node.elements.prompt : null);
 
-document.addEventListener("htmx:before:request", ({ target }) => {
-  const field = composer(target);
-  if (field) sent.set(field, field.value);
+document.addEventListener("htmx:before:request", (event) => {
+  const field = composer(event.target);
+  if (field) {
+    sent.set(field, field.value);
+    busy.add(field);
+  } else if (busy.has(event.target)) event.preventDefault();
 });
 
 document.addEventListener("htmx:after:request", ({ target, detail }) => {
   const { response, text } = detail.ctx;
   const field = composer(target);
+  busy.delete(field);
   if (response.status >= 400) {
     if (field || !typing(target))
       if (!text.includes("<hx-partial")) say("The server did not accept this. What you wrote is still here.");
@@ -117,6 +123,7 @@ document.addEventListener("htmx:after:request", ({ target, detail }) => {
 });
 
 document.addEventListener("htmx:error", ({ target }) => {
+  busy.delete(composer(target));
   if (!typing(target)) say("The server cannot be reached. What you wrote is still here.");
 });
 

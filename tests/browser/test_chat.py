@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import Chat
 
@@ -170,6 +170,26 @@ def test_a_draft_is_kept_on_the_server_until_it_is_sent(
     third = open_chat(storage_state=chat.page.context.storage_state())
     third.page.goto(url)
     expect(third.box).to_have_value("")
+
+
+def test_a_message_on_its_way_is_no_draft(chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]) -> None:
+    url = chat.begin("Hello")
+    chat.see("done")
+    held: list[Route] = []
+    drafts: list[str] = []
+    chat.page.on("request", lambda request: drafts.append(request.url) if request.url.endswith("/draft") else None)
+    chat.page.route("**/chat", lambda route: held.append(route))
+    chat.say("on its way")
+    # Longer than a draft waits.
+    chat.page.wait_for_timeout(1000)
+    assert held and not drafts
+    held[0].continue_()
+    chat.see("done", "done")
+    expect(chat.box).to_have_value("")
+    other = open_chat(storage_state=chat.page.context.storage_state())
+    other.page.goto(url)
+    other.see("done", "done")
+    expect(other.box).to_have_value("")
 
 
 def test_code_and_replies_are_copied_as_they_were_written(chat: Chat, complaints: list[str]) -> None:

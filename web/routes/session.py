@@ -33,7 +33,7 @@ from web.forms import (
 )
 from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.live import Controls
-from web.markdown import ready
+from web.markdown import ready, ready_to_grow
 from web.sse import for_pages, for_scripts, stream
 from web.views import (
     DecisionView,
@@ -100,6 +100,7 @@ async def show_session(
     if session.row.owner_id == actor.id:
         found = await reading.transcript(session, db_session, actor=actor, last=asked.before)
         await ready(turn.reply or "" for turn in found.turns)
+        await ready_to_grow(found.text)
         draft = await reading.draft(session, db_session, actor=actor)
         switches = await reading.switches(session, found.turns, db_session, actor=actor)
         lines = lines_between(found.turns, switches, actor)
