@@ -117,13 +117,15 @@ def started(
     rows(postgres_url, "CREATE DATABASE several")
     redis = request.getfixturevalue("redis_url") if request.param == "redis" else ""
     cluster = Cluster(postgres_url.rsplit("/", 1)[0] + "/several", redis, tmp_path_factory.mktemp("cluster"))
-    with ThreadPoolExecutor(2) as pool:  # both at once: both migrate, and both configure
-        list(pool.map(Server.start, cluster.both))
-    yield cluster
-    for server in cluster.both:
-        if server.process is not None and server.process.poll() is None:
-            server.stop()
-    rows(postgres_url, "DROP DATABASE several WITH (FORCE)")
+    try:
+        with ThreadPoolExecutor(2) as pool:  # both at once: both migrate, and both configure
+            list(pool.map(Server.start, cluster.both))
+        yield cluster
+    finally:
+        for server in cluster.both:
+            if server.process is not None and server.process.poll() is None:
+                server.stop()
+        rows(postgres_url, "DROP DATABASE several WITH (FORCE)")
     for server in cluster.both:
         if server.noise:
             pytest.fail(f"the server complained:\n{server.output}", pytrace=False)
