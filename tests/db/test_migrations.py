@@ -77,7 +77,9 @@ INSERT INTO journal
     (id, at, actor_kind, actor_name, owner_id, session_id, what, outcome, reason, to_value, version, request_id)
     VALUES ('{first}', '{at}', 'user', 'ann', '{ann}', '{session}', 'model_switched', 'done', '', 'fast', 1, '');
 INSERT INTO login (id, account_id, token_hash, created_at, expires_at)
-    VALUES ('{first}', '{ann}', 'a hash', '{at}', '2100-01-01 00:00:00+00:00')
+    VALUES ('{first}', '{ann}', 'a hash', '{at}', '2100-01-01 00:00:00+00:00');
+UPDATE turn SET cost_nanos = 77 WHERE id = '{first}';
+INSERT INTO usage (owner_id, day, tokens, cost_nanos) VALUES ('{ann}', '2026-05-04', 3, 77)
 """
 IDS = {
     name: f"01890000-0000-7000-8000-00000000000{number}" for number, name in enumerate(("session", "first", "second"))
@@ -116,6 +118,10 @@ async def whole(engine: Engine, ann: Actor) -> None:
         ("Hello", "Hi there", "done", 1),
         ("And?", "shown ", "interrupted", 2),
     ]
+    # What was used before models were told apart is kept as such; what the sweep has ended came to it.
+    used = await db_session.sum_usage("model", now.date(), now.date(), limit=9)
+    assert {model: (turns, cost) for model, turns, _, cost in used} == {"": (0, 77), "fast": (1, 0)}
+    assert live.row.cost_nanos == 77
     begun = await sessions.begin_turn(live.row.id, "Then?", db_session, actor=ann)
     assert begun.turn.depth == 3
     assert len(await db_session.logins_of(["a hash"], now, BEGINNING.replace(year=2000))) == 1
