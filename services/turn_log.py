@@ -26,6 +26,8 @@ from services.session_service import SessionService
 MOST = 2**31 - 1
 #: how many turns a reader that was away long is shown again
 CATCH_UP_TURNS = 50
+#: pieces of a long reply that are read, and told, together
+PIECES = 250
 #: streams at once, where nobody says how many there may be
 ROOM = 10_000
 
@@ -122,6 +124,8 @@ class TurnLog:
         self._open_session = open_session
         #: set when the server stops and its turns have ended: streams end too
         self._drained = drained
+        #: what is replayed is read one page after another, so that whoever asks for something else need not queue
+        self._replaying = asyncio.Semaphore(1)
         self.readers = Readers(sessions, open_session, still, drained, room)
 
     def require_room(self) -> None:
@@ -136,7 +140,10 @@ class TurnLog:
         What answers the one who began it does not give way to the reader's other streams.
         """
         yield Begun(turn)
-        reader = _Reader(self._sessions, self._open_session, turn.session_id, Position(turn.id, offset), actor, turn.id)
+        position = Position(turn.id, offset)
+        reader = _Reader(
+            self._sessions, self._open_session, turn.session_id, position, actor, self._replaying, only=turn.id
+        )
         async with aclosing(self._follow(reader, actor, proof, gives_way)) as events:
             async for event in events:
                 yield event
@@ -154,7 +161,7 @@ class TurnLog:
         self, session_id: UUID, position: Position, actor: Actor, proof: Credentials | None = None
     ) -> AsyncGenerator[Event, None]:
         """Everything live in a session from `position` on, as long as the reader may, until the server stops."""
-        reader = _Reader(self._sessions, self._open_session, session_id, position, actor)
+        reader = _Reader(self._sessions, self._open_session, session_id, position, actor, self._replaying)
         async with aclosing(self._follow(reader, actor, proof)) as events:
             async for event in events:
                 yield event
@@ -197,9 +204,11 @@ class _Reader:
         session_id: UUID,
         position: Position,
         actor: Actor,
+        replaying: asyncio.Semaphore,
+        *,
         only: UUID | None = None,
     ) -> None:
-        self._sessions, self._open_session = sessions, open_session
+        self._sessions, self._open_session, self._replaying = sessions, open_session, replaying
         self.session_id, self._at, self._actor = session_id, position, actor
         #: the one turn to follow; None for the whole session
         self._only = only
@@ -290,7 +299,8 @@ class _Reader:
                 self._at = Position(turn.id, version=self._at.version)
                 yield Begun(turn)
             while turn.reply is None:
-                pieces = await db_session.list_pieces(turn.id, self._at.offset)
+                async with self._replaying:
+                    pieces = await db_session.list_pieces(turn.id, self._at.offset, PIECES)
                 if pieces and (delta := self._delta(pieces[0][0], "".join(text for _, text in pieces))):
                     yield delta
                 if len(pieces) < 2:
