@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from db.engine import BUSY_SECONDS
 from tests.servers import bundled, free_port
 from tests.web.running import ROOT, Server, a_server
 from tests.web.wire import JSON, STREAM, begin, chat, create, ended, problem, streaming, text_of, turn_of
@@ -55,7 +56,7 @@ class Load:
 
     def see(self, status: int, times: int = 3) -> None:
         """Wait until as many answers more have this status."""
-        before, deadline = self._count(status), time.monotonic() + 40
+        before, deadline = self._count(status), time.monotonic() + 120
         while self._count(status) < before + times:
             assert time.monotonic() < deadline, (status, self.statuses)
             time.sleep(0.02)
@@ -115,7 +116,7 @@ def test_a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room(own: S
         assert reads.statuses == {200}
         assert_unavailable(writes.answers)
         assert "was refused: the database does not answer (" in own.output
-        last = ended(client, turn["id"], 30)
+        last = ended(client, turn["id"], 90)
         assert last["state"] == "done"
         assert last["reply"].startswith(shown["reply"]) and last["reply"].count("tok") == 300
         assert turn_of(client, before["id"]) == before
@@ -131,16 +132,19 @@ def test_a_file_that_another_program_locks_is_waited_for_and_a_reply_goes_on(own
         turn = begin(client, LONG)
         program = sqlite3.connect(own.folder / "var" / "turnkeeper.db", isolation_level=None, timeout=20)
         program.execute("BEGIN IMMEDIATE")
+        locked_at = time.monotonic()
         with Load(own, writing) as writes, Load(own, reading) as reads:
             reads.see(200)
             time.sleep(1)
             shown = turn_of(client, turn["id"])
             program.execute("COMMIT")
+            locked = time.monotonic() - locked_at
             writes.see(201)
         program.close()
-        # Nobody was refused: it was locked for less time than one waits.
-        assert (writes.statuses, reads.statuses) == ({201}, {200})
-        last = ended(client, turn["id"], 30)
+        # Nobody is refused while it is locked for less time than one waits; a busy machine may have kept it longer.
+        assert reads.statuses == {200}
+        assert writes.statuses == {201} or (locked > BUSY_SECONDS / 2 and writes.statuses == {201, 503})
+        last = ended(client, turn["id"], 90)
         assert (last["state"], last["reply"].count("tok")) == ("done", 300)
         assert last["reply"].startswith(shown["reply"])
         assert held(own, client) == 0
