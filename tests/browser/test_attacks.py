@@ -39,7 +39,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("policy", [True, False], ids=["with the policy", "without"])
-def test_D25_nothing_in_a_text_acts_in_a_browser(
+def test_25_nothing_in_a_text_acts_in_a_browser(
     open_chat: Callable[..., Chat], hostile_server: Server, policy: bool
 ) -> None:
     chat = open_chat(bypass_csp=not policy)
@@ -74,7 +74,7 @@ def test_D25_nothing_in_a_text_acts_in_a_browser(
     quiet()
 
 
-def test_D25_the_watch_hears_what_runs_and_what_loads(open_chat: Callable[..., Chat]) -> None:
+def test_25_the_watch_hears_what_runs_and_what_loads(open_chat: Callable[..., Chat]) -> None:
     chat = open_chat(bypass_csp=True)
     chat.page.goto(chat.server.url)
     watch = Watch(chat)

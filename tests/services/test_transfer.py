@@ -102,7 +102,7 @@ async def a_conversation(sessions: SessionService, db_session: DbSession, actor:
 # ---------------------------------------------------------------- there and back
 
 
-async def test_D30_what_was_exported_comes_back_to_the_byte(
+async def test_30_what_was_exported_comes_back_to_the_byte(
     sessions: SessionService, transfer: Transfer, db_session: DbSession, ann: Actor, bob: Actor, clock: Clock
 ) -> None:
     id = await a_conversation(sessions, db_session, ann, clock)

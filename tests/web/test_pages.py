@@ -335,7 +335,7 @@ $$
   d\te\u2028f ' g"""
 
 
-def test_D27_a_reply_streamed_is_the_reply_reloaded(guest: httpx.Client) -> None:
+def test_27_a_reply_streamed_is_the_reply_reloaded(guest: httpx.Client) -> None:
     """Also for one who comes in the middle, and wherever the stream was cut."""
     session = create(guest)
     with streaming(guest, f"/session/{session['id']}/events", headers=HTMX) as stream:

@@ -454,7 +454,7 @@ def test_G6_a_paused_worker_that_wakes_cannot_write_and_its_readers_are_told(
 # ---------------------------------------------------------------- stop
 
 
-def test_F42_a_stop_of_several_ends_streams_and_turns_and_leaves_nothing(
+def test_42_a_stop_of_several_ends_streams_and_turns_and_leaves_nothing(
     cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
 ) -> None:
     here, there = ann
@@ -481,7 +481,7 @@ def test_F42_a_stop_of_several_ends_streams_and_turns_and_leaves_nothing(
     assert "is killed" not in cluster.first.output
 
 
-def test_F42_a_rolling_restart_loses_no_accepted_prompt(
+def test_42_a_rolling_restart_loses_no_accepted_prompt(
     cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
 ) -> None:
     """Who is turned away, or hears nothing, asks the other one with the same key."""
