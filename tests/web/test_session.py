@@ -433,7 +433,7 @@ def test_the_turns_come_page_by_page(guest: httpx.Client) -> None:
     made = [chat(guest, f"number {number}", session_id=id) for number in range(5)]
     assert [turn["parent_id"] for turn in made] == [None, *(turn["id"] for turn in made[:-1])]
     found = guest.get(f"/session/{id}/turns").json()
-    assert found == {"turns": made, "next_cursor": None}
+    assert found == {"turns": made, "next_cursor": None, "instructions": ""}
     back: list[dict[str, object]] = []
     cursor: str | None = ""
     while cursor is not None:
