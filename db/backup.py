@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
 
@@ -44,13 +44,17 @@ def restore(source: Path, database: Path) -> Path | None:
     """
     _check(source)
     kept = None
+    # A link goes on leading to it.
+    database = database.resolve()
     with _written(database) as copy:
         _copy(source, copy)
         if database.exists():
             kept = _free(f"{database}.before-restore-{time.strftime('%Y%m%d')}")
-            _keep(database, kept)
-        os.replace(copy, database)
-        _sync(database.parent)
+        with _alone(database) if kept is not None else nullcontext():
+            if kept is not None:
+                _keep(database, kept)
+            os.replace(copy, database)
+            _sync(database.parent)
     return kept
 
 
@@ -100,12 +104,31 @@ def _free(name: str) -> Path:
     return next(path for number in count(1) if not (path := Path(f"{name}-{number}")).exists())
 
 
+@contextmanager
+def _alone(database: Path) -> Iterator[None]:
+    """Nobody else has it open, and all that is committed is in the one file; one that is damaged stays as it is.
+
+    Raises BackupError.
+    """
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        try:
+            # Leaving the log merges all of it, and fails where somebody still reads or writes.
+            for statement in ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA journal_mode = DELETE", "BEGIN EXCLUSIVE"):
+                connection.execute(statement)
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                raise BackupError(f"somebody has {database} open; close what uses it first.") from error
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise
+            # Nothing of it may be tidied away once the name is another's.
+            connection.close()
+        yield
+
+
 def _keep(database: Path, kept: Path) -> None:
-    """Give the old database a second name, with what is committed in its log."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    """Give the old database a second name."""
     os.link(database, kept)
-    # A log that could not be merged belongs to the old one, and must never be read into the new.
+    # Only a damaged one still has a log, which must never be read into the new.
     for ending in ("-wal", "-shm"):
         with suppress(FileNotFoundError):
             os.replace(f"{database}{ending}", f"{kept}{ending}")

@@ -145,9 +145,18 @@ def test_on_postgresql_its_own_tools_are_named(still: Server) -> None:
 
 
 def test_a_restore_that_is_killed_leaves_a_whole_database(still: Server) -> None:
-    """Killed at each call that changes a name, in turn."""
+    """Killed at each call that changes a name, in turn: the copy, or the old one with what was committed last."""
     database = still.folder / "var" / "turnkeeper.db"
     assert still.run("backup", "copy.db").returncode == 0
+    # Somebody else was killed after a commit, which stands in the log alone.
+    last = """
+import os, sqlite3
+database = sqlite3.connect("var/turnkeeper.db")
+database.execute("PRAGMA journal_mode = WAL")
+database.execute("CREATE TABLE last_commit (id INTEGER)")
+database.commit()
+os.kill(os.getpid(), 9)
+"""
     killed = """
 import os, sys
 from pathlib import Path
@@ -163,16 +172,60 @@ for name in ("link", "replace", "fsync"):
     setattr(os, name, deadly)
 backup.restore(Path("copy.db"), Path("var/turnkeeper.db"))
 """
-    deaths = 0
+    subprocess.run([sys.executable, "-c", last], cwd=still.folder, timeout=60)
+    parts = {database.with_name(f"turnkeeper.db{ending}"): b"" for ending in ("", "-wal")}
+    parts = {path: path.read_bytes() for path in parts}
+    assert all(parts.values())
+    found = []
     for number in range(1, 20):
+        for path, content in parts.items():
+            path.write_bytes(content)
+        database.with_name("turnkeeper.db-shm").unlink(missing_ok=True)
         done = subprocess.run(
             [sys.executable, "-c", killed, str(number)], cwd=still.folder, env=still.environment, timeout=60
         )
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert connection.execute("SELECT COUNT(*) FROM migration").fetchone()[0] > 2
+            old = connection.execute("SELECT name FROM sqlite_master WHERE name = 'last_commit'").fetchone()
+        found.append(old is not None)
         if done.returncode == 0:
             break
         assert done.returncode == -9
-        deaths += 1
-    assert deaths >= 3
+    # Replaced once, and then for good.
+    assert found == sorted(found, reverse=True) and found.count(True) >= 3 and not found[-1]
+
+
+def test_a_restore_is_refused_while_anybody_has_the_database_open(still: Server) -> None:
+    """What was committed meanwhile could not be merged, and a kill would leave the old one without it."""
+    database = still.folder / "var" / "turnkeeper.db"
+    assert still.run("backup", "copy.db").returncode == 0
+    with closing(sqlite3.connect(database, isolation_level=None)) as reader:
+        reader.execute("PRAGMA journal_mode = WAL")
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM turn").fetchone()
+        with closing(sqlite3.connect(database, isolation_level=None)) as writer:
+            writer.execute("CREATE TABLE last_commit (id INTEGER)")
+            # Whoever reads the file's bytes in this process would let go of its locks.
+            told = still.run("restore", "copy.db")
+            assert told.returncode == 1 and "open; close what uses it first" in told.stderr
+            assert len(told.stderr.splitlines()) == 1
+    with closing(sqlite3.connect(database)) as kept:
+        assert kept.execute("SELECT COUNT(*) FROM last_commit").fetchone() == (0,)
+    assert list(database.parent.glob("*.before-restore-*")) == []
+
+
+def test_a_database_behind_a_link_is_put_back_where_it_lies(still: Server) -> None:
+    folder, database = still.folder, still.folder / "var" / "turnkeeper.db"
+    database.rename(folder / "elsewhere.db")
+    database.symlink_to("../elsewhere.db")
+    assert still.run("backup", "copy.db").returncode == 0
+    with closing(sqlite3.connect(database)) as changed:
+        changed.execute("CREATE TABLE later (id INTEGER)")
+        changed.commit()
+    assert still.run("restore", "copy.db").returncode == 0
+    assert database.is_symlink()
+    (old,) = folder.glob("elsewhere.db.before-restore-*-1")
+    for path, tables in ((database, 0), (old, 1)):
+        with closing(sqlite3.connect(path)) as found:
+            assert found.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'later'").fetchone() == (tables,)

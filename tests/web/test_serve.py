@@ -109,19 +109,26 @@ def test_the_start_says_where_it_is_what_there_is_and_how_to_become_the_admin(ow
 
 
 def test_a_second_server_on_the_same_file_is_refused(own: Server) -> None:
-    second = subprocess.run(
-        [*own.command, "serve", "--port", str(free_port())],
-        cwd=own.folder,
-        env=own.environment,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert second.returncode == 1
-    assert "another server already uses" in second.stderr
-    assert "Traceback" not in second.stderr
+    """Called by its name, by a link to it, or through a link to its folder: taken in, it would end what is running."""
+    (own.folder / "through").symlink_to("var")
+    (own.folder / "other").mkdir()
+    (own.folder / "other" / "link.db").symlink_to("../var/turnkeeper.db")
     with own.guest(Accept=JSON) as client:
-        assert chat(client, "still here")["state"] == "done"
+        turn = begin(client, "/hang after 3")
+        for name in ("var/turnkeeper.db", "through/turnkeeper.db", "other/link.db"):
+            second = subprocess.run(
+                [*own.command, "serve", "--port", str(free_port())],
+                cwd=own.folder,
+                env=own.environment | {"TURNKEEPER_DATABASE_URL": f"sqlite:///{name}"},
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
+            assert second.returncode == 1
+            assert "another server already uses" in second.stderr
+            assert "Traceback" not in second.stderr
+            assert turn_of(client, turn["id"])["state"] == "running"
+        client.post(f"/chat/{turn['id']}/stop").raise_for_status()
 
 
 def refused(folder: Path, settings: str = "", **environment: str) -> str:

@@ -91,8 +91,10 @@ def only_one(settings: Settings) -> Iterator[None]:
 
 def _lock_beside(path: Path) -> TextIO:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_suffix(".lock").open("w")
+        # Where the file lies and not how it is called here: a link to it is no second database.
+        place = path.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place.with_name(f"{place.name}.lock").open("w")
     except OSError as error:
         raise click.ClickException(f"the folder of {path} cannot be used: {error.strerror}.") from error
 
