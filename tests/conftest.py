@@ -457,7 +457,7 @@ def until() -> Until:
     """Wait until something holds; what comes in between is real."""
 
     async def wait(holds: Callable[[], Any]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (await result if isawaitable(result := holds()) else result):
                 await asyncio.sleep(0.002)
 

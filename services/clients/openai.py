@@ -33,6 +33,8 @@ class Bounds(msgspec.Struct, frozen=True):
     idle_seconds: float = 60.0
     #: silence after the model said it is done, when only its usage may be missing
     closing_seconds: float = 2.0
+    #: how long a complete answer may take to say so, for its connection to be kept
+    drain_seconds: float = 0.1
     #: from the request to the last byte
     reply_seconds: float = 3600.0
     reply_characters: int = 1_000_000
@@ -47,8 +49,6 @@ class Bounds(msgspec.Struct, frozen=True):
     probe_seconds: float = 3.0
 
 
-#: how long a complete answer may take to say so, for its connection to be kept
-DRAIN_SECONDS = 0.1
 #: where `max_tokens` is refused by newer models; many other servers know nothing else
 _WANTS_MAX_COMPLETION_TOKENS = ("api.openai.com", ".openai.azure.com")
 
@@ -117,7 +117,7 @@ class OpenAIClient:
                         heard_at = now()
                 if reply.failure is not None:
                     raise reply.failure
-                async with asyncio.timeout(DRAIN_SECONDS):
+                async with asyncio.timeout(bounds.drain_seconds):
                     while await anext(chunks, b""):
                         pass
             except Exception as error:

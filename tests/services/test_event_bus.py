@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from uuid import UUID, uuid4
@@ -277,20 +279,20 @@ async def settled_down(*subscriptions: Subscription) -> None:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers look every 20 ms, and a wire that is silent for 0.4 s is given up."""
+    """Readers look every 20 ms, and what is broken is soon tried again; a start does not wait for it."""
     monkeypatch.setattr(shared_bus, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(shared_bus, "PULSE_SECONDS", 0.2)
     monkeypatch.setattr(shared_bus, "SEND_SECONDS", 0.2)
     monkeypatch.setattr(shared_bus, "PAUSE_SECONDS", (0.05, 0.1))
 
 
 @pytest.mark.usefixtures("hasty")
 async def test_while_redis_is_away_readers_look_for_themselves_and_nothing_else_suffers(
-    opened: Buses, until: Until, caplog: pytest.LogCaptureFixture
+    opened: Buses, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, hint = free_port(), Hint(SESSION, "session")
     carrier = Carrier("redis", f"redis://:secret@127.0.0.1:{port}/0")
     here, there = await opened(carrier.wire()), await opened(carrier.wire())
+    monkeypatch.setattr(shared_bus, "SEND_SECONDS", 60)  # what lives must not be given up because the machine is slow
     with here.subscribe(SESSION) as mine, there.subscribe(SESSION) as theirs:
         for _ in range(2):
             for _ in range(3):
@@ -312,22 +314,33 @@ async def test_while_redis_is_away_readers_look_for_themselves_and_nothing_else_
     assert not any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.usefixtures("hasty")
 async def test_a_wire_that_falls_silent_without_breaking_is_given_up(
-    opened: Buses, until: Until, redis_url: str
+    opened: Buses, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wire = RedisWire(redis_url)
-    here, there = await opened(wire), await opened(RedisWire(redis_url))
-    with there.subscribe(SESSION) as theirs:
-        async with Redis.from_url(redis_url) as client:
-            hanging = asyncio.create_task(client.execute_command("DEBUG", "SLEEP", "1.5"))
-            await until(lambda: not here._connected.is_set() and not there._connected.is_set())
-            assert not hanging.done()
+    monkeypatch.setattr(shared_bus, "PAUSE_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(shared_bus, "LOOK_SECONDS", 0.02)
+    with a_redis(free_port()) as url:
+        here, there = await opened(RedisWire(url)), await opened(RedisWire(url))
+        with there.subscribe(SESSION) as theirs:
+            async with Redis.from_url(url) as client:
+                redis = int((await client.info("server"))["process_id"])
+            with monkeypatch.context() as meanwhile:
+                # For no longer than it is silent: what lives must not be given up because the machine is slow.
+                meanwhile.setattr(shared_bus, "PULSE_SECONDS", 0.2)
+                meanwhile.setattr(shared_bus, "SEND_SECONDS", 0.2)
+                here.publish(Hint(SESSION, "session"))  # neither waits for a pulse of the usual length
+                there.publish(Hint(SESSION, "session"))
+                await comes(theirs, Hint(SESSION, "session"), until=until)
+                os.kill(redis, signal.SIGSTOP)
+                try:
+                    await until(lambda: not here._connected.is_set() and not there._connected.is_set())
+                    await settled(theirs, until=until)
+                finally:
+                    os.kill(redis, signal.SIGCONT)
+            await until(lambda: here._connected.is_set() and there._connected.is_set())
             await settled(theirs, until=until)
-            await hanging
-        await until(lambda: here._connected.is_set() and there._connected.is_set())
-        here.publish(Hint(SESSION, "session"))
-        await comes(theirs, Hint(SESSION, "session"), until=until)
+            here.publish(Hint(SESSION, "session"))
+            await comes(theirs, Hint(SESSION, "session"), until=until)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -360,9 +373,9 @@ async def test_the_more_readers_there_are_the_longer_each_waits_for_its_next_loo
         for one in watching:
             one.take()
         began = asyncio.get_running_loop().time()
-        await asyncio.sleep(0.5)
+        await until(lambda: sum(len(one.hints) for one in watching) >= 300)
         looks = sum(len(one.hints) for one in watching)
-        assert 300 <= looks <= 1000 * (asyncio.get_running_loop().time() - began) + 300
+        assert looks <= 1000 * (asyncio.get_running_loop().time() - began) + 300
 
 
 # ---------------------------------------------------------------- whole streams

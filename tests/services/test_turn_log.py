@@ -58,7 +58,7 @@ class Reading:
 
     async def finish(self) -> "Reading":
         """Wait for the end of the stream."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.task
         return self
 
@@ -173,7 +173,7 @@ async def test_a_reader_that_goes_and_comes_again_has_every_character_once(
 @asynccontextmanager
 async def closing(events: AsyncGenerator[Event, None]) -> AsyncIterator[AsyncGenerator[Event, None]]:
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield events
     finally:
         await events.aclose()

@@ -35,6 +35,8 @@ class WatchedEcho(EchoClient):
     def __init__(self) -> None:
         super().__init__()
         self.open = 0
+        #: pieces that whoever reads has taken, and come back for more
+        self.taken = 0
         self.asked: list[Ask] = []
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
@@ -53,6 +55,7 @@ class WatchedEcho(EchoClient):
             else:
                 async for event in super().stream(ask):
                     yield event
+                    self.taken += 1
         finally:
             self.open -= 1
 
@@ -99,7 +102,7 @@ async def runner(
     runner = sessions.runner = TurnRunner(sessions, pool, opened)
     await runner.open()
     yield runner
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await runner.close()
 
 
@@ -155,7 +158,7 @@ async def test_G4_the_reply_is_what_the_model_sent(
 
 async def test_G4_the_first_piece_comes_at_once_and_later_ones_with_the_tick(
     runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, published: list[Hint],
-    until: Until, monkeypatch: pytest.MonkeyPatch,
+    until: Until, monkeypatch: pytest.MonkeyPatch, echo: WatchedEcho,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(turn_runner, "TICK_SECONDS", 60)
     first = (await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)).turn
@@ -163,7 +166,7 @@ async def test_G4_the_first_piece_comes_at_once_and_later_ones_with_the_tick(
     assert shown(published, first) == "tok0 "
     second = (await sessions.begin_turn(None, "/tokens 4 /delay 20ms /hang after 4", db_session, actor=ann)).turn
     await until(lambda: shown(published, second))
-    await asyncio.sleep(0.2)
+    await until(lambda: echo.taken == 1 + 4)
     assert shown(published, second) == "tok0 "
     third = (await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)).turn
     await until(lambda: shown(published, third))
@@ -172,8 +175,10 @@ async def test_G4_the_first_piece_comes_at_once_and_later_ones_with_the_tick(
 
 async def test_G4_one_commit_serves_many_tokens_of_many_turns(
     runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended, opened: Opened,
-    published: list[Hint],
+    published: list[Hint], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    # A slow machine may take a tick of 50 ms for each token, and then each is a piece of its own.
+    monkeypatch.setattr(turn_runner, "TICK_SECONDS", 1)
     turns = [(await sessions.begin_turn(None, "/tokens 60 /delay 5ms", db_session, actor=ann)).turn for _ in range(10)]
     for turn in turns:
         done = await ended(turn)
@@ -226,8 +231,7 @@ async def test_G7_stop_closes_the_client_and_keeps_the_text(
     await until(lambda: shown(published, turn) == numbered(5))
     assert (runner.running, echo.open) == (1, 1)
     stopped = await sessions.stop_turn(turn.id, db_session, actor=ann)
-    async with asyncio.timeout(1):
-        await until(lambda: echo.open == 0)
+    await until(lambda: echo.open == 0)
     assert (stopped.state, stopped.reply) == ("stopped", numbered(5))
     assert runner.running == 0
     kept = await db_session.find_turn(turn.id)
@@ -258,7 +262,7 @@ async def test_G7_a_turn_is_stopped_by_another_process(
     turn = (await sessions.begin_turn(None, "/tokens 5000 /delay 5ms", db_session, actor=ann)).turn
     await until(lambda: shown(published, turn))
     stopped = await other_worker.stop_turn(turn.id, db_session, actor=ann)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):  # by itself it would end after 25 s
         await until(lambda: echo.open == 0 and runner.running == 0)
     kept = await db_session.find_turn(turn.id)
     assert kept is not None and (kept.state, kept.reply) == ("stopped", stopped.reply)
@@ -273,8 +277,8 @@ async def test_G5_shutdown_interrupts_with_all_text_kept(
     for _ in range(5):
         turns.append((await sessions.begin_turn(None, "/delay 2ms /hang after 9", db_session, actor=ann)).turn)
     await until(lambda: all(shown(published, turn) for turn in turns))
-    await asyncio.sleep(0.2)
-    async with asyncio.timeout(5):
+    await until(lambda: echo.taken == 5 * 9)
+    async with asyncio.timeout(30):
         await runner.close()
     assert (echo.open, runner.running) == (0, 0)
     for turn in turns:
@@ -291,7 +295,7 @@ async def test_G5_a_turn_that_has_only_just_been_begun_is_interrupted_too(
     sessions.runner = orders
     turn = (await sessions.begin_turn(None, "/tokens 500 /delay 5ms", db_session, actor=ann)).turn
     runner.start(orders.started[0])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await runner.close()
     kept = await db_session.find_turn(turn.id)
     assert kept is not None and kept.state == "interrupted"
@@ -315,7 +319,7 @@ async def test_G5_a_shutdown_while_the_end_is_written_loses_nothing(
         closing = asyncio.create_task(runner.close())
         await asyncio.sleep(0.1)
         assert not closing.done()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await closing
     kept = await db_session.find_turn(turn.id)
     assert kept is not None and (kept.state, kept.reply) == ("done", numbered(50))
@@ -371,8 +375,8 @@ async def test_G7_what_another_process_ends_closes_the_connection_of_a_silent_pr
         await sessions.heartbeat([turn.id, other.id], db_session)
     left = 0 if way == "lapsed" else 1
     await until(lambda: echo.open == runner.running == left)
-    # Within a second, on a machine with nothing else to do.
-    assert asyncio.get_running_loop().time() - began < (1 if LONG else 5)
+    # Within a second; on a busy machine before the leases are renewed, after 10 s, which would show it too.
+    assert asyncio.get_running_loop().time() - began < (1 if LONG else 8)
     if left:
         await sessions.stop_turn(other.id, db_session, actor=ann)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -512,19 +516,22 @@ async def test_I13_nothing_is_shown_that_could_not_be_committed(
 
 async def test_G10_a_commit_whose_acknowledgement_was_lost_doubles_nothing(
     runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, ended: Ended,
-    published: list[Hint], monkeypatch: pytest.MonkeyPatch,
+    published: list[Hint], monkeypatch: pytest.MonkeyPatch, until: Until,
 ) -> None:  # fmt: skip
-    append = sessions.append
+    append, times = sessions.append, 0
 
     async def lost(pieces: Sequence[tuple[UUID, UUID, int, str]], db_session: DbSession) -> set[UUID]:
+        nonlocal times
         await append(pieces, db_session)
+        times += 1
         raise StorageUnavailable
 
     for prompt in ("/tokens 40 /delay 2ms", "/tokens 400 /delay 2ms"):
+        times = 0
         with monkeypatch.context() as meanwhile:
             meanwhile.setattr(sessions, "append", lost)
             turn = (await sessions.begin_turn(None, prompt, db_session, actor=ann)).turn
-            await asyncio.sleep(0.05)
+            await until(lambda: times)
         done = await ended(turn)
         assert (done.state, done.reply) == ("done", numbered(int(prompt.split()[1])))
 

@@ -1,7 +1,7 @@
 """The echo does what it is told, and nothing else."""
 
 import asyncio
-from time import monotonic
+from time import monotonic, thread_time
 
 import pytest
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 async def told(prompt: str, max_reply_tokens: int = 0) -> tuple[list[str], Usage | None]:
     """The pieces of a reply, and what it cost."""
     pieces: list[str] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async for piece in EchoClient(silence_seconds=0.05).stream(
             Ask("echo", (Message("user", prompt),), max_reply_tokens)
         ):
@@ -66,7 +66,7 @@ async def test_a_delay_stands_between_tokens() -> None:
     started = monotonic()
     pieces, _ = await told("/tokens 5 /delay 20ms")
     assert len(pieces) == 5
-    assert 0.09 < monotonic() - started < 1
+    assert monotonic() - started >= 0.099
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,17 @@ async def test_no_directive_can_ask_for_too_much() -> None:
 
 @pytest.mark.parametrize("unit", [" ", "x ", "/text ", "/tokens 1", "/hang after ", "9"])
 async def test_long_prompts_cost_no_more_than_their_length(unit: str) -> None:
-    started = monotonic()
-    Plan.of(unit * 200_000)
-    assert monotonic() - started < 1
+    def cost(times: int) -> float:
+        """Seconds of this thread's CPU time, the least of three."""
+        spent = []
+        for _ in range(3):
+            began = thread_time()
+            Plan.of(unit * times)
+            spent.append(thread_time() - began)
+        return min(spent)
+
+    # Twenty times the length costs about twenty times as much; where it grew with the square, it would be four hundred.
+    assert cost(40_000) < 100 * max(cost(2_000), 0.0002)
 
 
 async def test_others_get_their_turn_between_tokens() -> None:
