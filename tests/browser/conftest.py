@@ -65,7 +65,7 @@ def open_chat(browser: Browser, server: Server) -> Iterator[Callable[..., Chat]]
     def open_one(*, beside: Chat | None = None, **options: object) -> Chat:
         if beside is None:
             contexts.append(browser.new_context(**options))  # type: ignore[arg-type]
-            contexts[-1].set_default_timeout(10_000)
+            contexts[-1].set_default_timeout(60_000)
         return Chat((beside.page.context if beside else contexts[-1]).new_page(), server)
 
     yield open_one

@@ -26,7 +26,7 @@ class Streams:
         self.ended += request in self._asked
 
     def wait(self, *, asked: int = 0, ended: int = 0) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.asked < asked or self.ended < ended:
             assert time.monotonic() < deadline, (self.asked, self.ended)
             self._chat.page.wait_for_timeout(50)

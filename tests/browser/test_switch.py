@@ -5,6 +5,7 @@ from collections.abc import Callable
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Chat, sign_in
+from tests.web.wire import SOON
 
 
 def test_an_owner_switches_and_the_next_reply_comes_from_the_new_model(chat: Chat, complaints: list[str]) -> None:
@@ -35,7 +36,7 @@ def test_a_switch_by_an_admin_shows_on_the_owners_open_page_within_a_second(
     order.get_by_label("Model, for a switch").select_option("smart")
     order.get_by_label("Reason").fill("budget <b>until</b> May")
     order.get_by_role("button", name="Do it").click()
-    expect(chat.page.locator("[data-current-model]")).to_have_text("smart", timeout=1000)
+    expect(chat.page.locator("[data-current-model]")).to_have_text("smart", timeout=SOON * 1000)
     expect(chat.page.locator("[data-model-reason]")).to_have_text("Chosen by ada: budget <b>until</b> May.")
     expect(chat.page.locator(".by-other")).to_be_visible()
     expect(chat.page.get_by_role("status").filter(has_text="Model: smart. Chosen by ada")).to_be_attached()

@@ -531,7 +531,7 @@ async def test_G10_a_commit_whose_acknowledgement_was_lost_doubles_nothing(
         with monkeypatch.context() as meanwhile:
             meanwhile.setattr(sessions, "append", lost)
             turn = (await sessions.begin_turn(None, prompt, db_session, actor=ann)).turn
-            await until(lambda: times)
+            await until(lambda: times)  # noqa: B023
         done = await ended(turn)
         assert (done.state, done.reply) == ("done", numbered(int(prompt.split()[1])))
 

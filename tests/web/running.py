@@ -128,7 +128,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(number)
             try:
-                self.process.wait(15)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -144,7 +144,7 @@ class Server:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
     def people(self, *people: str) -> dict[str, str]:
@@ -155,7 +155,7 @@ class Server:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         return dict(zip((person.partition(":")[0] for person in people), done.stdout.split(), strict=True))
@@ -177,7 +177,7 @@ class Server:
 
     def guest(self, **headers: str) -> httpx.Client:
         """A browser without an account, with its own cookies."""
-        return httpx.Client(base_url=self.url, headers=headers, timeout=20, verify=PLAIN)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, verify=PLAIN)
 
     def script(self, token: str) -> httpx.Client:
         return self.guest(Authorization=f"Bearer {token}")

@@ -15,6 +15,7 @@ from tests.web.wire import (
     BROWSER,
     HTMX,
     JSON,
+    SOON,
     STREAM,
     assert_session,
     assert_turn,
@@ -176,7 +177,7 @@ def test_the_owner_sees_by_whom_and_why(guest: httpx.Client, ada: httpx.Client) 
         with soon(lambda: switch(ada, session["id"], "smart", reason="fast is overloaded").raise_for_status()):
             told = assert_session(script.next("session").json)
             shown = page.next().data
-            assert time.monotonic() - began < 1.3
+            assert time.monotonic() - began < SOON
     assert told["current_model"]["id"] == "smart"
     assert told["version"] == session["version"] + 1
     for text in (told["current_model"]["reason"], shown, guest.get(f"/session/{session['id']}", headers=FORM).text):
@@ -521,7 +522,7 @@ def test_S14_a_move_is_counted_ordered_survives_a_kill_and_comes_to_its_end(
         ruled.start()
         assert first.status_code == 201
         assert admins[0].post("/admin/moves", json=body, headers=key).json()["id"] == first.json()["id"]
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while (move := admins[0].get("/admin/moves").json()["moves"][0])["state"] == "running":
             assert time.monotonic() < deadline, move
             time.sleep(0.05)

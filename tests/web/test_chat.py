@@ -1,5 +1,7 @@
 """/chat: a reply waited for, a reply streamed, and streams that are left, resumed and stopped."""
 
+import json
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +17,7 @@ from tests.web.wire import (
     BROWSER,
     HTMX,
     JSON,
+    SOON,
     STREAM,
     Event,
     as_browsers_read,
@@ -114,7 +117,7 @@ def test_text_is_streamed_while_it_is_written(guest: httpx.Client) -> None:
         began = time.monotonic()
         for _ in range(4):
             stream.next("delta")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # the whole takes 20 s
     guest.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
 
 
@@ -586,7 +589,7 @@ def test_another_client_can_stop_and_the_text_is_kept(server: Server, guest: htt
             stopped = other_tab.post(f"/chat/{turn['id']}/stop", json={})
         began = time.monotonic()
         rest = stream.rest()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SOON
     assert stopped.status_code == 200
     kept = assert_turn(stopped.json())
     assert kept["state"] == "stopped"
@@ -628,11 +631,19 @@ def test_a_closed_tab_does_not_end_the_reply(guest: httpx.Client) -> None:
 
 def test_a_script_that_hangs_up_does_not_end_the_reply(guest: httpx.Client) -> None:
     session = create(guest)
-    with pytest.raises(httpx.ReadTimeout):
-        guest.post("/chat", json={"session_id": session["id"], "prompt": "/tokens 40 /delay 20ms"}, timeout=0.3)
-    turn_id = session_of(guest, session["id"])["running_turn"]
-    assert turn_id is not None
-    assert ended(guest, turn_id)["state"] == "done"
+    body = json.dumps({"session_id": session["id"], "prompt": "/tokens 40 /delay 20ms"})
+    head = (
+        f"POST /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: tk_guest={guest.cookies['tk_guest']}\r\n"
+        f"Sec-Fetch-Site: same-origin\r\nAccept: {JSON}\r\n"
+        f"Content-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", guest.base_url.port)) as script:
+        script.sendall(f"{head}{body}".encode())
+        while not (begun := turns_of(guest, session["id"])):
+            time.sleep(0.01)
+        assert begun[0]["state"] == "running" or begun[0]["reply"]
+    last = ended(guest, begun[0]["id"])
+    assert (last["state"], len(last["reply"].split())) == ("done", 40)
 
 
 def test_a_reply_that_hangs_is_stopped_at_once(guest: httpx.Client) -> None:
@@ -642,7 +653,7 @@ def test_a_reply_that_hangs_is_stopped_at_once(guest: httpx.Client) -> None:
         began = time.monotonic()
         assert guest.post(f"/chat/{turn['id']}/stop", json={}).json()["state"] == "stopped"
         stream.rest()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < SOON
 
 
 # ---------------------------------------------------------------- twice
@@ -711,7 +722,7 @@ def test_a_script_that_waits_is_told_of_a_stop(guest: httpx.Client) -> None:
         while (running := session_of(guest, session["id"])["running_turn"]) is None:
             time.sleep(0.02)
         stopped = guest.post(f"/chat/{running}/stop", json={}).json()
-        assert waiting.result(5).json() == stopped
+        assert waiting.result(60).json() == stopped
 
 
 def test_a_script_that_waits_in_a_session_that_is_deleted_is_told_so(guest: httpx.Client) -> None:
@@ -721,7 +732,7 @@ def test_a_script_that_waits_in_a_session_that_is_deleted_is_told_so(guest: http
         while session_of(guest, session["id"])["running_turn"] is None:
             time.sleep(0.02)
         guest.post(f"/session/{session['id']}/delete", json={}).raise_for_status()
-        problem(waiting.result(5), 404, "session_not_found")
+        problem(waiting.result(60), 404, "session_not_found")
 
 
 # ---------------------------------------------------------------- silence
@@ -748,8 +759,8 @@ def silence(server: Server) -> "Future[tuple[float, int, str]]":
 def test_a_silent_stream_sends_a_comment_in_time_with_the_version(
     silence: "Future[tuple[float, int, str]]",
 ) -> None:
-    seconds, version, comment = silence.result(20)
-    assert seconds < 16
+    seconds, version, comment = silence.result(60)
+    assert seconds < 15 + SOON
     assert str(version) in comment
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from tests.servers import free_port
 from tests.web.running import Server, a_server
-from tests.web.wire import ABSENT, JSON, assert_session, begin, chat, create, streaming
+from tests.web.wire import ABSENT, JSON, SOON, assert_session, begin, chat, create, streaming
 from web.__main__ import main
 
 PASSWORD = "correct horse battery\n"
@@ -364,7 +364,7 @@ def test_a_token_is_listed_without_its_text_ends_and_is_revoked(beside: tuple[Se
         assert listed[0]["expires_at"] == "2099-01-31T00:00:00Z"
         assert made["token"] not in json.dumps(listed)
         while brief.get("/session").status_code == 200:
-            assert time.monotonic() < began + 10
+            assert time.monotonic() < began + 60
         assert time.monotonic() >= began + 1
         assert here.run("token", "revoke", listed[0]["id"]).stdout == "The token is revoked.\n"
         assert script.get("/session").status_code == 401
@@ -481,7 +481,7 @@ def test_S12_a_switch_by_the_command_line_shows_at_once_where_processes_share_a_
             of(here.run("session", "switch", id, "smart", "--reason", "on trial", "--json"))
             began = time.monotonic()
             assert stream.next("session").json["last_model"] == "smart"
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < SOON
 
 
 # ---------------------------------------------------------------- scripts around it

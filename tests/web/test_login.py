@@ -52,7 +52,7 @@ def at_once(times: int, do: Callable[[], httpx.Response]) -> list[httpx.Response
 
 
 def rows_of(folder: Path, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(folder / "var" / "turnkeeper.db", timeout=10)) as database:
+    with closing(sqlite3.connect(folder / "var" / "turnkeeper.db", timeout=60)) as database:
         return database.execute(query, values).fetchall()
 
 
@@ -260,7 +260,7 @@ def test_O3_a_sign_in_stands_where_the_sessions_cannot_be_taken_along(newcomer: 
     browser = newcomer()
     session = create(browser)
     guest = browser.cookies["tk_guest"]
-    database = sqlite3.connect(governed.folder / "var" / "turnkeeper.db", timeout=10)
+    database = sqlite3.connect(governed.folder / "var" / "turnkeeper.db", timeout=60)
     with closing(database):
         database.execute(
             "CREATE TRIGGER fail BEFORE UPDATE OF owner_id ON session "

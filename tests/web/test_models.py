@@ -14,6 +14,7 @@ from tests.web.wire import (
     HTMX,
     JSON,
     MODEL,
+    SOON,
     SWITCH,
     assert_session,
     begin,
@@ -78,7 +79,7 @@ def test_states_prices_and_replacements_are_told(newcomer: Callable[..., httpx.C
 
 def test_a_provider_that_is_down_shows_as_down(newcomer: Callable[..., httpx.Client]) -> None:
     client = newcomer()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         models = {model["id"]: model for model in client.get("/models").json()["models"]}
         if models["far"]["provider_up"] is not None:
@@ -332,7 +333,7 @@ def test_every_open_stream_shows_the_new_model_within_a_second(guest: httpx.Clie
             told = script.next("session").json
             assert assert_session(told)["current_model"]["id"] == "smart"
             shown = page.next().data
-            assert time.monotonic() - began < 1.2
+            assert time.monotonic() - began < SOON
         assert f"session-{session['id']}-model" in shown
         assert "smart" in shown
 

@@ -14,6 +14,7 @@ from tests.web.wire import (
     ABSENT,
     BROWSER,
     JSON,
+    SOON,
     STREAM,
     begin,
     chat,
@@ -161,16 +162,16 @@ def test_S12_every_open_page_shows_the_new_model_within_a_second(ann: httpx.Clie
     watchers = [Thread(target=watch, args=(STREAM,), daemon=True) for _ in range(4)]
     for watcher in watchers:
         watcher.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(ready) < len(watchers) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)  # until each has read what there is
     switched.append(time.monotonic())
     ann.post("/models/switch", json={"session_id": id, "model": "smart"}).raise_for_status()
     for watcher in watchers:
-        watcher.join(10)
+        watcher.join(60)
     assert len(heard) == len(watchers)
-    assert max(heard) < 1
+    assert max(heard) < SOON
 
 
 def test_G4_nobody_who_leaves_ends_a_reply(ann: httpx.Client) -> None:
@@ -193,7 +194,7 @@ def test_G7_a_stop_from_another_tab_ends_it_within_a_second_and_keeps_the_text(
         began = time.monotonic()
         assert tab.post(f"/chat/{turn['id']}/stop", json={}).json()["state"] == "stopped"
         events = stream.rest()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SOON
     kept = turn_of(ann, turn["id"])
     assert events[-1].json == kept
     assert kept["reply"] == shown + text_of(events)

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from statistics import median
 from uuid import uuid4
 
 import httpx
@@ -22,6 +21,7 @@ from tests.web.wire import (
     ABSENT,
     BROWSER,
     HTMX,
+    IN_TIME,
     JSON,
     STREAM,
     begin,
@@ -143,7 +143,7 @@ def test_pages_have_nothing_inline(guest: httpx.Client) -> None:
 # ---------------------------------------------------------------- hosts
 
 
-def raw(server: Server, request: bytes, seconds: float = 10) -> tuple[int, dict[str, str], bytes]:
+def raw(server: Server, request: bytes, seconds: float = 60) -> tuple[int, dict[str, str], bytes]:
     """What the server answers to these very bytes; status 0 where it hangs up."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
         answer = b""
@@ -636,7 +636,7 @@ def test_signing_out_ends_the_login_and_nothing_else(signs_in: Callable[..., htt
 @contextmanager
 def rows_of(server: Server) -> Iterator[sqlite3.Connection]:
     """The database beside its server: what an admin's command changes there, it must notice."""
-    database = sqlite3.connect(server.folder / "var" / "turnkeeper.db", timeout=10)
+    database = sqlite3.connect(server.folder / "var" / "turnkeeper.db", timeout=60)
     try:
         with database:
             yield database
@@ -688,11 +688,10 @@ def test_who_lost_the_right_is_refused_at_once_and_its_streams_end(governed: Ser
         for stream in streams:
             last = stream.next()
             for last in stream:  # noqa: B007
-                assert time.monotonic() - began < 6, "still told what it may not see"
+                assert time.monotonic() - began < IN_TIME, "still told what it may not see"
             assert last.name == "gone"
         for answer in waiting:
             problem(answer.result(), 401, "unauthenticated")
-        assert time.monotonic() - began < 8
 
 
 def test_a_former_admin_steers_nothing(governed: Server, newcomer: Callable[..., httpx.Client]) -> None:
@@ -779,18 +778,22 @@ def test_after_ten_failures_of_a_name_or_an_address_one_waits(newcomer: Callable
 
 
 def test_a_name_nobody_has_takes_as_long_as_one_somebody_has(
-    newcomer: Callable[..., httpx.Client], tokens: dict[str, str]
+    governed: Server, newcomer: Callable[..., httpx.Client], tokens: dict[str, str]
 ) -> None:
-    """Generous: a missing hash would be thirty times faster."""
+    """Generous: a missing hash would be thirty times faster. Measured in work, not in time."""
+    assert governed.process is not None
+    work = Path(f"/proc/{governed.process.pid}/stat")
 
-    def seconds(name: str) -> float:
+    def ticks(name: str) -> int:
+        """CPU time of the server for one attempt, in hundredths of a second."""
         client = newcomer()
-        began = time.perf_counter()
+        before = sum(map(int, work.read_text().rpartition(")")[2].split()[11:13]))
         problem(client.post("/login", json={"name": name, "password": "wrong"}), 401, "unauthenticated")
-        return time.perf_counter() - began
+        return sum(map(int, work.read_text().rpartition(")")[2].split()[11:13])) - before
 
-    pairs = [(seconds("kim"), seconds(f"nobody {number}")) for number in range(4)]
-    known, unknown = (median(one) for one in zip(*pairs, strict=True))
+    pairs = [(ticks("kim"), ticks(f"nobody {number}")) for number in range(4)]
+    known, unknown = (sum(one) for one in zip(*pairs, strict=True))
+    assert known > 4, "no password was hashed"
     assert 0.4 < known / unknown < 2.5
 
 

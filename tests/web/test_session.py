@@ -277,7 +277,7 @@ def test_an_expired_session_is_read_only_and_reopens(governed: Server, tokens: d
     with governed.script(tokens["brie"]) as brie:
         turn = chat(brie, "kept")
         id = turn["session_id"]
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 60
         while session_of(brie, id)["state"] != "expired":
             assert time.monotonic() < deadline
             time.sleep(0.2)

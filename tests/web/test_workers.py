@@ -25,7 +25,9 @@ from tests.web.people import PASSWORD
 from tests.web.running import PLAIN, Server
 from tests.web.wire import (
     HTMX,
+    IN_TIME,
     JSON,
+    SOON,
     begin,
     chat,
     create,
@@ -38,8 +40,6 @@ from tests.web.wire import (
 )
 
 LONG = bool(os.environ.get("LONG_TESTS"))
-#: how late an event may be on a machine that is busy with other tests
-SOON = 5.0
 SECRET = "a secret that both machines share, long enough"
 
 
@@ -102,7 +102,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(holds: Callable[[], Any], seconds: float = 20) -> None:
+def wait_until(holds: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it does not come about"
@@ -243,7 +243,7 @@ def test_workers_of_whom_none_can_start_are_not_started_for_ever(tmp_path: Path)
         "        print('none started')\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout == "none started\n", done.stdout + done.stderr
     assert done.returncode == 0
 
@@ -361,7 +361,7 @@ def test_O4_a_token_that_is_revoked_ends_its_streams_in_every_process(cluster: C
             cluster.rows("UPDATE api_token SET revoked_at = now()")
             began = time.monotonic()
             wait_until(lambda: all(watcher.when("gone") for watcher in watchers))
-            assert time.monotonic() - began < 4 + SOON
+            assert time.monotonic() - began < IN_TIME
         assert [client.get("/limits").status_code for client in clients] == [401, 401]
 
 
@@ -468,7 +468,7 @@ def test_42_a_stop_of_several_ends_streams_and_turns_and_leaves_nothing(
         wait_until(lambda: all(len(watcher.text) > 50 for watcher in watchers))
         began = time.monotonic()
         parent.send_signal(signal.SIGTERM)
-        assert parent.wait(20) == 0
+        assert parent.wait(60) == 0
         assert time.monotonic() - began < 3 * SOON
     assert not any(map(alive, workers))
     assert not any(watcher.broken for watcher in (*watchers, *idle)), "a stream was torn instead of ended"
@@ -527,7 +527,7 @@ def test_42_a_rolling_restart_loses_no_accepted_prompt(
         finally:
             over.set()
         for one in asking:
-            one.result(30)
+            one.result(60)
     here, _ = ann
     assert len({answer["id"] for _, answer in accepted}) == len(accepted) > 16
     for prompt, answer in accepted:
@@ -548,7 +548,7 @@ def test_G5_no_worker_outlives_a_parent_that_is_killed(
     workers, parent = cluster.workers, cluster.first.process
     assert parent is not None
     parent.kill()
-    parent.wait(10)
+    parent.wait(60)
     wait_until(lambda: not any(map(alive, workers)))
     kept = ended(there, turn["id"])
     assert kept["state"] == "interrupted"

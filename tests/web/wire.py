@@ -38,7 +38,12 @@ PROBLEM_KEYS = {"type", "title", "status", "code", "detail", "request_id"}
 
 ABSENT = "01890000-0000-7000-8000-000000000000"
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
-STREAM_SECONDS = 30
+STREAM_SECONDS = 90
+#: how late may be what comes within a second on a quiet machine: less than what else would bring it, which is a
+#: heartbeat, and the first one comes after 7.5 s or later
+SOON = 7.0
+#: the same of what comes within five seconds: less than the regular heartbeat
+IN_TIME = 14.0
 
 
 # ---------------------------------------------------------------- forms
@@ -298,7 +303,7 @@ def session_of(client: httpx.Client, session_id: str) -> dict[str, Any]:
     return assert_session(response.json())
 
 
-def ended(client: httpx.Client, turn_id: str, seconds: float = 10) -> dict[str, Any]:
+def ended(client: httpx.Client, turn_id: str, seconds: float = 60) -> dict[str, Any]:
     """A turn once it has ended."""
     deadline = time.monotonic() + seconds
     while True:
