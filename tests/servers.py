@@ -27,7 +27,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-READY_SECONDS = 60
+READY_SECONDS = 150
 STOP_SECONDS = 60
 PAGE_TIMEOUT_SECONDS = 60
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

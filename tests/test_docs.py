@@ -558,7 +558,7 @@ def run_as_told(server: Server, script: str) -> None:
         env=server.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     for (typed, expected), printed in zip(told, done.stdout.split(mark), strict=True):

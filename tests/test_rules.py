@@ -26,7 +26,7 @@ def test_every_rule_has_a_test_on_both_databases(request: pytest.FixtureRequest)
         assert rules.faults == []
     else:  # not everything is collected here
         program = [sys.executable, "-m", "tests.rules", "--collect-only"]
-        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
         faults = [line for line in done.stdout.splitlines() if line.startswith(("NOT SHOWN", "ERROR"))]
         assert (done.returncode, faults) == (0, [])
         assert f"{sum(RULES.values())} rules, all shown" in done.stdout

@@ -79,4 +79,4 @@ def test_a_stop_frees_the_model_and_keeps_the_text(llama_server: Server) -> None
         for _ in range(3):
             again = ann.post("/chat", json={"prompt": "Hello"}).json()
             assert again["state"] == "done", again["error"]
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 60

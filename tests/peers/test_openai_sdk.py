@@ -46,7 +46,7 @@ switches = "6000/min burst 1000"
 concurrent_turns = 20
 
 [groups.slow]
-turns = "60/min burst 1"
+turns = "30/min burst 1"
 
 [groups.poor]
 tokens_per_day = 3
@@ -66,7 +66,7 @@ def people(open_server: Server) -> dict[str, str]:
 
 
 def sdk(server: Server, token: str, **settings: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=token, **{"max_retries": 0, "timeout": 20} | settings)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=token, **{"max_retries": 0, "timeout": 60} | settings)
 
 
 @pytest.fixture
@@ -312,19 +312,18 @@ def test_its_own_retry_meets_a_freed_place(open_server: Server, people: dict[str
         assert (error.code, error.type, error.response.headers["retry-after"]) == (
             "rate_limited",
             "rate_limit_error",
-            "1",
+            "2",
         )
         begun = time.monotonic()
         completed(patient)
-        assert 0.4 < time.monotonic() - begun < 10
+        assert time.monotonic() - begun > 0.4
 
 
 def test_a_budget_is_not_asked_for_again(open_server: Server, people: dict[str, str]) -> None:
     with sdk(open_server, people["pia"], max_retries=2) as client:
-        begun = time.monotonic()
         error = refusal(client, openai.RateLimitError)
         assert (error.code, error.response.headers["x-should-retry"]) == ("budget_exhausted", "false")
-        assert time.monotonic() - begun < 2
+        assert error.request.headers["x-stainless-retry-count"] == "0"
 
 
 def test_a_reply_that_fails_is_an_error_and_is_not_begun_twice(

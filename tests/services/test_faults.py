@@ -158,7 +158,7 @@ class Story:
             assert self.engine._writer is None or not self.engine._writer.in_transaction
             return
         assert self.engine.pool is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.engine.pool.get_size() > self.engine.pool.get_idle_size() or await self.engine.run(OPEN):
                 await asyncio.sleep(0.002)
 

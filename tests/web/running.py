@@ -18,7 +18,7 @@ import pytest
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 60
+START_SECONDS = 150
 
 NOISE = re.compile(
     r"Traceback|Warning|\bERROR\b|\w(Error|Exception)\b|never (awaited|retrieved)|was destroyed|raised exception"

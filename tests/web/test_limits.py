@@ -1,7 +1,6 @@
 """/limits and every refusal that a limit makes: body, headers and the wait agree."""
 
 import re
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from tests.web.wire import (
     HTMX,
     INSTANT,
     JSON,
+    SOON,
     begin,
     chat,
     create,
@@ -62,7 +62,7 @@ def assert_agree(answer: httpx.Response, told: dict[str, Any]) -> None:
         assert INSTANT.fullmatch(str(told["resets_at"]))
         left = (datetime.fromisoformat(str(told["resets_at"])) - datetime.now(UTC)).total_seconds()
         assert limit["t"] == told["retry_after_seconds"]
-        assert abs(told["retry_after_seconds"] - left) < 2
+        assert -1 < told["retry_after_seconds"] - left < 2 + SOON  # some of it has passed meanwhile
 
 
 # ---------------------------------------------------------------- before trying
@@ -80,7 +80,7 @@ def test_every_limit_is_told_before_it_is_met(newcomer: Newcomer) -> None:
         assert one["remaining"] == one["size"] - one["used"]
         assert one["used"] == 0
     assert (limits["turns"]["size"], limits["sessions_created"]["size"], limits["open_sessions"]["size"]) == (2, 3, 3)
-    assert limits["turns"]["window_seconds"] == 6
+    assert limits["turns"]["window_seconds"] == 60
     assert limits["open_sessions"]["window_seconds"] == 0
 
 
@@ -117,7 +117,7 @@ def test_limits_are_a_page_too(newcomer: Newcomer) -> None:
 # ---------------------------------------------------------------- rates
 
 
-def test_turns_are_limited_and_the_wait_suffices(newcomer: Newcomer) -> None:
+def test_turns_are_limited_and_the_wait_suffices(newcomer: Newcomer, pass_: Callable[[float], None]) -> None:
     client = newcomer()
     id = create(client)["id"]
     first = client.post("/chat", json={"session_id": id, "prompt": "one"})
@@ -133,7 +133,7 @@ def test_turns_are_limited_and_the_wait_suffices(newcomer: Newcomer) -> None:
     assert (told["limit"], told["size"], told["remaining"]) == ("turns", 2, 0)
     assert_agree(third, told)
     assert session_of(client, id)["turn_count"] == 2
-    time.sleep(told["retry_after_seconds"])
+    pass_(told["retry_after_seconds"])
     assert client.post("/chat", json={"session_id": id, "prompt": "three"}).status_code == 200
 
 
@@ -164,7 +164,7 @@ def test_a_refused_form_keeps_the_typed_text_and_counts_down(newcomer: Newcomer)
     assert "ratelimit" in fragment.headers
 
 
-def test_new_sessions_are_limited(newcomer: Newcomer) -> None:
+def test_new_sessions_are_limited(newcomer: Newcomer, pass_: Callable[[float], None]) -> None:
     client = newcomer()
     for left in (2, 1, 0):
         made = client.post("/session/create", json={})
@@ -177,7 +177,7 @@ def test_new_sessions_are_limited(newcomer: Newcomer) -> None:
     assert told["limit"] == "sessions_created"
     assert_agree(refused, told)
     assert client.get("/session").json()["sessions"] == []
-    time.sleep(told["retry_after_seconds"])
+    pass_(told["retry_after_seconds"])
     assert client.post("/session/create", json={}).status_code == 201
 
 
