@@ -35,7 +35,7 @@ run: .venv/.runtime ## serve on http://127.0.0.1:8000 (HOST= and PORT= override)
 	@$(PY) -m turnkeeper serve $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
 
 test: .venv/.dev browser ## run every test: SQLite, PostgreSQL, Redis and a browser (ARGS= goes to pytest, JOBS= at once)
-	@$(LIMIT) $(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) --maxprocesses 4 --dist loadfile)
+	@$(LIMIT) $(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 rules: .venv/.dev browser ## run the tests of docs/rules.md and print what they show of each rule (ARGS= goes to pytest)
 	@$(LIMIT) $(PY) -m tests.rules $(ARGS)

@@ -30,6 +30,30 @@ from services.session_service import SessionService
 
 pytest_plugins = ["tests.servers", "tests.peers.llama_cpp", "tests.web.running"]
 
+#: the files that take longest: they are begun first, so that no process is left with one of them at the end
+LONGEST = (
+    "web/test_workers.py",
+    "web/test_serve.py",
+    "web/test_outages.py",
+    "services/test_processes.py",
+    "services/test_invariants.py",
+    "web/test_security.py",
+    "web/test_fuzz.py",
+    "web/test_markdown.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files, the rest of the browser and the web, and then whatever is quick."""
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        file = item.path.relative_to(tests).as_posix()
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST), not file.startswith(("browser/", "web/"))
+
+    items.sort(key=place)
+
+
 BEGINNING = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
 

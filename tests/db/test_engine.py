@@ -242,7 +242,7 @@ async def test_behind_a_lock_that_stays_nobody_waits_for_those_in_front_of_him(
     program = sqlite3.connect(engine.path, isolation_level=None)
     program.execute("BEGIN IMMEDIATE")
     monkeypatch.setattr(db.engine, "BUSY_SECONDS", 0.5)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):  # one after the other they would take 20 s
         results = await asyncio.gather(*(add(engine, f"never-{place}") for place in range(40)), return_exceptions=True)
     assert {type(result) for result in results} == {DatabaseUnavailable}
     assert not engine.writing.locked()
