@@ -44,8 +44,9 @@ class Reads:
         turns = await db_session.list_path(last or session.row.head_id, limit)
         if (last is not None and not turns) or any(turn.session_id != session.row.id for turn in turns):
             raise NotFound("There is no such turn.")
-        running = bool(turns) and turns[-1].reply is None
-        text = await db_session.text_of(turns[-1].id) if running else ""
+        text = ""
+        if turns:
+            turns[-1], text = await self._so_far(turns[-1], db_session)
         return Transcript(turns, text, turns[0].parent_id if turns else None)
 
     async def ways(
@@ -65,7 +66,7 @@ class Reads:
         require_owner(session, actor)
         begun = turns[0].created_at if turns else session.row.created_at
         found = await db_session.list_switches(session.row.id, SWITCHES)
-        return [row for row in found if row.at >= begun and not (row.reason in QUIET and came_by_itself(row))]
+        return [row for row in found if row.at >= begun and not is_quiet(row)]
 
     async def draft(self, session: LiveSession, db_session: DbSession, *, actor: Actor) -> str:
         """What is typed there and not sent. Raises Forbidden."""
@@ -100,8 +101,14 @@ class Reads:
 
     async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, str]:
         """A turn, and what it has written so far while it runs. Raises NotFound, Forbidden."""
-        turn = await self.require_turn(turn_id, db_session, actor=actor)
-        return turn, await db_session.text_of(turn.id) if turn.reply is None else ""
+        return await self._so_far(await self.require_turn(turn_id, db_session, actor=actor), db_session)
+
+    async def _so_far(self, turn: Turn, db_session: DbSession) -> tuple[Turn, str]:
+        """A turn with what it has written while it runs. Where there is nothing of that it may have ended just now."""
+        text = await db_session.text_of(turn.id) if turn.reply is None else ""
+        if turn.reply is None and not text:
+            turn = await db_session.find_turn(turn.id) or turn
+        return turn, text
 
     async def _may_read(self, session: LiveSession, db_session: DbSession, actor: Actor) -> None:
         """Raise Forbidden unless it is the actor's own, or was opened by the actor."""
@@ -114,6 +121,11 @@ class Reads:
         """What was decided about a session, newest first. Raises NotFound."""
         session = await self._sessions.get_session(session_id, db_session, actor=actor)
         return await db_session.list_journal(session.row.id)
+
+
+def is_quiet(switch: Journal) -> bool:
+    """Whether nobody decided a switch, so that the transcript need not tell of it."""
+    return switch.reason in QUIET and came_by_itself(switch)
 
 
 def require_owner(session: LiveSession, actor: Actor) -> None:

@@ -9,7 +9,7 @@ import contextvars
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from uuid import UUID
 
@@ -32,6 +32,10 @@ SWEEP_SECONDS = 2.0
 LOOK_SECONDS = 0.5
 #: between two looks for a turn whose commit nobody acknowledged
 SEEK_SECONDS = 0.5
+#: until what failed is tried again
+AGAIN_SECONDS = 0.5
+#: how long running turns may take to write their ends when the process stops
+CLOSE_SECONDS = 8.0
 #: what a provider may send that a database cannot hold
 _UNSTORABLE = {0: "\ufffd"} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
@@ -78,7 +82,7 @@ class TurnRunner:
         #: tasks that write a turn's end; no longer stoppable
         self._endings: dict[asyncio.Task[None], UUID] = {}
         #: tasks that look for a turn which may not have been begun
-        self._seeking: set[asyncio.Task[None]] = set()
+        self._seeking: dict[asyncio.Task[None], TurnOrder] = {}
         self._due = asyncio.Event()
         self._hurry = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -99,8 +103,8 @@ class TurnRunner:
     def seek(self, order: TurnOrder) -> None:
         """Run a turn if it is there once the database answers again; nobody knows whether its commit came through."""
         seeking = asyncio.create_task(self._seek(order), context=contextvars.Context())
-        self._seeking.add(seeking)
-        seeking.add_done_callback(self._seeking.discard)
+        self._seeking[seeking] = order
+        seeking.add_done_callback(self._seeking.pop)
 
     def stop(self, turn_id: UUID) -> None:
         """Close the provider's connection of a turn that has ended in the database."""
@@ -110,22 +114,36 @@ class TurnRunner:
 
     # ------------------------------------------------------------ the process's life
 
-    async def open(self, *, alone: bool = False) -> None:
-        """Begin committing and renewing leases; `alone`: no other process can end a turn of this one."""
-        upkeep = [self._tick, self._renew, self._sweep, *([] if alone else [self._look])]
+    async def open(self) -> None:
+        """Begin committing and renewing leases."""
+        upkeep = (self._tick, self._renew, self._sweep, self._look)
         self._upkeep = [asyncio.create_task(each(), context=contextvars.Context()) for each in upkeep]
 
-    async def close(self) -> None:
-        """End every running turn as interrupted, with all its text."""
+    async def close(self, within: float = CLOSE_SECONDS) -> None:
+        """End every running turn as interrupted, with all its text; what takes longer than `within` seconds is left.
+
+        The text comes first, of all of them at once, so that it is safe whatever becomes of the ends.
+        """
+        give_up = time.monotonic() + within
         self._closed = True
         await asyncio.sleep(0)  # a task that has not begun would be cancelled before it could write its end
-        for seeking in self._seeking:
+        try:
+            await self._commit()
+        except Exception as error:
+            tell(log, "the last text could not be committed at once", error)
+        for seeking, order in list(self._seeking.items()):
             seeking.cancel()
+            self._write_end(Draft(order), "interrupted", None, INTERRUPTED)
         running, self._tasks = self._tasks, {}
         for task in running.values():
             task.cancel()
-        await asyncio.gather(*running.values(), return_exceptions=True)
-        await asyncio.gather(*self._endings, return_exceptions=True)
+        while (writing := [*running.values(), *self._endings]) and (left := give_up - time.monotonic()) > 0:
+            # Which, unlike a time-out, cancels nothing of it.
+            _, pending = await asyncio.wait(writing, timeout=left)
+            if not pending and not self._endings:
+                break
+        if self._endings:
+            log.warning("%d replies could not be ended in time; the next start does", len(self._endings))
         for task in self._upkeep:
             task.cancel()
         await asyncio.gather(*self._upkeep, return_exceptions=True)
@@ -211,7 +229,7 @@ class TurnRunner:
                 if time.monotonic() > give_up:
                     log.error("the end of turn %s could not be written", draft.order.turn_id)
                     return
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(AGAIN_SECONDS)
             except Exception:
                 log.exception("the end of turn %s could not be written", draft.order.turn_id)
                 return
@@ -234,31 +252,58 @@ class TurnRunner:
             except Exception as error:
                 tell(log, "text could not be committed; trying again", error)
                 self._due.set()
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(AGAIN_SECONDS)
 
     async def _commit(self) -> None:
         async with self._committing:
-            taken = {turn_id: piece for turn_id, draft in self._drafts.items() if (piece := draft.take()) is not None}
-            if not taken:
-                return
+            taken = [draft for draft in self._drafts.values() if draft.parts]
             try:
-                held = await self._sessions.append(list(taken.values()), self._open_session())
-            except BaseException:
-                for turn_id, piece in taken.items():
-                    if turn_id in self._drafts:
-                        self._drafts[turn_id].put_back(piece)
+                lost = await self._append(taken)
+            except StorageUnavailable:
                 raise
-        for turn_id in taken.keys() - held:
+            except Exception as error:
+                tell(log, "text was refused; trying that of each turn alone", error)
+                lost = await self._append_each(taken)
+        for turn_id in lost:
             self.stop(turn_id)
 
+    async def _append(self, drafts: Sequence[Draft]) -> set[UUID]:
+        """Commit the text of several turns; those of them that this process has lost."""
+        pieces = [piece for draft in drafts if (piece := draft.take()) is not None]
+        if not pieces:
+            return set()
+        try:
+            held = await self._sessions.append(pieces, self._open_session())
+        except BaseException:
+            for draft, piece in zip(drafts, pieces, strict=True):
+                draft.put_back(piece)
+            raise
+        return {draft.order.turn_id for draft in drafts} - held
+
+    async def _append_each(self, drafts: Sequence[Draft]) -> set[UUID]:
+        """The same one by one: what the database refuses for good of one turn must not hold up the others."""
+        lost = set()
+        for draft in drafts:
+            try:
+                lost |= await self._append([draft])
+            except StorageUnavailable:
+                raise
+            except Exception:
+                log.exception("turn %s cannot be stored and is given up", draft.order.turn_id)
+                lost.add(draft.order.turn_id)
+        return lost
+
     async def _renew(self) -> None:
+        pause = LEASE.total_seconds() / 3
         while True:
-            await asyncio.sleep(LEASE.total_seconds() / 3)
+            await asyncio.sleep(pause)
+            pause = LEASE.total_seconds() / 3
             try:
                 if held := [*self._tasks, *self._endings.values()]:
                     await self._sessions.heartbeat(held, self._open_session())
             except Exception as error:
                 tell(log, "leases could not be renewed; trying again", error)
+                pause = AGAIN_SECONDS
 
     async def _look(self) -> None:
         """Stop what another process has ended or this one has lost: a provider that says nothing shows neither."""

@@ -43,8 +43,6 @@ from web.welcome import Models
 
 #: new objects until the young are looked through, and how often until the older are
 COLLECTED = (10_000, 10, 10)
-#: how long running turns may take to write their end when the server stops
-DRAIN_SECONDS = 5.0
 
 
 def create_app(
@@ -85,7 +83,7 @@ def create_app(
         log = TurnLog(sessions, bus, open_session, drained, accounts.still, room_for_streams())
         app.state.update(pool=pool, sessions=sessions, log=log)
         app.state.update(governance=governance, moves=moves, desk=Desk(sessions, log.readers, open_session))
-        await runner.open(alone=alone)
+        await runner.open()
         await mover.open(alone=alone)
         watch = asyncio.create_task(pool.watch())
         drain = asyncio.create_task(_drain(draining, runner, drained))
@@ -149,9 +147,7 @@ def create_app(
 async def _drain(draining: asyncio.Event, runner: TurnRunner, drained: asyncio.Event) -> None:
     """When the server is told to stop: end the turns, so that their readers see it, and then the streams."""
     await draining.wait()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            await runner.close()
+    await runner.close()
     drained.set()
 
 

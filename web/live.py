@@ -12,7 +12,7 @@ from services.actor import Actor
 from services.client_pool import ClientPool
 from services.errors import NotFound
 from services.outcomes import LiveSession
-from services.reads import QUIET, Reads
+from services.reads import Reads, is_quiet
 from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event
 from web.answer import wants
@@ -33,8 +33,10 @@ class Controls:
         self._needed = needed
         #: the reply this stream shows while it is written
         self._growing: tuple[UUID, Growing] | None = None
-        #: turns that this stream tells of and that are on the page already, with all their text
-        self._passed: set[UUID] = set()
+        #: turns that this stream tells of and that the page has not: the log shows them with the last of them
+        self._owed: set[UUID] = set()
+        #: the last of them, where it came with all its text
+        self._shown: set[UUID] = set()
 
     async def of(self, session: LiveSession, *turns: Turn) -> dict[str, Any]:
         """session, mine, models, reasons, limits, ways (of these turns), line; nothing where a script is answered."""
@@ -45,7 +47,7 @@ class Controls:
         if mine and turns:
             found = await Reads(self._sessions).ways(session, turns, self._db_session, actor=self._actor)
             ways = {turn_id: WayView.of(turn_id, ids) for turn_id, ids in found.items()}
-        new = switch is not None and switch.version == session.row.version and switch.reason not in QUIET
+        new = switch is not None and switch.version == session.row.version and not is_quiet(switch)
         return {
             "session": SessionView.of(session),
             "mine": mine,
@@ -57,29 +59,33 @@ class Controls:
             "limits": await self._sessions.allowances(self._db_session, actor=self._actor),
         }
 
-    async def render(self, event: Event) -> str:
-        """What an event changes on a live page; nothing where its session is gone by now, as the next event tells."""
+    async def render(self, event: Event) -> str | None:
+        """What an event changes on a live page; None where the page has not come to it.
+
+        That is so too where its session is gone by now, as the next event tells.
+        """
         try:
             return await self._changed_by(event)
         except NotFound:
-            return ""
+            return None
 
-    async def _changed_by(self, event: Event) -> str:
+    async def _changed_by(self, event: Event) -> str | None:
         match event:
-            case Delta(turn_id):
-                return await self._grew(event) if turn_id not in self._passed else ""
+            case Delta(turn_id=turn_id) | Ended(turn=Turn(id=turn_id)) if turn_id in self._owed:
+                return None
+            case Delta(turn_id=turn_id) | Ended(turn=Turn(id=turn_id)) if turn_id in self._shown:
+                return ""
+            case Delta():
+                return await self._grew(event)
             case Begun(turn) | Ended(turn):
                 self._growing = None
-                if isinstance(event, Ended) and turn.id in self._passed:
-                    self._passed.remove(turn.id)
-                    return ""
                 live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
                 if isinstance(event, Ended):
                     await ready([turn.reply or ""])
                     return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live, turn))
-                if live.row.turn_count != turn.depth:
-                    # There are branches, and the page may show another one.
-                    return await self._branched(live, turn)
+                if self._owed or live.row.turn_count != turn.depth:
+                    # Others come with it, or there are branches and the page may show another one.
+                    return await self._caught_up(live, turn)
                 # Its text follows from the beginning, so one that is on the page already begins anew.
                 view = msgspec.structs.replace(TurnView.of(turn), reply="")
                 return render("chat/begun.html", view=view, again=True, **await self.of(live, turn))
@@ -100,12 +106,14 @@ class Controls:
         grown = await kept[1].take(text)
         return render("chat/grew.html", turn_id=delta.turn_id, grown=grown, anew=anew)
 
-    async def _branched(self, session: LiveSession, turn: Turn) -> str:
+    async def _caught_up(self, session: LiveSession, turn: Turn) -> str | None:
         """The log anew, up to a turn that was not on the page. One that ended long ago waits for the last of them."""
+        if turn.reply is not None and turn.id != session.row.head_id:
+            self._owed.add(turn.id)
+            return None
+        self._owed.clear()
         if turn.reply is not None:
-            self._passed.add(turn.id)
-            if turn.id != session.row.head_id:
-                return ""
+            self._shown.add(turn.id)
         reads = Reads(self._sessions)
         found = await reads.transcript(session, self._db_session, actor=self._actor, last=turn.id)
         await ready(one.reply or "" for one in found.turns)

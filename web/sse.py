@@ -71,14 +71,18 @@ async def for_scripts(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
                 yield frame("{}", "ousted", retry=LATER_MILLISECONDS)
 
 
-async def for_pages(events: AsyncIterator[Event], render: Callable[[Event], Awaitable[str]]) -> AsyncIterator[bytes]:
-    """What a page reads: rendered fragments under the same ids."""
+async def for_pages(
+    events: AsyncIterator[Event], render: Callable[[Event], Awaitable[str | None]]
+) -> AsyncIterator[bytes]:
+    """What a page reads: rendered fragments under the same ids. What it has not come to has no id to go on after."""
     async for event in events:
         match event:
             case Delta(turn_id, offset, text):
-                yield frame(await render(event), id=f"{turn_id}:{offset + len(text)}")
+                if (shown := await render(event)) is not None:
+                    yield frame(shown, id=f"{turn_id}:{offset + len(text)}")
             case Ended(turn):
-                yield frame(await render(event), id=f"{turn.id}:end")
+                if (shown := await render(event)) is not None:
+                    yield frame(shown, id=f"{turn.id}:end")
             case Beat(version):
                 yield f": version {version}\n\n".encode()
             case Gone():
@@ -86,7 +90,8 @@ async def for_pages(events: AsyncIterator[Event], render: Callable[[Event], Awai
             case Ousted():
                 yield frame("ousted", "ousted", retry=LATER_MILLISECONDS)
             case _:
-                yield frame(await render(event))
+                if shown := await render(event):
+                    yield frame(shown)
 
 
 def _json(value: object) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import Chat
 from tests.web.wire import JSON, begin, create, ended, session_of, streaming, text_of, turn_of
@@ -71,3 +71,38 @@ def test_turns_titles_models_and_limits_are_the_same_everywhere(
     assert [event.json for event in events if event.name == "end"] == turns
     assert text_of(events) == "".join(turn["reply"] for turn in turns)
     assert [event.json["last_model"] for event in events if event.name == "session"][-1] == "smart"
+
+
+@pytest.mark.parametrize("words", [["one"], ["one", "two"], ["one", "two", SLOW]])
+def test_a_tab_that_was_away_shows_every_turn(chat: Chat, script: httpx.Client, words: list[str]) -> None:
+    """Its stream hangs, as on a bad network, while a script makes turns that end, or one that goes on."""
+    session, held = create(script), list[Route]()
+    ask(script, "zero", session_id=session["id"])
+    chat.page.route("**/events*", held.append)
+    chat.page.goto(f"{chat.server.url}/session/{session['id']}")
+    chat.see("done")
+    for word in words:
+        (begin if word == SLOW else ask)(script, word, session_id=session["id"])
+    chat.page.unroute("**/events*")
+    held[0].continue_()
+    expect(chat.turns).to_have_count(1 + len(words), timeout=30_000)
+    expect(chat.turns.last).to_have_attribute("data-state", "done", timeout=30_000)
+    expect(chat.replies).to_have_text(["zero", *(WHOLE if word == SLOW else word for word in words)])
+
+
+def test_a_stream_that_could_not_be_opened_is_tried_again(chat: Chat, script: httpx.Client) -> None:
+    session, tried = create(script), list[str]()
+    ask(script, "zero", session_id=session["id"])
+
+    def cut(route: Route) -> None:
+        tried.append(route.request.url)
+        if len(tried) < 3:
+            route.abort()
+        else:
+            route.continue_()
+
+    chat.page.route("**/events*", cut)
+    chat.page.goto(f"{chat.server.url}/session/{session['id']}")
+    chat.see("done")
+    ask(script, "one", session_id=session["id"])
+    expect(chat.turns).to_have_count(2, timeout=30_000)

@@ -622,3 +622,100 @@ async def test_an_end_of_a_turn_that_is_gone_is_no_error(
     await until(lambda: runner.running == 0)
     await runner.close()
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_I7_a_renewal_that_failed_is_tried_again_long_before_the_lease_ends(
+    sessions: SessionService, pool: ClientPool, opened: Opened, db_session: DbSession, ann: Actor, until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A lock of ten seconds costs one renewal, and the next by the clock would come when the lease is over."""
+    tries, heartbeat = 0, sessions.heartbeat
+
+    async def fails_first(turn_ids: Sequence[UUID], db: DbSession) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            monkeypatch.setattr(turn_runner, "LEASE", timedelta(hours=1))
+            raise StorageUnavailable
+        await heartbeat(turn_ids, db)
+
+    monkeypatch.setattr(sessions, "heartbeat", fails_first)
+    monkeypatch.setattr(turn_runner, "LEASE", timedelta(seconds=0.3))
+    runner = sessions.runner = TurnRunner(sessions, pool, opened)
+    await runner.open()
+    try:
+        await sessions.begin_turn(None, "/hang after 1", db_session, actor=ann)
+        await until(lambda: tries >= 2)
+    finally:
+        await runner.close()
+
+
+async def test_G5_a_shutdown_interrupts_what_is_only_looked_for(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, orders: Orders
+) -> None:
+    """A turn whose commit nobody acknowledged, and a stop before it is found."""
+    sessions.runner = orders
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    runner.seek(orders.started[0])
+    async with asyncio.timeout(20):
+        await runner.close()
+    kept = await db_session.find_turn(turn.id)
+    assert kept is not None and kept.state == "interrupted"
+
+
+async def test_G5_a_shutdown_that_has_no_time_for_the_ends_keeps_the_text_and_cancels_no_end(
+    runner: TurnRunner, sessions: SessionService, db_session: DbSession, ann: Actor, storage_fails: StorageFails,
+    until: Until, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(turn_runner, "TICK_SECONDS", 60)
+    turns = [(await sessions.begin_turn(None, "/hang after 9", db_session, actor=ann)).turn for _ in range(3)]
+    await until(lambda: len(runner._drafts) == 3 and all(one.start or one.parts for one in runner._drafts.values()))
+    async with storage_fails("usage"):
+        await runner.close(within=0.3)
+        for turn in turns:
+            found = await db_session.find_turn(turn.id)
+            assert found is not None and found.state == "running"
+            assert await db_session.text_of(turn.id) == numbered(9)
+    for turn in turns:
+        await until(lambda turn=turn: ended_in(db_session, turn.id))
+        found = await db_session.find_turn(turn.id)
+        assert found is not None and (found.state, found.reply) == ("interrupted", numbered(9))
+
+
+async def ended_in(db_session: DbSession, turn_id: UUID) -> bool:
+    found = await db_session.find_turn(turn_id)
+    return found is not None and found.ended_at is not None
+
+
+REFUSES = {
+    "sqlite": [
+        "CREATE TRIGGER refuses BEFORE INSERT ON turn_piece WHEN NEW.text LIKE '%poison%' "
+        "BEGIN SELECT RAISE(ABORT, 'not in this encoding'); END"
+    ],
+    "postgres": [
+        "CREATE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'not in this encoding' USING ERRCODE = 'untranslatable_character'; END $$",
+        "CREATE TRIGGER refuses BEFORE INSERT ON turn_piece FOR EACH ROW WHEN (NEW.text LIKE '%poison%') "
+        "EXECUTE FUNCTION refuses()",
+    ],
+}
+
+
+async def test_I13_text_that_the_database_refuses_for_good_holds_up_no_other_turn(
+    runner: TurnRunner, sessions: SessionService, engine: Engine, db_session: DbSession, ann: Actor, ended: Ended,
+    until: Until, echo: WatchedEcho,
+) -> None:  # fmt: skip
+    for statement in REFUSES[engine.engine_type]:
+        await engine.run_ddl(statement)
+    try:
+        prompt = "/delay 5ms /text poison poison poison"
+        poisoned = (await sessions.begin_turn(None, prompt, db_session, actor=ann)).turn
+        other = await ended((await sessions.begin_turn(None, "/tokens 60 /delay 5ms", db_session, actor=ann)).turn)
+        assert (other.state, other.reply) == ("done", numbered(60))
+        # Nobody works on the other any more; it is interrupted when its lease ends.
+        await until(lambda: runner.running == 0 and echo.open == 0)
+        assert await db_session.text_of(poisoned.id) == ""
+    finally:
+        await engine.run_ddl("DROP TRIGGER refuses" + (" ON turn_piece" if engine.engine_type == "postgres" else ""))
+        if engine.engine_type == "postgres":
+            await engine.run_ddl("DROP FUNCTION refuses")
