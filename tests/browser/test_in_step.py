@@ -78,7 +78,7 @@ def test_a_tab_that_was_away_shows_every_turn(chat: Chat, script: httpx.Client, 
     """Its stream hangs, as on a bad network, while a script makes turns that end, or one that goes on."""
     session, held = create(script), list[Route]()
     ask(script, "zero", session_id=session["id"])
-    chat.page.route("**/events*", held.append)
+    chat.page.route("**/events*", lambda route: held.append(route))
     chat.page.goto(f"{chat.server.url}/session/{session['id']}")
     chat.see("done")
     for word in words:
