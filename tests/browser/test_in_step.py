@@ -83,8 +83,8 @@ def test_a_tab_that_was_away_shows_every_turn(chat: Chat, script: httpx.Client, 
     chat.see("done")
     for word in words:
         (begin if word == SLOW else ask)(script, word, session_id=session["id"])
-    chat.page.unroute("**/events*")
     held[0].continue_()
+    chat.page.unroute("**/events*")
     expect(chat.turns).to_have_count(1 + len(words), timeout=30_000)
     expect(chat.turns.last).to_have_attribute("data-state", "done", timeout=30_000)
     expect(chat.replies).to_have_text(["zero", *(WHOLE if word == SLOW else word for word in words)])
