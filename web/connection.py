@@ -1,13 +1,17 @@
 """One HTTP connection as uvicorn keeps it, with an end to its patience.
 
-A request that does not arrive whole and a reader that does not take what is sent would hold their handler for ever, and
-a server that is told to stop would wait for them.
+Who connects and says nothing would hold an open file for ever; a request that does not arrive whole and a reader that
+does not take what is sent would hold their handler too, and a server that is told to stop would wait for them.
 """
 
 import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from web.descriptors import MOST
+
+#: how long somebody may be connected before a request begins; between two requests uvicorn waits less
+SILENT_SECONDS = 10.0
 #: how long a request may take from its first byte to its last
 REQUEST_SECONDS = 30.0
 #: how long a reader may leave a full buffer untouched
@@ -17,7 +21,7 @@ LAST_SECONDS = 2.0
 
 
 class Connection(HttpToolsProtocol):
-    """Gives up on whoever stands still, and lets nobody in any more once the server stops."""
+    """Gives up on whoever stands still; lets nobody in whom there is no room for, or once the server stops."""
 
     _arriving: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
@@ -27,15 +31,28 @@ class Connection(HttpToolsProtocol):
         """Whether the server stops; whoever serves says so."""
         return False
 
+    @staticmethod
+    def room() -> int:
+        """How many may be connected at once; whoever serves says so."""
+        return MOST
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # Taken in at the last moment, it would go on asking for as long as the server waits for the others.
-        if self.stopping():
+        # One too many would take the file that the database or a provider needs.
+        if self.stopping() or len(self.connections) > self.room():
             transport.close()
+        self._wait_for_it(SILENT_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Empty lines before a request end uvicorn's patience with the connection, and begin nothing.
+        if self._arriving is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_it(SILENT_SECONDS)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._arriving = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+        self._wait_for_it(REQUEST_SECONDS)
 
     def on_message_complete(self) -> None:
         self._forget_arriving()
@@ -62,6 +79,11 @@ class Connection(HttpToolsProtocol):
         self._forget_arriving()
         self._forget_stuck()
         super().connection_lost(exc)
+
+    def _wait_for_it(self, seconds: float) -> None:
+        """For a request, which may take so long from now on."""
+        self._forget_arriving()
+        self._arriving = self.loop.call_later(seconds, self.transport.abort)
 
     def _forget_arriving(self) -> None:
         if self._arriving is not None:

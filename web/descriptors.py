@@ -30,5 +30,11 @@ def room_for_streams() -> int:
     return max(files - KEPT, files // 2)
 
 
+def room_for_connections() -> int:
+    """How many may be connected at once, with or without a stream, so that the database and providers have files."""
+    files = allowed(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return max(files - KEPT // 2, files * 3 // 4)
+
+
 def allowed(limit: int) -> int:
     return MOST if limit == resource.RLIM_INFINITY else min(limit, MOST)

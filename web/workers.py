@@ -48,14 +48,19 @@ def serve(
 
     from web.app import create_app
     from web.connection import Connection
-    from web.descriptors import raise_open_files
+    from web.descriptors import raise_open_files, room_for_connections
 
     class UntilItStops(Connection):
         @staticmethod
         def stopping() -> bool:
             return server.should_exit
 
+        @staticmethod
+        def room() -> int:
+            return room
+
     raise_open_files()
+    room = room_for_connections()
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings, models, ready, worker=worker, dead=dead),

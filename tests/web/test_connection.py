@@ -1,17 +1,32 @@
 """One HTTP connection, on a real socket."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from web import connection
 from web.connection import Connection
 
 
 async def answers(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
+
+
+@asynccontextmanager
+async def listening(kind: type[Connection], state: ServerState) -> AsyncIterator[int]:
+    """A server of such connections; its port."""
+    config = Config(answers, log_config=None)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: kind(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1]
 
 
 async def test_who_is_taken_in_while_the_server_stops_is_turned_away_before_a_request_is_read() -> None:
@@ -23,12 +38,7 @@ async def test_who_is_taken_in_while_the_server_stops_is_turned_away_before_a_re
         def stopping() -> bool:
             return stops
 
-    state, config = ServerState(), Config(answers, log_config=None)
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Stoppable(config=config, server_state=state, app_state={}), "127.0.0.1", 0
-    )
-    port = server.sockets[0].getsockname()[1]
+    state = ServerState()
 
     async def ask() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -38,8 +48,67 @@ async def test_who_is_taken_in_while_the_server_stops_is_turned_away_before_a_re
         writer.close()
         return said
 
-    async with server:
+    async with listening(Stoppable, state) as port:
         assert await ask() == b"HTTP/1.1 200 OK"
         stops = True
         assert await ask() == b""
         assert not state.tasks
+
+
+ASKED = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n", ASKED + b"\r\n", b"GET / HT"], ids=["nothing", "line", "after", "half"])
+async def test_who_says_nothing_or_half_of_it_is_not_waited_for(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection takes an open file, whoever it is that made it."""
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.2)
+    state = ServerState()
+    async with listening(Connection, state) as port, asyncio.timeout(4):  # uvicorn's own patience is longer
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        if said.startswith(ASKED):
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            writer.write(b"\r\n")
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        while state.connections:
+            await asyncio.sleep(0.01)
+
+
+async def test_who_asks_slowly_has_the_time_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.3)
+    async with listening(Connection, ServerState()) as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(ASKED[:9])
+        await asyncio.sleep(0.6)
+        writer.write(ASKED[9:])
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_one_more_than_there_is_room_for_is_turned_away_and_the_others_are_answered() -> None:
+    class Small(Connection):
+        @staticmethod
+        def room() -> int:
+            return 2
+
+    state = ServerState()
+    async with listening(Small, state) as port, asyncio.timeout(10):
+        inside = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        while len(state.connections) < 2:
+            await asyncio.sleep(0.01)
+        reader, outside = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""
+        outside.close()
+        for its_reader, its_writer in inside:
+            its_writer.write(ASKED)
+            assert (await its_reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            its_writer.close()
+        while state.connections:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(ASKED)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
