@@ -4,21 +4,22 @@ Each public verb owns its transaction (or joins the caller's), checks in one ord
 state, permission, model, nothing to do, version, busy, limits — and writes the change and its journal row together.
 What it does not do is raised as a `services.errors.Refusal`. Live hints go out only after the commit.
 
-Its collaborators: `Standing` judges how a session stands, `ModelRule` which model it uses, `Admission` whether one more
-is allowed, `Turns` writes the rows of turns, `UnitOfWork` opens the transactions, `Upkeep` forgets what is worthless.
+Its collaborators: `Access` is the only way to a session and its turns, `Standing` judges how a session stands,
+`ModelRule` which model it uses, `Admission` whether one more is allowed, `Turns` writes the rows of turns, `UnitOfWork`
+opens the transactions, `Upkeep` writes down what time has ended.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
-from db.db_session import DbSession, changes_between, new_id, snapshot
+from db.db_session import DbSession, new_id, snapshot
 from db.tables import Session, Turn
-from services import refusals
+from services.access import Access
 from services.actor import SYSTEM, Actor
 from services.admission import Admission, switch_keys
 from services.brought import Brought
@@ -33,9 +34,7 @@ from services.errors import (
     ModelLocked,
     ModelUnavailable,
     NotFound,
-    Refusal,
     SessionBusy,
-    SessionClosed,
     SessionExpired,
     UnknownModel,
     UnusableModel,
@@ -53,7 +52,6 @@ from services.outcomes import (
     Runner,
     SessionPage,
     Sort,
-    State,
     Switch,
     SwitchAnswer,
     TurnOrder,
@@ -86,9 +84,6 @@ from services.upkeep import Upkeep
 REUSE = timedelta(days=1)
 #: turns that a fork takes along, the newest of them
 FORK_TURNS = 10_000
-#: rows that one sweep changes in one transaction
-SWEEP_ROWS = 100
-NO_TURN = "There is no such turn."
 
 
 def utc_now() -> datetime:
@@ -112,11 +107,12 @@ class SessionService:
         self.bus = bus
         self.now = now
         self.units = UnitOfWork(now)
-        self.upkeep = Upkeep(now)
         self.inspection = Inspection(self.units, now, allowed=admins_read)
         self.standing = Standing(pool, now)
         self.admission = Admission(now)
         self.turns = Turns(self.standing, bus, worker or new_id(), now, counts or Counts())
+        self.access = Access(self.units, self.standing, bus)
+        self.upkeep = Upkeep(self.units, self.access, self.standing, self.turns, bus)
 
     @property
     def worker(self) -> UUID:
@@ -177,7 +173,7 @@ class SessionService:
         async with self.units.once("fork_session", key, (session_id, turn_id), actor, db_session) as once:
             if once.answer:
                 return await self._done_before(UUID(once.answer), SESSION_LIMITS, db_session, actor)
-            source = await self._require(session_id, db_session, actor, lock=True)
+            source = await self.access.require(session_id, db_session, actor, lock=True)
             self._may_write(source, actor)
             path = await self._path_to_fork(source, turn_id, db_session)
             rules = await Rules.now(db_session)
@@ -232,7 +228,7 @@ class SessionService:
     async def ensure_session(self, session_id: UUID | None, db_session: DbSession, *, actor: Actor) -> LiveSession:
         """The session asked for, or without an id an untouched one, or a new one. An id never yields a new session."""
         if session_id is not None:
-            async with self._changing(session_id, db_session, actor, verb="ensure_session") as session:
+            async with self.access.changing(session_id, db_session, actor, verb="ensure_session") as session:
                 return await self.standing.of(session, actor, db_session)
         async with self.units.writing(db_session, actor=actor, verb="ensure_session"):
             await db_session.lock(f"auto:{actor.id}")
@@ -245,7 +241,7 @@ class SessionService:
 
     async def get_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> LiveSession:
         """A session of the actor's, or any for an admin. Raises NotFound."""
-        return await self.standing.of(await self._require(session_id, db_session, actor), actor, db_session)
+        return await self.standing.of(await self.access.require(session_id, db_session, actor), actor, db_session)
 
     async def glances(self, watched: Sequence[tuple[UUID, UUID]], db_session: DbSession) -> list[Glance | None]:
         """For each (session, owner) whether a watcher has missed something, cheaply; None where there is no such."""
@@ -317,7 +313,7 @@ class SessionService:
         async with self.units.once("rename_session", key, (session_id, title), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
-            async with self._changing(session_id, db_session, actor) as session:
+            async with self.access.changing(session_id, db_session, actor) as session:
                 if session.title != title:
                     session.title = title
                     session.version += 1
@@ -333,7 +329,7 @@ class SessionService:
                 live = await self.get_session(session_id, db_session, actor=actor)
                 reason = once.answer.removeprefix("no: ") if once.answer != "yes" else ""
                 return Extension(not reason, live.deadline, reason, live)
-            async with self._changing(session_id, db_session, actor) as session:
+            async with self.access.changing(session_id, db_session, actor) as session:
                 lifetime, now = await self.standing.lifetime(session, db_session), self.now()
                 reason = lifetime.why_no_longer(session, now)
                 if not reason:
@@ -353,7 +349,7 @@ class SessionService:
         async with self.units.once("close_session", key, (session_id, reason), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
-            async with self._changing(session_id, db_session, actor, also="expired") as session:
+            async with self.access.changing(session_id, db_session, actor, also="expired") as session:
                 await self.turns.stop_running(session, actor, db_session)
                 session.state = "closed"
                 session.version += 1
@@ -367,7 +363,7 @@ class SessionService:
         async with self.units.once("reopen_session", key, session_id, actor, db_session) as once:
             if once.answer:
                 return await self._done_before(session_id, SESSION_LIMITS, db_session, actor)
-            async with self._changing(session_id, db_session, actor, also="expired") as session:
+            async with self.access.changing(session_id, db_session, actor, also="expired") as session:
                 rules, now = await Rules.now(db_session), self.now()
                 lifetime = await self.standing.lifetime(session, db_session)
                 if state_of(session, lifetime, now) == "active":
@@ -390,7 +386,7 @@ class SessionService:
         async with self.units.once("delete_session", key, session_id, actor, db_session) as once:
             if once.answer:
                 return
-            session = await self._require(session_id, db_session, actor, lock=True)
+            session = await self.access.require(session_id, db_session, actor, lock=True)
             await self.turns.stop_running(session, actor, db_session)
             await self._record("session_deleted", session, actor, db_session)
             await db_session.delete_session(session.id)
@@ -423,7 +419,7 @@ class SessionService:
                 first: SwitchAnswer = msgspec.json.decode(once.answer, type=SwitchAnswer)
                 live = await self._done_before(session_id, SWITCH_LIMITS, db_session, actor)
                 return Switch(*first, live, live.allowance if first[0] else ())
-            async with self._changing(session_id, db_session, actor) as session:
+            async with self.access.changing(session_id, db_session, actor) as session:
                 before = session.last_model
                 self._may_switch(session, actor, reason, lock)
                 rules = await Rules.now(db_session)
@@ -497,10 +493,10 @@ class SessionService:
             elif session_id is None:
                 ensured = await self.ensure_session(None, db_session, actor=actor)
                 session_id, made = ensured.row.id, ensured.allowance
-            async with self._changing(session_id, db_session, actor) as session:
+            async with self.access.changing(session_id, db_session, actor) as session:
                 if brought is not None:
                     self._check_instructions(session, brought)
-                parent = await self._turn_in(session, parent_id or session.head_id, db_session)
+                parent = await self.access.turn_in(session, parent_id or session.head_id, db_session)
                 begun = await self._begin(
                     session, parent, prompt, actor, model, db_session, version=expected_version, cap=cap, wishes=wishes
                 )
@@ -569,7 +565,7 @@ class SessionService:
         `tail` is the text not yet appended. It begins `start` characters into the reply; None for where that ends.
         """
         async with self.units.writing(db_session):
-            session, turn = await self._lock_turn(turn_id, db_session)
+            session, turn = await self.access.lock_turn(turn_id, db_session)
             if turn.state == "running" and turn.lease_owner == self.worker and turn.lease_until > self.now():
                 await self.turns.end(session, turn, state, SYSTEM, db_session, usage, error, tail, start)
             return turn
@@ -577,7 +573,7 @@ class SessionService:
     async def stop_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> Turn:
         """Stop a reply and keep its text; stopping twice is stopping once. Raises NotFound."""
         async with self.units.once("stop_turn", key, turn_id, actor, db_session):
-            session, turn = await self._lock_turn(turn_id, db_session, actor)
+            session, turn = await self.access.lock_turn(turn_id, db_session, actor)
             if turn.state == "running":
                 await self.turns.stop(session, turn, actor, db_session)
             return turn
@@ -588,10 +584,10 @@ class SessionService:
         Raises NotFound, Ended, Forbidden, SessionBusy.
         """
         async with self.units.once("choose_turn", key, turn_id, actor, db_session) as once:
-            turn = await self._require_turn(turn_id, db_session, actor)
+            turn = await self.access.require_turn(turn_id, db_session, actor)
             if once.answer:
                 return turn
-            async with self._changing(turn.session_id, db_session, actor) as session:
+            async with self.access.changing(turn.session_id, db_session, actor) as session:
                 self._may_write(session, actor)
                 newest = await db_session.find_newest_below(turn)
                 if newest != session.head_id:
@@ -605,7 +601,7 @@ class SessionService:
         async with self.units.refusing("keep_draft", actor, db_session):
             text = checked_draft(text)
         async with self.units.writing(db_session, actor=actor, verb="keep_draft"):
-            session = await self._require(session_id, db_session, actor)
+            session = await self.access.require(session_id, db_session, actor)
             self._may_write(session, actor)
             await (db_session.keep_draft(session.id, text, self.now()) if text else db_session.drop_draft(session.id))
 
@@ -617,104 +613,7 @@ class SessionService:
         Bounded, idempotent and safe with several at once; no rule depends on it. `alone`: this is the only process,
         so a turn that another one held is lost already.
         """
-        lapsed = await db_session.list_lapsed_turns(self.now(), SWEEP_ROWS)
-        if alone:
-            lapsed += await db_session.list_turns_not_leased_to(self.worker)
-        for turn_id in lapsed:
-            with suppress(NotFound):  # deleted meanwhile
-                await self._interrupt(turn_id, db_session, alone=alone)
-        await self.upkeep.put_right(db_session, rates=thorough)
-        if not thorough:
-            return len(lapsed)
-        await refusals.settle(self.now, db_session)
-        await self.upkeep.forget(db_session)
-        return len(lapsed) + await self._expire(db_session)
-
-    async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool) -> None:
-        """End a turn whose worker is gone."""
-        async with self.units.writing(db_session):
-            session, turn = await self._lock_turn(turn_id, db_session)
-            gone = turn.lease_until <= self.now() or (alone and turn.lease_owner != self.worker)
-            if turn.state == "running" and gone:
-                await self.turns.interrupt(session, turn, db_session)
-
-    async def _expire(self, db_session: DbSession) -> int:
-        """Mark sessions whose end has passed. They are looked for outside any transaction: that may take a while."""
-        expired = 0
-        for session_id in await self.upkeep.lapsed_sessions(db_session):
-            async with self.units.writing(db_session):
-                session = await db_session.find_session(session_id, None, lock=True)
-                if session is None or session.state != "active" or not await self.standing.over(session, db_session):
-                    continue
-                await db_session.update(session, state="expired", version=session.version + 1)
-                await self._record("session_expired", session, SYSTEM, db_session)
-                self._publish(db_session, Hint(session.id, "session"))
-                expired += 1
-        return expired
-
-    # ------------------------------------------------------------ the only ways to a session and its turns
-
-    async def _require(self, session_id: UUID, db_session: DbSession, actor: Actor, *, lock: bool = False) -> Session:
-        """A session through its owner; an admin reaches every one. Raises NotFound."""
-        session = await db_session.find_session(session_id, None if actor.is_admin else actor.id, lock=lock)
-        if session is None:
-            raise NotFound()
-        return session
-
-    @asynccontextmanager
-    async def _changing(
-        self, session_id: UUID, db_session: DbSession, actor: Actor, *, also: State = "active", verb: str = ""
-    ) -> AsyncIterator[Session]:
-        """The only way to get a session to change: through its owner, locked, live, saved and announced."""
-        async with self.units.writing(db_session, actor=actor, verb=verb):
-            session = await self._require(session_id, db_session, actor, lock=True)
-            lifetime, now = await self.standing.lifetime(session, db_session), self.now()
-            state, mine = state_of(session, lifetime, now), session.owner_id == actor.id
-            try:
-                if state == "closed":
-                    raise SessionClosed(can_fork=mine)
-                if state == "expired" and also != "expired":
-                    raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now), can_fork=mine)
-                # Stored again with the first change: it may live again under today's policy, or have idled out.
-                session.state = state
-                before = snapshot(session)
-                yield session
-            except Refusal as refusal:
-                refusal.session_id = session.id
-                raise
-            if changes := changes_between(before, session):
-                await db_session.update(session, **{"state": session.state, **changes})
-                self._publish(db_session, Hint(session.id, "session"))
-
-    async def _require_turn(self, turn_id: UUID, db_session: DbSession, actor: Actor) -> Turn:
-        """A turn through its session's owner. Raises NotFound."""
-        turn = await db_session.find_turn(turn_id)
-        if turn is None:
-            raise NotFound(NO_TURN)
-        try:
-            await self._require(turn.session_id, db_session, actor)
-        except NotFound as error:
-            raise NotFound(NO_TURN) from error
-        return turn
-
-    async def _lock_turn(self, turn_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> tuple[Session, Turn]:
-        """A turn and its session, both kept from changing until commit; the session first. Raises NotFound."""
-        found = await db_session.find_turn(turn_id)
-        owner_id = None if actor.is_admin else actor.id
-        session = await db_session.find_session(found.session_id, owner_id, lock=True) if found is not None else None
-        turn = await db_session.find_turn(turn_id, lock=True) if session is not None else None
-        if session is None or turn is None:
-            raise NotFound(NO_TURN)
-        return session, turn
-
-    async def _turn_in(self, session: Session, turn_id: UUID | None, db_session: DbSession) -> Turn | None:
-        """A turn of this session; None for none. Raises NotFound."""
-        if turn_id is None:
-            return None
-        turn = await db_session.find_turn(turn_id)
-        if turn is None or turn.session_id != session.id:
-            raise NotFound(NO_TURN)
-        return turn
+        return await self.upkeep.sweep(db_session, alone=alone, thorough=thorough)
 
     # ------------------------------------------------------------ parts of verbs
 
@@ -786,7 +685,7 @@ class SessionService:
 
     async def _path_to_fork(self, session: Session, turn_id: UUID | None, db_session: DbSession) -> list[Turn]:
         """The ended turns from the root to `turn_id`, or to the session's last. Raises NotFound."""
-        last = await self._turn_in(session, turn_id or session.head_id, db_session)
+        last = await self.access.turn_in(session, turn_id or session.head_id, db_session)
         path = await db_session.list_path(last.id if last is not None else None, FORK_TURNS)
         return [turn for turn in path if turn.state != "running"]
 
@@ -889,9 +788,9 @@ class SessionService:
         async with self.units.once(verb, key, (turn_id, asked, model), actor, db_session) as once:
             if once.answer:
                 return await self._begun_before(UUID(once.answer), db_session, actor)
-            turn = await self._require_turn(turn_id, db_session, actor)
-            async with self._changing(turn.session_id, db_session, actor) as session:
-                parent = await self._turn_in(session, turn.parent_id, db_session)
+            turn = await self.access.require_turn(turn_id, db_session, actor)
+            async with self.access.changing(turn.session_id, db_session, actor) as session:
+                parent = await self.access.turn_in(session, turn.parent_id, db_session)
                 begun = await self._begin(session, parent, asked or turn.prompt, actor, model, db_session, beside=True)
                 await once.remember(str(begun.turn.id))
                 return begun

@@ -1,19 +1,26 @@
-"""What time has made worthless is forgotten, and what another time has left behind is put right.
+"""What time has ended is written down, what it has made worthless is forgotten, and a wrong clock's is put right.
 
-No rule depends on either. Each transaction is bounded, and several processes may do it at once.
+No rule depends on any of it. Each transaction is bounded, and several processes may do it at once.
 """
 
 import logging
-from collections.abc import Callable
-from datetime import datetime
+from contextlib import suppress
 from uuid import UUID
 
 from db.db_session import DbSession
+from services import refusals
+from services.access import Access
 from services.accounts import SIGN_INS
+from services.actor import SYSTEM
+from services.errors import NotFound
+from services.event_bus import EventBus, Hint
 from services.idempotency import KEPT
 from services.policies import microseconds
+from services.records import publish, record
 from services.rules import Rules
-from services.turns import LEASE
+from services.standing import Standing
+from services.turns import LEASE, Turns
+from services.unit_of_work import UnitOfWork
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +28,57 @@ log = logging.getLogger(__name__)
 FORGOTTEN_ROWS = 1_000
 #: such transactions in one go
 ROUNDS = 20
+#: turns that one sweep ends
+SWEEP_ROWS = 100
 #: sessions that one sweep marks as expired
 LAPSED_ROWS = 100
 
 
 class Upkeep:
-    """Keeps the tables of what is for the moment only from growing, and from outlasting a clock that was wrong."""
+    """What one process does about the passing of time."""
 
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self.now = now
+    def __init__(self, units: UnitOfWork, access: Access, standing: Standing, turns: Turns, bus: EventBus) -> None:
+        self._units, self._access, self._standing, self._turns, self._bus = units, access, standing, turns, bus
+        self.now = units.now
         #: the last session that was looked at; each look goes on behind it
         self._looked_at: UUID | None = None
+
+    async def sweep(self, db_session: DbSession, *, alone: bool, thorough: bool) -> int:
+        """As SessionService says."""
+        lapsed = await db_session.list_lapsed_turns(self.now(), SWEEP_ROWS)
+        if alone:
+            lapsed += await db_session.list_turns_not_leased_to(self._turns.worker)
+        for turn_id in lapsed:
+            with suppress(NotFound):  # deleted meanwhile
+                await self._interrupt(turn_id, db_session, alone=alone)
+        await self.put_right(db_session, rates=thorough)
+        if not thorough:
+            return len(lapsed)
+        await refusals.settle(self.now, db_session)
+        await self.forget(db_session)
+        return len(lapsed) + await self._expire(db_session)
+
+    async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool) -> None:
+        """End a turn whose worker is gone."""
+        async with self._units.writing(db_session):
+            session, turn = await self._access.lock_turn(turn_id, db_session)
+            gone = turn.lease_until <= self.now() or (alone and turn.lease_owner != self._turns.worker)
+            if turn.state == "running" and gone:
+                await self._turns.interrupt(session, turn, db_session)
+
+    async def _expire(self, db_session: DbSession) -> int:
+        """Mark sessions whose end has passed. They are looked for outside any transaction: that may take a while."""
+        expired = 0
+        for session_id in await self.lapsed_sessions(db_session):
+            async with self._units.writing(db_session):
+                session = await db_session.find_session(session_id, None, lock=True)
+                if session is None or session.state != "active" or not await self._standing.over(session, db_session):
+                    continue
+                await db_session.update(session, state="expired", version=session.version + 1)
+                await record("session_expired", session, SYSTEM, self.now(), db_session)
+                publish(self._bus, Hint(session.id, "session"), db_session)
+                expired += 1
+        return expired
 
     async def lapsed_sessions(self, db_session: DbSession) -> list[UUID]:
         """Some of the sessions whose end has passed and is not written down yet; all of them are come to in turn."""

@@ -72,6 +72,7 @@ WRITERS = {
     "configuration.py",
     "changes.py",
     "accounts.py",
+    "access.py",
     "upkeep.py",
     "membership.py",
     "inspection.py",
