@@ -2,7 +2,7 @@
 
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
 
-from db.tables import Session
+from db.portable import in_sql
 
 ID = "turnkeeper_0001_first"
 VERSION = "1.38.0"
@@ -175,12 +175,4 @@ CREATE INDEX idempotency_by_age ON idempotency (created_at);
 
 
 async def forwards() -> MigrationManager:
-    manager = MigrationManager(migration_id=ID, app_name="turnkeeper", description=DESCRIPTION)
-
-    async def create() -> None:
-        for statement in STATEMENTS.split(";"):
-            if statement.strip():
-                await Session.raw(statement)
-
-    manager.add_raw(create)
-    return manager
+    return in_sql(ID, DESCRIPTION, STATEMENTS)

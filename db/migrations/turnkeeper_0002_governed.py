@@ -2,7 +2,7 @@
 
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
 
-from db.tables import Session
+from db.portable import in_sql
 
 ID = "turnkeeper_0002_governed"
 VERSION = "1.38.0"
@@ -57,12 +57,4 @@ CREATE INDEX model_move_running ON model_move (id) WHERE state = 'running';
 
 
 async def forwards() -> MigrationManager:
-    manager = MigrationManager(migration_id=ID, app_name="turnkeeper", description=DESCRIPTION)
-
-    async def change() -> None:
-        for statement in STATEMENTS.split(";"):
-            if statement.strip():
-                await Session.raw(statement)
-
-    manager.add_raw(change)
-    return manager
+    return in_sql(ID, DESCRIPTION, STATEMENTS)
