@@ -52,6 +52,12 @@ Row = TypeVar("Row", bound=Table)
 #: said in the SQL itself: PostgreSQL finds no partial index behind a bound value
 RUNNING = WhereRaw("turn.state = 'running'")
 OPEN = WhereRaw("session.state <> 'closed'")
+#: the way back from a turn (its id) to the beginning, at most so many turns of it (a number)
+_PATH = (
+    "WITH RECURSIVE path (id, parent_id, depth) AS (SELECT id, parent_id, 1 FROM turn WHERE id = {} UNION ALL "
+    "SELECT turn.id, turn.parent_id, path.depth + 1 FROM turn JOIN path ON turn.id = path.parent_id "
+    "WHERE path.depth < {})"
+)
 #: what lists of sessions can be sorted by; ids are in the order in which they were made
 SORTED_BY = {"activity": "last_activity_at", "age": "id", "cost": "cost_nanos", "turns": "turn_count"}
 #: turns that one statement writes
@@ -637,15 +643,7 @@ class DbSession:
         """The last `limit` turns of the transcript that ends with `last_id`, oldest first."""
         if last_id is None:
             return []
-        rows = await self._rows(
-            Turn,
-            "SELECT * FROM turn WHERE id IN (WITH RECURSIVE path (id, parent_id, depth) AS ("
-            "SELECT id, parent_id, 1 FROM turn WHERE id = {} UNION ALL "
-            "SELECT turn.id, turn.parent_id, path.depth + 1 FROM turn JOIN path ON turn.id = path.parent_id "
-            "WHERE path.depth < {}) SELECT id FROM path)",
-            last_id,
-            limit,
-        )
+        rows = await self._rows(Turn, f"SELECT * FROM turn WHERE id IN ({_PATH} SELECT id FROM path)", last_id, limit)  # noqa: S608
         by_id = {row.id: row for row in rows}
         path: list[Turn] = []
         following = by_id.get(last_id)
@@ -653,6 +651,11 @@ class DbSession:
             path.append(following)
             following = by_id.get(following.parent_id)
         return path[::-1]
+
+    async def list_path_ids(self, last_id: UUID | None, limit: int) -> list[UUID]:
+        """The same without their texts."""
+        ordered = "SELECT turn.id FROM path JOIN turn ON turn.id = path.id ORDER BY path.depth DESC"
+        return [row["id"] for row in await Turn.raw(f"{_PATH} {ordered}", last_id, limit)]
 
     async def list_siblings(self, session_id: UUID, parent_ids: Iterable[UUID | None]) -> dict[UUID | None, list[UUID]]:
         """{parent: the turns after it in the order they were begun}, for these parents; None is the beginning."""

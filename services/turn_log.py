@@ -6,7 +6,7 @@ again.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from uuid import UUID
 
@@ -28,6 +28,8 @@ MOST = 2**31 - 1
 CATCH_UP_TURNS = 50
 #: pieces of a long reply that are read, and told, together
 PIECES = 250
+#: characters that are told at once: whoever never reads them makes the server hold no more
+TOLD_CHARACTERS = 30_000
 #: streams at once, where nobody says how many there may be
 ROOM = 10_000
 
@@ -230,7 +232,7 @@ class _Reader:
         seen = set()
         for hint in hints:
             if self._joins(hint):
-                if delta := self._delta(hint.offset, hint.text):
+                for delta in self._deltas(hint.offset, hint.text):
                     yield delta
                 continue
             if hint.kind == "missed":
@@ -268,14 +270,14 @@ class _Reader:
     def _joins(self, hint: Hint) -> bool:
         return hint.kind == "text" and hint.turn_id == self._at.turn_id and hint.offset <= self._at.offset
 
-    def _delta(self, start: int, text: str) -> Delta | None:
-        """The part of a text that is new to this reader."""
-        text = text[self._at.offset - start :] if start <= self._at.offset else ""
-        if not text or self._at.ended or self._at.turn_id is None:
-            return None
-        delta = Delta(self._at.turn_id, self._at.offset, text)
-        self._at.offset += len(text)
-        return delta
+    def _deltas(self, start: int, text: str) -> Iterator[Delta]:
+        """The part of a text that is new to this reader, as much at a time as is told at once."""
+        if self._at.ended or self._at.turn_id is None or start > self._at.offset:
+            return
+        for place in range(self._at.offset - start, len(text), TOLD_CHARACTERS):
+            delta = Delta(self._at.turn_id, start + place, text[place : place + TOLD_CHARACTERS])
+            self._at.offset += len(delta.text)
+            yield delta
 
     async def _all(self, *, told: bool = False) -> AsyncIterator[Event]:
         """What the rows say since the position: turns, and the session itself; `told` that it has changed."""
@@ -294,32 +296,35 @@ class _Reader:
 
     async def _turns(self, head_id: UUID | None = None) -> AsyncIterator[Event]:
         db_session = self._open_session()
-        for turn in await self._unseen(head_id, db_session):
+        for turn_id in await self._unseen(head_id, db_session):
+            # Each when it is told: a reader that takes nothing holds one of them and not all.
+            if (turn := await db_session.find_turn(turn_id)) is None:
+                continue
             if turn.id != self._at.turn_id:
                 self._at = Position(turn.id, version=self._at.version)
                 yield Begun(turn)
             while turn.reply is None:
                 async with self._replaying:
                     pieces = await db_session.list_pieces(turn.id, self._at.offset, PIECES)
-                if pieces and (delta := self._delta(pieces[0][0], "".join(text for _, text in pieces))):
-                    yield delta
+                if pieces:
+                    for delta in self._deltas(pieces[0][0], "".join(text for _, text in pieces)):
+                        yield delta
                 if len(pieces) < 2:
                     break
             if turn.reply is not None and not self._at.ended:
-                if delta := self._delta(0, turn.reply):
+                for delta in self._deltas(0, turn.reply):
                     yield delta
                 self._at.ended = True
                 yield Ended(turn)
 
-    async def _unseen(self, head_id: UUID | None, db_session: DbSession) -> list[Turn]:
+    async def _unseen(self, head_id: UUID | None, db_session: DbSession) -> list[UUID]:
         """The turns from the position on, oldest first; all that fit where the position is not on the path."""
         if self._only is not None:
-            return await db_session.list_path(self._only, 1)
-        if head_id == self._at.turn_id:
-            return [] if self._at.ended else await db_session.list_path(head_id, 1)
-        path = await db_session.list_path(head_id, CATCH_UP_TURNS)
-        ids = [turn.id for turn in path]
-        return path[ids.index(self._at.turn_id) :] if self._at.turn_id in ids else path
+            return [self._only]
+        if head_id is None or head_id == self._at.turn_id:
+            return [] if head_id is None or self._at.ended else [head_id]
+        path = await db_session.list_path_ids(head_id, CATCH_UP_TURNS)
+        return path[path.index(self._at.turn_id) + self._at.ended :] if self._at.turn_id in path else path
 
 
 def _changed(before: Glance, now: Glance) -> bool:

@@ -14,7 +14,7 @@ from services.client_pool import ClientPool
 from services.event_bus import MemoryEventBus
 from services.reads import Reads
 from services.session_service import SessionService
-from services.turn_log import Begun, Delta, Position, TurnLog
+from services.turn_log import TOLD_CHARACTERS, Begun, Delta, Ended, Position, TurnLog
 from services.turn_runner import TurnRunner
 from tests.conftest import Configure, Offer, Orders, Until
 from web.sse import for_scripts
@@ -96,6 +96,63 @@ async def test_a_long_reply_costs_for_each_character_what_a_short_one_costs(
     assert written < 2.1
     assert read < 3.1
     assert told < 2.2
+
+
+async def test_a_reader_that_takes_nothing_holds_one_turn_and_no_session(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, session_id: UUID, bus: MemoryEventBus,
+    sent: Sent, configure: Configure,
+) -> None:  # fmt: skip
+    """What is loaded before it is asked for stays in memory for as long as the reader stands still."""
+    await configure("user", turns="0")
+    replies = [f"{number} " + "x" * 9_990 for number in range(8)]
+    for reply in replies:
+        turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+        await sessions.finish_turn(turn.id, db_session, state="done", tail=reply)
+    log = TurnLog(sessions, bus, lambda: DbSession(engine), asyncio.Event())
+    events = log.follow_session(session_id, Position(), ann)
+    sent.clear()
+    told = []
+    while len(told) < len(replies):
+        event = await anext(events)
+        assert sent.read < (len(told) + 2) * 11_000  # one of them for the rules and the session
+        if isinstance(event, Ended):
+            told.append(event.turn.reply)
+    await events.aclose()
+    assert told == replies
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "ended"])
+async def test_a_long_reply_is_told_in_pieces_and_goes_on_after_any_of_them(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, session_id: UUID, bus: MemoryEventBus,
+    *, running: bool,
+) -> None:  # fmt: skip
+    text = "".join(f"{number} 🦊 " for number in range(20_000))
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    await sessions.append([(session_id, turn.id, 0, text)], db_session)
+    if not running:
+        await sessions.finish_turn(turn.id, db_session, state="done")
+    log = TurnLog(sessions, bus, lambda: DbSession(engine), asyncio.Event())
+    positions, joined = [""], ""
+    while len(joined) < len(text):
+        events = log.follow_session(session_id, Position.parse(positions[-1]), ann)
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+        await events.aclose()
+        assert isinstance(event, Delta) and event.offset == len(joined)
+        assert 0 < len(event.text) <= TOLD_CHARACTERS
+        joined += event.text
+        positions.append(f"{turn.id}:{len(joined)}")
+    assert joined == text and len(positions) > 4
+    # And all of them on one stream.
+    events, frames = log.follow_session(session_id, Position(), ann), []
+    scripts = for_scripts(events)
+    while len(frames) < len(positions):
+        frames.append(await anext(scripts))
+    await scripts.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
+    ids = [frame.partition(b"\n")[0].decode() for frame in frames[1:]]
+    assert ids == [f"id: {position}" for position in positions[1:]]
 
 
 @pytest.fixture
