@@ -82,8 +82,9 @@ def first_id(at: datetime) -> UUID:
 class DbSession:
     """One caller's view of the database."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, urgent: bool = False) -> None:
         self.engine = engine
+        self._urgent = urgent
         self._rules: tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]] | None = None
 
     # ------------------------------------------------------------ unit of work
@@ -92,7 +93,7 @@ class DbSession:
     async def transaction(self) -> AsyncIterator[None]:
         """All or nothing. On SQLite it holds the one write lock from the start."""
         outermost = self.engine.own_transaction() is None
-        async with self.engine.transaction():
+        async with self.engine.transaction(urgent=self._urgent):
             try:
                 yield
             finally:

@@ -15,7 +15,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, redirect_stdout, suppress
+from contextlib import asynccontextmanager, nullcontext, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,8 @@ BUSY_SECONDS = 10.0
 LOOK_MS = 5
 SQLITE_READERS = 3
 POSTGRES_CONNECTIONS = 10
+#: of them, those that only urgent transactions have
+URGENT_CONNECTIONS = 2
 #: Piccolo finds the engine for its migrations through this module
 os.environ.setdefault("PICCOLO_CONF", "db.piccolo_conf")
 
@@ -66,8 +68,10 @@ class Transaction(Protocol):
 class _Transaction:
     """A transaction of one task; nested use joins the outer one, which alone commits."""
 
-    def __init__(self, engine: "Engine") -> None:
+    def __init__(self, engine: "Engine", *, urgent: bool = False) -> None:
         self.engine = engine
+        #: it does not queue up behind the others
+        self.urgent = urgent
         self.parent = engine.own_transaction()
         self.task = asyncio.current_task()
         self.connection: Any = None
@@ -145,6 +149,8 @@ class _OwnTransactions:
 
     current_transaction: Any
     engine_type: str
+    #: what transactions that are not urgent have to pass
+    ordinary: asyncio.Semaphore
     transaction_class: type[_Transaction]
 
     def own_transaction(self) -> _Transaction | None:
@@ -154,8 +160,9 @@ class _OwnTransactions:
             return None
         return transaction
 
-    def transaction(self, *_: Any, **__: Any) -> Any:
-        return self.transaction_class(self)  # type: ignore[arg-type]
+    def transaction(self, *_: Any, urgent: bool = False, **__: Any) -> Any:
+        """All or nothing; `urgent` for what keeps replies alive, which no crowd of others may hold up."""
+        return self.transaction_class(self, urgent=urgent)  # type: ignore[arg-type]
 
     def transaction_exists(self) -> bool:
         return self.own_transaction() is not None
@@ -188,7 +195,9 @@ class SqliteTransaction(_Transaction):
         try:
             # One limit for all that is waited for: behind a lock that stays, nobody waits for those in front of him.
             async with asyncio.timeout(BUSY_SECONDS):
-                taken = await self.engine.writing.acquire()
+                # Only the first of the others stands at the lock, so what is urgent waits for one of them at most.
+                async with nullcontext() if self.urgent else self.engine.ordinary:
+                    taken = await self.engine.writing.acquire()
                 self.connection = await self.engine.writer()
                 async with self.engine.next_to_write():
                     while not await _sqlite(self._begun()):
@@ -245,6 +254,7 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
     def __init__(self, path: str) -> None:
         super().__init__(path=path, timeout=BUSY_SECONDS)
         self.writing = asyncio.Lock()
+        self.ordinary = asyncio.Semaphore(1)
         self._writer: aiosqlite.Connection | None = None
         self._folder: int | None = None
         # A semaphore lets in whoever waits longest; a queue would let whoever asks again at once push in.
@@ -382,15 +392,27 @@ def _is_programming(error: sqlite3.Error) -> bool:
 
 class PostgresTransaction(_Transaction):
     engine: "PooledPostgresEngine"
+    queued = False
 
     async def begin(self) -> None:
         try:
+            await self._queue()
             pool = self.pool = await self.engine.started_pool()
             self.connection = await _postgres(lambda: _whole_acquire(pool))
             await _postgres(self._started)
         except BaseException:
             await _whole(self._abandon())
             raise
+
+    async def _queue(self) -> None:
+        """Leave some connections to what is urgent."""
+        if self.urgent:
+            return
+        try:
+            async with asyncio.timeout(BUSY_SECONDS):
+                self.queued = await self.engine.ordinary.acquire()
+        except TimeoutError as error:
+            raise DatabaseUnavailable("no connection came free in time") from error
 
     async def _started(self) -> None:
         self.transaction = self.connection.transaction()
@@ -420,12 +442,16 @@ class PostgresTransaction(_Transaction):
             await self._release()
 
     async def _release(self) -> None:
-        if self.connection is not None:
-            try:
+        try:
+            if self.connection is not None:
                 await self.pool.release(self.connection, timeout=BUSY_SECONDS)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                # The pool has dropped the connection; what was committed on it is.
-                log.warning("a database connection was lost", exc_info=True)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            # The pool has dropped the connection; what was committed on it is.
+            log.warning("a database connection was lost", exc_info=True)
+        finally:
+            if self.queued:
+                self.queued = False
+                self.engine.ordinary.release()
 
 
 async def _whole_acquire(pool: asyncpg.Pool) -> Any:
@@ -453,6 +479,7 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
     def __init__(self, url: str) -> None:
         self._starting = asyncio.Lock()
         self._stopped = False
+        self.ordinary = asyncio.Semaphore(POSTGRES_CONNECTIONS - URGENT_CONNECTIONS)
         super().__init__(config={"dsn": url, "database": None})
 
     async def check_version(self) -> None:

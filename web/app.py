@@ -72,7 +72,7 @@ def create_app(
         await engine.start()
         pool = ClientPool(models.providers)
         sessions = SessionService(pool, bus, worker=worker, counts=counts, admins_read=settings.admins_read)
-        runner = sessions.runner = TurnRunner(sessions, pool, open_session)
+        runner = sessions.runner = TurnRunner(sessions, pool, lambda: DbSession(engine, urgent=True))
         said = configured(models.models, settings.rules, models.default_model)
         governance, moves = Governance(sessions.units, said, sessions.now), Moves(sessions)
         mover = MoveRunner(moves, sessions.worker, open_session)

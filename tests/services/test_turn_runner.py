@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from db import engine as engines
 from db.db_session import DatabaseUnavailable, DbSession
 from db.engine import Engine
 from db.tables import Turn
@@ -719,3 +720,35 @@ async def test_I13_text_that_the_database_refuses_for_good_holds_up_no_other_tur
         await engine.run_ddl("DROP TRIGGER refuses" + (" ON turn_piece" if engine.engine_type == "postgres" else ""))
         if engine.engine_type == "postgres":
             await engine.run_ddl("DROP FUNCTION refuses")
+
+
+async def test_I7_a_crowd_of_writers_costs_no_reply(
+    sessions: SessionService, engine: Engine, pool: ClientPool, ann: Actor, configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """More than are served before they give up. What keeps replies alive does not queue up behind them."""
+    await configure("user", turns="0", sessions_created="0", concurrent_turns=0)
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 0.5)
+    runner = sessions.runner = TurnRunner(sessions, pool, lambda: DbSession(engine, urgent=True))
+    turns = [(await sessions.begin_turn(None, "/hang after 1", DbSession(engine), actor=ann)).turn for _ in range(5)]
+    refused, stopped = 0, asyncio.Event()
+
+    async def write() -> None:
+        nonlocal refused
+        while not stopped.is_set():
+            try:
+                async with DbSession(engine).transaction():
+                    await asyncio.sleep(0.02)
+            except DatabaseUnavailable:
+                refused += 1
+
+    crowd = [asyncio.create_task(write()) for _ in range(300)]
+    try:
+        async with asyncio.timeout(30):
+            while refused < 300:
+                await sessions.heartbeat([turn.id for turn in turns], DbSession(engine, urgent=True))
+                await asyncio.sleep(0.05)
+    finally:
+        stopped.set()
+        await asyncio.gather(*crowd)
+        await runner.close()
