@@ -86,13 +86,15 @@ def _prepared(settings: Settings) -> "Start":
 @contextmanager
 def _bound(settings: Settings) -> Iterator[socket.socket]:
     """The address to serve on, taken before anything else happens."""
+    from web.workers import QUEUE
+
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # With its protocol named: asyncio turns Nagle's algorithm off only for what says that it is TCP.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))
-            listener.listen(2048)
+            listener.listen(QUEUE)
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             why = error.strerror or str(error)

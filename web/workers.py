@@ -25,6 +25,10 @@ WELL_SECONDS = 10.0
 PAUSE_SECONDS = (0.5, 10.0)
 #: how long workers may take to stop before they are killed
 STOP_SECONDS = 15.0
+#: connections that are let in together; many more would take all open files before one of them could be turned away
+AT_ONCE = 20
+#: how many may wait to be let in
+QUEUE = 2048
 
 #: not forked: what the parent has opened and imported stays its own
 _processes = multiprocessing.get_context("spawn")
@@ -59,9 +63,15 @@ def serve(
         def room() -> int:
             return room
 
+    class Listening(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            # As many may wait as before: how many are let in at a time is another thing than the length of the queue.
+            listener.listen(QUEUE)
+
     raise_open_files()
     room = room_for_connections()
-    server = uvicorn.Server(
+    server = Listening(
         uvicorn.Config(
             create_app(settings, models, ready, worker=worker, dead=dead),
             proxy_headers=bool(settings.trusted_proxies),
@@ -70,6 +80,7 @@ def serve(
             access_log=False,
             log_level="warning",
             http=UntilItStops,
+            backlog=AT_ONCE,
             timeout_graceful_shutdown=10,
         )
     )

@@ -186,6 +186,27 @@ def test_when_the_files_run_out_a_stream_is_refused_and_everything_else_is_answe
             time.sleep(0.05)
 
 
+def test_who_connects_very_often_and_says_nothing_keeps_nobody_else_out(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (250, 300))"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    with a_server(tmp_path, PYTHONPATH=path) as server, ExitStack() as silent:
+        for _ in range(500):
+            silent.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with server.guest(Accept=JSON) as client:
+                    assert chat(client, "hello", session_id=None)["state"] == "done"
+                    break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        # No file was missing at any moment.
+        assert not server.noise
+
+
 # ---------------------------------------------------------------- PostgreSQL
 
 
