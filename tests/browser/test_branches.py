@@ -57,7 +57,9 @@ def test_another_tab_shows_the_version_that_is_chosen_here(
     chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
 ) -> None:
     url = chat.begin("one")
+    chat.see("done")
     chat.say("two")
+    chat.see("done", "done")
     chat.say("three")
     chat.see("done", "done", "done")
     other = open_chat(beside=chat)
