@@ -170,8 +170,8 @@ def test_switching_somebody_elses_session_needs_a_reason(guest: httpx.Client, ad
 def test_the_owner_sees_by_whom_and_why(guest: httpx.Client, ada: httpx.Client) -> None:
     session = create(guest, model="fast")
     with (
-        streaming(guest, f"/session/{session['id']}/events") as script,
-        streaming(guest, f"/session/{session['id']}/events", headers=HTMX) as page,
+        streaming(guest, f"/session/{session['id']}/events?version={session['version']}") as script,
+        streaming(guest, f"/session/{session['id']}/events?version={session['version']}", headers=HTMX) as page,
     ):
         began = time.monotonic()
         with soon(lambda: switch(ada, session["id"], "smart", reason="fast is overloaded").raise_for_status()):
@@ -223,7 +223,7 @@ def test_a_locked_model_stays(guest: httpx.Client, ada: httpx.Client) -> None:
 def test_a_lock_is_told_live(guest: httpx.Client, ada: httpx.Client) -> None:
     session = create(guest, model="fast")
     with (
-        streaming(guest, f"/session/{session['id']}/events") as stream,
+        streaming(guest, f"/session/{session['id']}/events?version={session['version']}") as stream,
         soon(lambda: switch(ada, session["id"], "fast", reason="stays", lock=True).raise_for_status()),
     ):
         assert stream.next("session").json["locked"] is True
@@ -238,7 +238,7 @@ def test_an_admin_cannot_put_a_session_on_what_its_owner_may_not_use(bob: httpx.
 def test_an_admin_closes_and_the_owner_is_told(guest: httpx.Client, ada: httpx.Client) -> None:
     session = create(guest)
     with (
-        streaming(guest, f"/session/{session['id']}/events") as stream,
+        streaming(guest, f"/session/{session['id']}/events?version={session['version']}") as stream,
         soon(lambda: ada.post(f"/session/{session['id']}/close", json={"reason": "spring cleaning"})),
     ):
         assert stream.next("session").json["state"] == "closed"

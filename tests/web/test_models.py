@@ -326,7 +326,7 @@ def test_a_switch_that_wants_an_idle_session_is_refused_while_it_is_busy(guest: 
 
 def test_every_open_stream_shows_the_new_model_within_a_second(guest: httpx.Client) -> None:
     session = create(guest)
-    url = f"/session/{session['id']}/events"
+    url = f"/session/{session['id']}/events?version={session['version']}"
     with streaming(guest, url) as script, streaming(guest, url, headers=HTMX) as page:
         began = time.monotonic()
         with soon(lambda: switch(guest, session["id"], "smart")):
