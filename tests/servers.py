@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
@@ -235,7 +235,12 @@ def page(browser: "Browser") -> Iterator["Page"]:
 
 
 _browser_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="browser")
-_fixtures_of_the_browser = {"browser"}
+#: (name, where it is seen): another part of the tests may have a fixture of the same name
+_fixtures_of_the_browser = {("browser", "")}
+
+
+def _uses_the_browser(names: Iterable[str], node: str) -> bool:
+    return any(name in names and node.startswith(seen) for name, seen in _fixtures_of_the_browser)
 
 
 def _in_browser_thread(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -262,10 +267,10 @@ def _refuse_async(function: Callable[..., Any]) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
     """Set up and tear down the browser, and every fixture made from it, in its thread."""
-    if not _fixtures_of_the_browser.intersection([fixturedef.argname, *fixturedef.argnames]):
+    if not _uses_the_browser([fixturedef.argname, *fixturedef.argnames], fixturedef.baseid):
         return (yield)
     _refuse_async(fixturedef.func)
-    _fixtures_of_the_browser.add(fixturedef.argname)
+    _fixtures_of_the_browser.add((fixturedef.argname, fixturedef.baseid))
     function = fixturedef.func
     fixturedef.func = _in_browser_thread(function)  # type: ignore[misc]
     try:
