@@ -105,6 +105,10 @@ class DbSession:
         """Whether this task has one open."""
         return self.engine.own_transaction() is not None
 
+    async def changed_elsewhere(self) -> bool:
+        """Whether another process has changed anything since this was asked before; False where the bus tells of it."""
+        return await self.engine.changed_elsewhere()
+
     def after_commit(self, callback: Callable[[], None], in_doubt: Callable[[], None] | None = None) -> None:
         """Call `callback` when the open transaction is committed, `in_doubt` when that failed; neither may wait."""
         transaction = self.engine.own_transaction()

@@ -153,6 +153,10 @@ class _OwnTransactions:
     ordinary: asyncio.Semaphore
     transaction_class: type[_Transaction]
 
+    async def changed_elsewhere(self) -> bool:
+        """Whether another process has committed since this was asked before; only where nothing else tells of it."""
+        return False
+
     def own_transaction(self) -> _Transaction | None:
         """The open transaction of this very task, if there is one."""
         transaction = self.current_transaction.get()
@@ -256,10 +260,19 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
         self.writing = asyncio.Lock()
         self.ordinary = asyncio.Semaphore(1)
         self._writer: aiosqlite.Connection | None = None
+        self._data_version: int | None = None
         self._folder: int | None = None
         # A semaphore lets in whoever waits longest; a queue would let whoever asks again at once push in.
         self._reading = asyncio.Semaphore(SQLITE_READERS)
         self._readers: list[aiosqlite.Connection] = []
+
+    async def changed_elsewhere(self) -> bool:
+        if self._writer is None:
+            return False
+        # Counts what others than this connection commit, and in this process nobody else does.
+        (row,) = await _sqlite(self._writer.execute_fetchall("PRAGMA data_version"))
+        before, self._data_version = self._data_version, row["data_version"]
+        return before not in (None, self._data_version)
 
     async def writer(self) -> aiosqlite.Connection:
         if self._writer is None:

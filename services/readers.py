@@ -206,6 +206,10 @@ class Readers:
                     await self._drained.wait()
             now = asyncio.get_running_loop().time()
             try:
+                if await self._open_session().changed_elsewhere():
+                    # A command beside this process sends no hints.
+                    for seat in self._seats:
+                        seat.look()
                 if await self._ask(now) + await self._beat(now):
                     self._cut_off = False
             except DatabaseUnavailable as error:

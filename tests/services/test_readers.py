@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -293,3 +295,30 @@ async def test_O4_many_are_asked_for_at_once_and_each_is_told_what_it_would_be_t
     assert await accounts.still(watched, db_session) == [
         one.bearer is None and not one.login_cookie for one, _ in watched
     ]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_S12_what_another_process_commits_on_sqlite_is_told_long_before_a_heartbeat(
+    sessions: SessionService, bus: MemoryEventBus, engine: Engine, db_session: DbSession, ann: Actor, session_id: UUID,
+    may: May, until: Until, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As a command does: it sends no hints, and nothing but the file tells of it."""
+    monkeypatch.setattr(readers, "HEARTBEAT_SECONDS", 3600.0)
+    drained, seen = asyncio.Event(), list[Event]()
+    log = TurnLog(sessions, bus, lambda: DbSession(engine), drained, may)
+
+    async def read() -> None:
+        async for event in log.follow_session(session_id, Position(version=0), ann):
+            seen.append(event)
+
+    reading = asyncio.create_task(read())
+    try:
+        # What the file was like is known once the clock has looked at it.
+        await until(lambda: engine._data_version is not None)  # type: ignore[union-attr]
+        with closing(sqlite3.connect(engine.path)) as other:  # type: ignore[union-attr]
+            other.execute("UPDATE session SET title = 'Rome', version = version + 1")
+            other.commit()
+        await until(lambda: any(isinstance(event, Changed) and event.session.title == "Rome" for event in seen))
+    finally:
+        drained.set()
+        await reading

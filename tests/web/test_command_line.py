@@ -513,3 +513,15 @@ def test_a_shell_completes_commands_and_choices(quiet: Server) -> None:
             patch.setenv(name, value)
         done = CliRunner().invoke(main, [], prog_name="turnkeeper", complete_var="_TURNKEEPER_COMPLETE")
     assert done.stdout.split() == ["plain,serve", "plain,session"]
+
+
+def test_S12_what_a_command_does_is_on_open_pages_at_once(server: Server) -> None:
+    """A command is a process of its own, and on SQLite nothing but the file tells the server of it."""
+    with server.guest(Accept=JSON) as client:
+        turn = begin(client, "/hang after 3")
+        with streaming(client, f"/session/{turn['session_id']}/events", after=f"{turn['id']}:0") as told:
+            told.next("delta")
+            assert server.run("session", "close", turn["session_id"], "--reason", "enough").returncode == 0
+            done = time.monotonic()
+            told.next("end")
+            assert time.monotonic() - done < SOON
