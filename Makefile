@@ -15,6 +15,7 @@ TURNS ?=
 DATABASE ?=
 WORKERS ?=
 SEED ?=
+EXAMPLES ?=
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
@@ -25,7 +26,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test rules check lint types architecture format bench soak chaos wheel lock clean browser
+.PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel lock clean browser
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +65,9 @@ soak: .venv/.dev ## an hour of mixed load: does anything grow, fail or get lost?
 
 chaos: .venv/.dev ## kill the server 200 times under running turns: is anything lost? (KILLS=, TURNS=, SEED=, DATABASE=, WORKERS=)
 	@KILLS='$(KILLS)' TURNS='$(TURNS)' SEED='$(SEED)' DATABASE='$(DATABASE)' WORKERS='$(WORKERS)' $(PY) -m tests.chaos
+
+fuzz: .venv/.dev ## let schemathesis look for an answer that /openapi.json does not describe (EXAMPLES=, SEED=, DATABASE=)
+	@EXAMPLES='$(EXAMPLES)' SEED='$(SEED)' DATABASE='$(DATABASE)' $(PY) -m tests.fuzz
 
 wheel: .venv/.runtime ## build dist/turnkeeper-….whl
 	@$(PY) -m hatchling build --target wheel

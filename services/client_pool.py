@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Literal
+from uuid import UUID
 
 import msgspec
 
 from services.clients import Client, ClientError
 from services.clients.builtin import BuiltinClient
 from services.clients.openai import Bounds, OpenAIClient
+from services.event_bus import EventBus, Hint, MemoryEventBus
 
 PROBE_EVERY_SECONDS = 30.0
 #: a probe that takes longer is given up, whatever the client thinks
@@ -22,6 +25,8 @@ ANTHROPIC_URL = "https://api.anthropic.com/v1/"
 #: ids and usual ports of model servers on this machine
 LOCAL_PORTS: Mapping[str, int] = {"ollama": 11434, "llamacpp": 8080, "lmstudio": 1234, "vllm": 8000}
 DISCOVERY_SECONDS = 1.4
+#: what processes tell each other about their providers goes under this id, which is no session's
+NEWS = UUID(int=1)
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +67,24 @@ def client_for(provider: Provider, bounds: Bounds | None = None) -> Client:
 
 
 class ClientPool:
-    """A client for every provider, and what is last known of its health."""
+    """A client for every provider, and what is last known of its health, here or in another process.
+
+    What one process finds out, the others on its bus take over: pages, scripts and turns are told the same everywhere.
+    The latest that anybody found out holds.
+    """
 
     def __init__(
         self,
         providers: Iterable[Provider],
         *,
+        bus: EventBus | None = None,
         connect: Callable[[Provider], Client] = client_for,
         probe_every_seconds: float = PROBE_EVERY_SECONDS,
     ) -> None:
+        self._bus = bus or MemoryEventBus()
         self._clients: dict[str, Client] = {}
-        self._is_up: dict[str, bool] = {}
+        #: {provider: when it was found out, in microseconds since 1970, and whether it answers}
+        self._known: dict[str, tuple[int, bool]] = {}
         self._probed: list[str] = []
         self._probe_every_seconds = probe_every_seconds
         for provider in providers:
@@ -83,7 +95,7 @@ class ClientPool:
             except ValueError as error:
                 raise ValueError(f"Provider “{provider.id}”: {error}") from None
             if provider.kind == "builtin":
-                self._is_up[provider.id] = True
+                self._known[provider.id] = (0, True)
             else:
                 self._probed.append(provider.id)
 
@@ -93,11 +105,11 @@ class ClientPool:
     @property
     def known(self) -> dict[str, bool]:
         """{provider: whether it answers} of those of which anything is known."""
-        return dict(self._is_up)
+        return {provider_id: up for provider_id, (_, up) in self._known.items()}
 
     def is_up(self, provider_id: str) -> bool | None:
         """The last known answer; None while nothing is known."""
-        return self._is_up.get(provider_id)
+        return self._known[provider_id][1] if provider_id in self._known else None
 
     def client_of(self, provider_id: str) -> Client:
         """Raises UnknownProvider."""
@@ -107,16 +119,45 @@ class ClientPool:
             raise UnknownProvider(provider_id) from None
 
     def note(self, provider_id: str, up: bool) -> None:
-        """Learn from how a turn went, sooner than the next probe."""
-        if provider_id in self._probed and self._is_up.get(provider_id) != up:
-            self._is_up[provider_id] = up
-            log.log(logging.INFO if up else logging.WARNING, "provider %s is %s", provider_id, "up" if up else "down")
+        """Learn from how a turn or a probe went, and let the other processes know what is new."""
+        if provider_id in self._probed and self.is_up(provider_id) != up:
+            before, _ = self._known.get(provider_id, (0, up))
+            # Behind whatever it contradicts, whichever clock that was told by.
+            self._learn(provider_id, max(time.time_ns() // 1000, before + 1), up)
+            self._tell(provider_id)
+
+    def _learn(self, provider_id: str, at: int, up: bool) -> None:
+        """Take over what is newer than what is known, so that all processes end with the same."""
+        if provider_id in self._probed and (at, up) > self._known.get(provider_id, (0, False)):
+            if self.is_up(provider_id) != up:
+                log.log(logging.INFO if up else logging.WARNING, "provider %s is %s", provider_id, _word(up))
+            self._known[provider_id] = (at, up)
+
+    def _tell(self, provider_id: str) -> None:
+        at, up = self._known[provider_id]
+        self._bus.publish(Hint(NEWS, _word(up), offset=at, text=provider_id))
 
     async def watch(self) -> None:
-        """Probe every provider now and again, until cancelled."""
-        while True:
-            await self.probe()
-            await asyncio.sleep(self._probe_every_seconds)
+        """Probe every provider now and again, and hear what others find out, until cancelled."""
+        hearing = asyncio.create_task(self._hear())
+        try:
+            while True:
+                await self.probe()
+                await asyncio.sleep(self._probe_every_seconds)
+        finally:
+            hearing.cancel()
+
+    async def _hear(self) -> None:
+        with self._bus.subscribe(NEWS) as news:
+            while True:
+                await news.woken.wait()
+                for hint in news.take():
+                    if hint.kind in ("up", "down"):
+                        self._learn(hint.text, hint.offset, hint.kind == "up")
+                    else:  # something was lost, here or there
+                        for provider_id in self._probed:
+                            if provider_id in self._known:
+                                self._tell(provider_id)
 
     async def probe(self) -> None:
         """Ask every provider once, all at the same time; none can hold up or break the others."""
@@ -136,6 +177,10 @@ class ClientPool:
         for closed in await asyncio.gather(*(each.aclose() for each in self._clients.values()), return_exceptions=True):
             if isinstance(closed, Exception):
                 log.warning("a client did not close cleanly", exc_info=closed)
+
+
+def _word(up: bool) -> str:
+    return "up" if up else "down"
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -70,7 +70,7 @@ def create_app(
     @asynccontextmanager
     async def serving(app: Litestar) -> AsyncIterator[None]:
         await engine.start()
-        pool = ClientPool(models.providers)
+        pool = ClientPool(models.providers, bus=bus)
         sessions = SessionService(pool, bus, worker=worker, counts=counts, admins_read=settings.admins_read)
         runner = sessions.runner = TurnRunner(sessions, pool, lambda: DbSession(engine, urgent=True))
         said = configured(models.models, settings.rules, models.default_model)

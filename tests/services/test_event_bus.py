@@ -17,7 +17,7 @@ from db.engine import Engine
 from db.wire import PostgresWire
 from services import shared_bus
 from services.actor import Actor
-from services.client_pool import ClientPool
+from services.client_pool import ClientPool, Provider
 from services.event_bus import Hint, MemoryEventBus, Subscription
 from services.redis_wire import RedisWire
 from services.session_service import SessionService
@@ -428,3 +428,41 @@ async def test_I13_a_reader_in_another_process_misses_nothing_however_often_the_
     )
     reading.task.cancel()
     await asyncio.gather(reading.task, return_exceptions=True)
+
+
+# ---------------------------------------------------------------- what goes along besides
+
+
+async def test_M8_what_one_process_finds_out_about_a_provider_the_others_tell_too(
+    carrier: Carrier, opened: Buses, until: Until
+) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        buses = [await opened(carrier.wire()) for _ in range(3)]
+        # Nobody is there, so their own probe finds it down, once; the next one is far away.
+        near = Provider("near", "openai", f"http://127.0.0.1:{free_port()}/v1")
+        pools = [ClientPool([near], bus=bus, probe_every_seconds=3600) for bus in buses]
+        watching = [tasks.create_task(pool.watch()) for pool in pools]
+        await until(lambda: all(pool.is_up("near") is False for pool in pools))
+        everywhere = [True, False, True, False]
+        for pool, up in zip([*pools, pools[0]], everywhere, strict=True):
+            pool.note("near", up)
+            await until(lambda: {pool.is_up("near") for pool in pools} == {up})  # noqa: B023
+        # Two at once say the opposite: whichever holds, all agree.
+        pools[1].note("near", True)
+        pools[2].note("near", True)
+        pools[0].note("near", False)
+        pools[2].note("near", False)
+        await until(lambda: len({pool.is_up("near") for pool in pools}) == 1)
+        # What a broken wire withheld is told when there is another.
+        await carrier.cut()
+        for pool in (pools[0], pools[1], pools[0]):
+            pool.note("near", not pool.is_up("near"))
+        last = pools[0].is_up("near")
+        await until(lambda: {pool.is_up("near") for pool in pools} == {last})
+        # Who does not know that provider does not learn of it.
+        pools[1].note("elsewhere", True)
+        assert [pool.is_up("elsewhere") for pool in pools] == [None] * 3
+        for task in watching:
+            task.cancel()
+    for pool in pools:
+        await pool.aclose()

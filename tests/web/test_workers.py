@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -161,15 +162,17 @@ class Watcher(threading.Thread):
 
     def __init__(self, client: httpx.Client, url: str, *, page: bool = False, after: str = "") -> None:
         super().__init__(daemon=True)
-        self._client, self._url, self._page, self._after = client, url, page, after
+        self._client, self.url, self._page, self._after = client, url, page, after
         self.shown: list[tuple[float, str, str]] = []
-        self.text, self.broken = "", False
+        self.text, self.broken, self.port = "", False, 0
         self.attached = threading.Event()
 
     def run(self) -> None:
         try:
             headers = HTMX if self._page else {}
-            with streaming(self._client, self._url, headers=headers, after=self._after) as stream:
+            with streaming(self._client, self.url, headers=headers, after=self._after) as stream:
+                network = stream.response.extensions["network_stream"]
+                self.port = network.get_extra_info("client_addr")[1]
                 self.attached.set()
                 for event in stream:
                     if event.name == "delta":
@@ -218,15 +221,25 @@ def served_by(cluster: Cluster) -> int | None:
     with socket.create_connection(("127.0.0.1", cluster.first.port)) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
-        ends = f":{cluster.first.port:04X} 0100007F:{connection.getsockname()[1]:04X} "
-        (line,) = (line for line in Path("/proc/net/tcp").read_text().splitlines() if ends in line)
-        file = f"socket:[{line.split()[9]}]"
-        for pid in cluster.workers:
-            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-                with suppress(OSError):
-                    if str(descriptor.readlink()) == file:
-                        return pid
-    return None
+        return taken(cluster).get(connection.getsockname()[1])
+
+
+def taken(cluster: Cluster) -> dict[int, int]:
+    """{port of who has connected to the first server: the process that serves it}."""
+    ends = re.compile(rf"0100007F:{cluster.first.port:04X} 0100007F:([0-9A-F]{{4}}) 01 ")
+    sockets = {
+        line.split()[9]: int(found[1], 16)
+        for line in Path("/proc/net/tcp").read_text().splitlines()
+        if (found := ends.search(line))
+    }
+    served = {}
+    for pid in cluster.workers:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                inode = str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]")
+                if inode in sockets:
+                    served[sockets[inode]] = pid
+    return served
 
 
 def test_workers_of_whom_none_can_start_are_not_started_for_ever(tmp_path: Path) -> None:
@@ -352,17 +365,49 @@ def test_with_the_bus_dead_everything_arrives_and_only_later(
     wait_until(lambda: "come again" in cluster.second.output)
 
 
-def test_O4_a_token_that_is_revoked_ends_its_streams_in_every_process(cluster: Cluster, tokens: dict[str, str]) -> None:
+def test_O4_who_loses_the_right_is_refused_and_its_streams_end_in_every_process(cluster: Cluster) -> None:
+    """SECURITY 7: an account disabled, a role changed, a token revoked, a login ended by its owner and by an admin."""
+    tokens = cluster.first.people("root:admin", "dan", "eva:admin", "fay", "gus", "hal")
+    lost = {}
     with ExitStack() as stack:
-        clients = [stack.enter_context(server.script(tokens["ann"])) for server in cluster.both]
-        session_id = create(clients[0])["id"]
-        watchers = [Watcher(client, f"/session/{session_id}/events") for client in (*clients, clients[0])]
+        everywhere = {
+            name: [stack.enter_context(server.guest(Accept=JSON)) for server in cluster.both]
+            for name in ("dan", "eva", "gus", "hal")
+        }
+        for name, (here, there) in everywhere.items():
+            assert here.post("/login", data={"name": name, "password": PASSWORD}).status_code == 303
+            there.cookies.update(here.cookies)
+            here.cookies.delete("tk_guest")
+            there.cookies.delete("tk_guest")
+        everywhere["fay"] = [stack.enter_context(server.script(tokens["fay"])) for server in cluster.both]
+        root = stack.enter_context(cluster.first.script(tokens["root"]))
+        watchers = []
+        for name, clients in everywhere.items():
+            session_id = create(clients[0])["id"]
+            urls = [f"/session/{session_id}/events", *(["/admin/events"] if name == "eva" else [])]
+            watchers += [Watcher(client, url) for client in clients for url in urls]
+        dans = watchers[0].url
+        ids = {account["name"]: account["id"] for account in root.get("/admin/accounts").json()["accounts"]}
+        fays = root.get(f"/admin/accounts/{ids['fay']}").json()["tokens"][0]["id"]
         with watching(*watchers):
-            cluster.rows("UPDATE api_token SET revoked_at = now()")
+            while {taken(cluster).get(watcher.port) for watcher in watchers} < {*cluster.workers, None}:
+                watchers.append(Watcher(everywhere["dan"][0], dans))
+                stack.enter_context(watching(watchers[-1]))
             began = time.monotonic()
+            for url, fields in (
+                ("/admin/accounts/change", {"account_id": ids["dan"], "disabled": True}),
+                ("/admin/accounts/change", {"account_id": ids["eva"], "role": "user"}),
+                ("/account/tokens/revoke", {"token_id": fays}),
+                ("/account/logins/revoke", {"account_id": ids["hal"]}),
+            ):
+                root.post(url, json=fields).raise_for_status()
+            everywhere["gus"][1].post("/logout", json={})
+            for name, clients in everywhere.items():
+                url = "/admin" if name == "eva" else "/account"
+                lost[name] = {client.get(url).status_code for client in clients for _ in range(4)}
             wait_until(lambda: all(watcher.when("gone") for watcher in watchers))
             assert time.monotonic() - began < IN_TIME
-        assert [client.get("/limits").status_code for client in clients] == [401, 401]
+    assert lost == {"dan": {401}, "eva": {403}, "fay": {401}, "gus": {401}, "hal": {401}}
 
 
 @pytest.mark.usefixtures("tokens")
