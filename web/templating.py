@@ -11,6 +11,8 @@ from uuid import UUID, uuid4
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from services.policies import tightest_first
+
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"
 
@@ -26,7 +28,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.filters.update(age=age, ago=ago, by_day=by_day, left=left, tokens=tokens, words=words)
+    made.filters.update(age=age, ago=ago, by_day=by_day, left=left, tightest=tightest_first, tokens=tokens, words=words)
     return made
 
 

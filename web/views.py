@@ -72,6 +72,11 @@ class SessionView(View, frozen=True):
     def url(self) -> str:
         return f"/session/{self.id}"
 
+    @property
+    def ended_count(self) -> int:
+        """Its turns that have ended: what comes late to a page tells by it."""
+        return self.turn_count - (self.running_turn is not None)
+
 
 class SessionsView(msgspec.Struct, frozen=True):
     sessions: list[SessionView]

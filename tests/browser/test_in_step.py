@@ -36,7 +36,7 @@ def test_turns_titles_models_and_limits_are_the_same_everywhere(
         first = begin(script, SLOW, session_id=session["id"])
         for tab in tabs:
             tab.see("running")
-            expect(tab.page.locator(".meters")).to_contain_text("replies at once left")
+            expect(tab.page.locator(".meters")).to_contain_text("replies at once")
             expect(tab.page.get_by_role("heading", level=1)).to_have_text(session_of(script, session["id"])["title"])
         # One tab is loaded again in the middle, the other goes without a network for a while.
         tabs[0].page.reload()
@@ -49,7 +49,7 @@ def test_turns_titles_models_and_limits_are_the_same_everywhere(
         for tab in tabs:
             tab.see("done", "done")
             expect(tab.replies.last).to_have_text("and back")
-            expect(tab.page.locator(".meters")).not_to_contain_text("replies at once left")
+            expect(tab.page.locator(".meters")).not_to_contain_text("replies at once")
         # The script renames and switches.
         script.post(f"/session/{session['id']}/rename", json={"title": "In <step>"}).raise_for_status()
         script.post("/models/switch", json={"session_id": session["id"], "model": "smart"}).raise_for_status()

@@ -61,6 +61,7 @@ def test_the_composer_is_within_reach_on_a_phone(open_chat: Callable[..., Chat])
     expect(chat.box).to_be_in_viewport()
     expect(chat.page.get_by_role("button", name="Send")).to_be_in_viewport(ratio=1)
     expect(chat.page.locator("aside")).to_be_hidden()
+    chat.page.get_by_role("button", name="Menu").click()
     chat.page.get_by_role("link", name="Sessions").click()
     expect(chat.page.get_by_role("heading", name="Your sessions")).to_be_visible()
 

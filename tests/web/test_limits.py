@@ -361,7 +361,7 @@ def test_L4_L5_L7_every_budget_is_told_and_money_is_money(tmp_path: Path) -> Non
             assert words in page
         assert page.count("<meter") == page.count(' left"></meter>') == len(limits)
         home = client.get("/", headers=FORM).text
-        assert "of 12.50 money this month left" in home
+        assert "left of 12.50 money this month" in home
         assert "2500000" not in page + home
 
 
