@@ -22,19 +22,25 @@ def backup(database: Path, target: Path) -> int:
 
     Raises BackupError; what was there under that name stays.
     """
+    with new_file(target) as copy:
+        if not database.exists():
+            raise BackupError(f"there is no database {database}.")
+        _copy(database, copy)
+        return copy.stat().st_size
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A file to write to, which takes the name `target` once it is whole. Raises BackupError where there is one."""
     if target.exists():
         raise BackupError(f"{target} is there already; choose another name.")
-    if not database.exists():
-        raise BackupError(f"there is no database {database}.")
     with _written(target) as copy:
-        _copy(database, copy)
-        size = copy.stat().st_size
+        yield copy
         try:
             # Not a rename, which would take the place of what somebody else has put there meanwhile.
             os.link(copy, target)
         except FileExistsError as error:
             raise BackupError(f"{target} is there already; choose another name.") from error
-    return size
 
 
 def restore(source: Path, database: Path) -> Path | None:

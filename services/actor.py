@@ -5,6 +5,7 @@ from uuid import UUID
 
 import msgspec
 
+from db.tables import Account
 from services.errors import Forbidden, Unauthenticated
 
 Kind = Literal["guest", "user", "admin", "token", "system"]
@@ -25,7 +26,7 @@ class Actor(msgspec.Struct, frozen=True):
     role: Literal["guest", "user", "admin"] = "user"
     #: what a token may do; None for a person
     scopes: frozenset[str] | None = None
-    #: the token it came with; None for a person
+    #: the token it came with, or the system where that acts for an account; None for a person
     token_id: UUID | None = None
     #: the login it came with; None for a token, a guest and the system
     login_id: UUID | None = None
@@ -43,6 +44,11 @@ class Actor(msgspec.Struct, frozen=True):
 
 #: the process itself: sweeps, the turn runner, the command line
 SYSTEM = Actor(kind="system", id=UUID(int=0), name="system", group="admin", rate_key="system", role="admin")
+
+
+def acting_for(account: Account) -> Actor:
+    """The system where it makes something that is an account's own."""
+    return msgspec.structs.replace(SYSTEM, id=account.id, group=account.group_name, token_id=SYSTEM.id)
 
 
 def require_admin(actor: Actor) -> None:

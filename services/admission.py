@@ -69,7 +69,10 @@ class Admission:
     async def admit_session(
         self, owner_id: UUID, group: str, actor: Actor, rules: Rules, db_session: DbSession
     ) -> tuple[Allowance, ...]:
-        """One more open session for its owner, at the actor's rate. Raises SessionQuota, RateLimited."""
+        """One more open session for its owner, at the actor's rate; the system's has none.
+
+        Raises SessionQuota, RateLimited.
+        """
         policies, claims = rules.policies_of(group), []
         if policies.open_sessions.size:
             await db_session.lock(f"owner:{owner_id}")
@@ -77,6 +80,8 @@ class Admission:
         for claim in claims:
             if claim.after is None:
                 raise SessionQuota(size=claim.before.size, used=claim.before.used)
+        if actor.kind == "system":
+            return self._granted(claims)
         rate = rules.policies_of(actor.group).sessions_created
         return self._granted(claims + await self._claims("sessions_created", rate, (actor.rate_key,), db_session))
 

@@ -6,17 +6,17 @@ to the place where it was decided. Nor is what only holds there: owner, end, loc
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import msgspec
 
 from db.db_session import DbSession
 from db.tables import Turn
-from services.actor import Actor
+from services.actor import SYSTEM, Actor
 from services.brought import Brought, BroughtTurn
 from services.errors import InvalidRequest, LimitReached, NotFound, Refusal, SessionQuota
 from services.markdown_file import heading, plain, quoted
@@ -33,6 +33,8 @@ MOST_SESSIONS = 100_000
 #: instants beyond these are no times of a conversation, and some databases know none
 FIRST_YEAR, LAST_YEAR = 1970, 9000
 
+#: which sessions go out; those that come one by one are looked at as they come
+Chosen = Iterable[UUID] | AsyncIterable[UUID]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
@@ -149,22 +151,24 @@ class Transfer:
     # ------------------------------------------------------------ out: writes nothing
 
     async def require(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> LiveSession:
-        """A session that the actor may take along: its own. Raises NotFound, Forbidden."""
+        """A session that the actor may take along: its own; of the system one that it has opened.
+
+        Raises NotFound, Forbidden.
+        """
         live = await self._sessions.get_session(session_id, db_session, actor=actor)
-        require_owner(live, actor)
+        if actor != SYSTEM or not await self._sessions.inspection.is_open(session_id, db_session, actor=actor):
+            require_owner(live, actor)
         return live
 
-    async def choose(
-        self, db_session: DbSession, *, actor: Actor, state: str = "", model: str = "", q: str = ""
-    ) -> list[UUID]:
-        """The actor's own sessions, all of them or those that a list would show; the latest first."""
+    async def choose(self, db_session: DbSession, *, actor: Actor, **wanted: Any) -> list[UUID]:
+        """The sessions that a list would show of whom it is asked for, to its end; the latest first."""
         began, chosen = self._sessions.now(), dict[UUID, None]()
 
         async def look(since: datetime | None) -> None:
             after = None
             while len(chosen) < MOST_SESSIONS:
                 page = await self._sessions.list_sessions(
-                    db_session, actor=actor, limit=PAGE_SESSIONS, after=after, state=state, model=model, q=q
+                    db_session, actor=actor, limit=PAGE_SESSIONS, after=after, **wanted
                 )
                 chosen.update(dict.fromkeys(live.row.id for live in page.sessions))
                 if (after := page.next) is None or (since is not None and after[0] < since):
@@ -174,9 +178,7 @@ class Transfer:
         await look(began)  # what was used meanwhile has gone to the front, past this look
         return list(chosen)
 
-    async def as_json(
-        self, session_ids: Sequence[UUID], db_session: DbSession, *, actor: Actor
-    ) -> AsyncIterator[bytes]:
+    async def as_json(self, session_ids: Chosen, db_session: DbSession, *, actor: Actor) -> AsyncIterator[bytes]:
         """The file, piece by piece; each turn is a line. What is deleted meanwhile is left out."""
         empty = Document(FORMAT, self._sessions.now(), [])  # type: ignore[arg-type]
         yield msgspec.json.encode(empty).removesuffix(b"]}")
@@ -190,9 +192,7 @@ class Transfer:
             yield b"]}"
         yield b"\n]}\n"
 
-    async def as_markdown(
-        self, session_ids: Sequence[UUID], db_session: DbSession, *, actor: Actor
-    ) -> AsyncIterator[bytes]:
+    async def as_markdown(self, session_ids: Chosen, db_session: DbSession, *, actor: Actor) -> AsyncIterator[bytes]:
         """The transcripts to read; branches that are not shown are left out, and said to be.
 
         Everything that somebody said is quoted, line by line, so that nothing in it can pass for what is around it.
@@ -239,10 +239,8 @@ class Transfer:
 
     # ------------------------------------------------------------ parts
 
-    async def _each(
-        self, session_ids: Sequence[UUID], db_session: DbSession, actor: Actor
-    ) -> AsyncIterator[LiveSession]:
-        for session_id in session_ids:
+    async def _each(self, session_ids: Chosen, db_session: DbSession, actor: Actor) -> AsyncIterator[LiveSession]:
+        async for session_id in _one_by_one(session_ids):
             with suppress(NotFound):
                 yield await self.require(session_id, db_session, actor=actor)
 
@@ -264,6 +262,15 @@ class Transfer:
         for end in reversed(ends):
             path = await db_session.list_path(end, PAGE_TURNS)
             yield [await _record(turn, db_session) for turn in path]
+
+
+async def _one_by_one(session_ids: Chosen) -> AsyncIterator[UUID]:
+    if isinstance(session_ids, AsyncIterable):
+        async for session_id in session_ids:
+            yield session_id
+    else:
+        for session_id in session_ids:
+            yield session_id
 
 
 async def _record(turn: Turn, db_session: DbSession) -> TurnRecord:

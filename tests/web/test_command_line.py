@@ -1,9 +1,12 @@
 """The command line: what each command says, and that a mistake is one line and no traceback."""
 
 import json
+import os
+import pty
 import re
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +121,9 @@ WRONG_CALLS = (
     ("account", "create", "x", "--role", "king"), ("account", "disable"), ("token", "revoke", "x"), ("token", "list"),
     ("token", "create", "--account", "x", "--name", "y", "--expires", "soon"), ("session", "show", "x"),
     ("session", "switch", "01890000-0000-7000-8000-000000000000", "fast"), ("model", "retire"),
-    ("session", "list", "--limit", "0"),
+    ("session", "list", "--limit", "0"), ("session", "export", "--reason", "x"), ("session", "export", "--everybody"),
+    ("session", "export", ABSENT, "--everybody", "--reason", "x"), ("session", "import", "--account", "x"),
+    ("session", "export", ABSENT, "--state", "closed", "--reason", "x"),
 )  # fmt: skip
 
 
@@ -414,6 +419,90 @@ def test_sessions_are_listed_shown_switched_and_closed_while_they_are_served(bes
         assert here.run("session", "list", "--search", "nothing like it").stdout == "There are no sessions.\n"
 
 
+def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
+    beside: tuple[Server, Here], tmp_path: Path
+) -> None:
+    running, here = beside
+    for name in ("ann", "bob"):
+        assert here.run("account", "create", name, stdin=PASSWORD).returncode == 0
+    token = here.run("token", "create", "--account", "ann", "--name", "x").stdout.strip()
+    why, output = ("--reason", "moving house"), tmp_path / "out.json"
+    with running.script(token) as ann, running.guest(Accept=JSON) as guest:
+        ids = [chat(ann, f"ünder {number} \u2028")["session_id"] for number in range(3)]
+        guests = chat(guest, "canary of a guest")["session_id"]
+        assert "do not read chats" in refused(here.run("session", "export", ids[0], *why))
+        assert ann.get(f"/session/{ids[0]}/journal").json()["journal"][0]["what"] == "turn_ended"
+        here.environment = here.environment | {"TURNKEEPER_ADMINS_READ": "true"}
+
+        one = here.run("session", "export", ids[0], *why)
+        assert (one.returncode, one.stderr) == (0, "")
+        mine = ann.get(f"/session/{ids[0]}/export").json()
+        assert json.loads(one.stdout)["sessions"] == mine["sessions"]
+        told = ann.get(f"/session/{ids[0]}/journal").json()["journal"][0]
+        assert (told["what"], told["actor"], told["reason"]) == ("transcript_opened", "system", "moving house")
+
+        done = of(here.run("session", "export", "--account", "ann", *why, "--output", str(output), "--json"))
+        assert done == {"file": str(output), "sessions": 3, "bytes": output.stat().st_size}
+        assert output.stat().st_mode & 0o077 == 0
+        whole = json.loads(output.read_text())
+        assert [one["id"] for one in whole["sessions"]] == ids[::-1]
+        assert "is there already" in refused(
+            here.run("session", "export", "--account", "ann", *why, "--output", str(output))
+        )
+        everybody = here.run("session", "export", "--everybody", *why, "--search", "nothing like it")
+        assert json.loads(everybody.stdout)["sessions"] == []
+        text = here.run("session", "export", "--everybody", "--format", "md", *why).stdout
+        assert "canary of a guest" in text and "ünder 2" in text
+        assert "no such session" in refused(here.run("session", "export", ABSENT, guests, *why))
+        assert "no such account" in refused(here.run("session", "export", "--account", "nobody", *why))
+
+        came = of(here.run("session", "import", str(output), "-", "--account", "bob", "--json", stdin=one.stdout))
+        assert [(part["file"], len(part["sessions"])) for part in came["imported"]] == [(str(output), 3), ("-", 1)]
+        again = of(here.run("session", "import", str(output), "--account", "bob", "--json"))
+        assert again["imported"][0] == came["imported"][0]
+        bobs = of(here.run("session", "export", "--account", "bob", *why, "--output", str(tmp_path / "b"), "--json"))
+        assert bobs["sessions"] == 4
+        shown = of(here.run("session", "show", came["imported"][0]["sessions"][0], "--json"))
+        assert shown["session"]["owner"]["name"] == "bob"
+        made = next(row for row in shown["journal"] if row["what"] == "session_created")
+        assert (made["actor"], made["reason"]) == ("system", "import")
+    assert here.run("session", "import", str(output), "--account", "bob").stdout == (
+        f"“bob” has 3 sessions of {output}.\n"
+    )
+    with sqlite3.connect(here.folder / "var" / "turnkeeper.db") as database:
+        ((kind, behalf),) = database.execute(
+            "SELECT DISTINCT actor_kind, on_behalf_of IS NOT NULL FROM journal WHERE reason = 'import'"
+        )
+    assert (kind, behalf) == ("system", 1)
+
+
+def test_a_file_that_is_none_or_finds_no_room_is_one_line_and_says_how_far_it_came(
+    beside: tuple[Server, Here], tmp_path: Path
+) -> None:
+    running, here = beside
+    here.environment = here.environment | {"TURNKEEPER_ADMINS_READ": "true"}
+    here.run("account", "create", "ann", stdin=PASSWORD)
+    with running.guest(Accept=JSON) as guest:
+        for number in range(3):
+            chat(guest, f"{number}", session_id=create(guest, title="x")["id"])
+    file, odd = tmp_path / "three.json", tmp_path / "odd.json"
+    of(here.run("session", "export", "--everybody", "--reason", "x", "--output", str(file), "--json"))
+    for content in (b"", b"{}", b"\xff\xfe", b"[" * 100_000, file.read_bytes()[:-20]):
+        odd.write_bytes(content)
+        assert "no file of sessions" in refused(here.run("session", "import", str(odd), "--account", "ann"))
+    assert "No such file" in refused(here.run("session", "import", "nowhere.json", "--account", "ann"))
+    assert "no such account" in refused(here.run("session", "import", str(file), "--account", "nobody"))
+    with sqlite3.connect(here.folder / "var" / "turnkeeper.db") as database:
+        database.execute("UPDATE limit_rule SET value = '2' WHERE group_name = 'user' AND name = 'open_sessions'")
+    told = refused(here.run("session", "import", str(file), "--account", "ann"))
+    assert "2 sessions of it came in; the same command goes on from there." in told
+    with sqlite3.connect(here.folder / "var" / "turnkeeper.db") as database:
+        database.execute("UPDATE limit_rule SET value = '9' WHERE group_name = 'user' AND name = 'open_sessions'")
+    assert here.run("session", "import", str(file), "--account", "ann").returncode == 0
+    listed = of(here.run("session", "list", "--json"))["sessions"]
+    assert sorted(one["owner"]["name"] for one in listed).count("ann") == 3
+
+
 def test_models_are_listed_tried_and_taken_out_of_use(beside: tuple[Server, Here]) -> None:
     running, here = beside
     models = of(here.run("model", "list", "--json"))["models"]
@@ -502,17 +591,45 @@ def test_nothing_is_coloured_and_nothing_moves(quiet: Server) -> None:
         assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr
 
 
-def test_a_shell_completes_commands_and_choices(quiet: Server) -> None:
-    """Click's own completion, as `docs/operate.md` says how to turn it on."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "_TURNKEEPER_COMPLETE": "bash_complete",
-            "COMP_WORDS": "turnkeeper se",
-            "COMP_CWORD": "1",
-        }.items():
-            patch.setenv(name, value)
-        done = CliRunner().invoke(main, [], prog_name="turnkeeper", complete_var="_TURNKEEPER_COMPLETE")
-    assert done.stdout.split() == ["plain,serve", "plain,session"]
+def test_a_shell_completes_commands_options_and_their_values() -> None:
+    """A real bash, told as `docs/operate.md` says."""
+    for typed, offered in (
+        ("turnkeeper se", {"serve", "session"}),
+        ("turnkeeper session im", {"import"}),
+        ("turnkeeper session export --form", {"--format"}),
+        ("turnkeeper session export --format ''", {"json", "md"}),
+    ):
+        words = f"COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _turnkeeper_completion turnkeeper"
+        script = f'eval "$(_TURNKEEPER_COMPLETE=bash_source turnkeeper)"; {words}; echo "${{COMPREPLY[@]}}"'
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path})
+        assert (set(done.stdout.split()), done.stderr) == (offered, "")
+
+
+def test_how_far_a_long_command_is_stands_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
+    there = Server(tmp_path)
+    here = Here(tmp_path)
+    here.environment = there.environment
+    here.run("account", "create", "ann", stdin=PASSWORD)
+    empty = {
+        "id": ABSENT, "title": "", "opening": "", "instructions": "", "origin": "page", "state": "active",
+        "last_model": None, "created_at": "2026-05-04T12:00:00Z", "last_activity_at": "2026-05-04T12:00:00Z",
+        "head_id": None, "turns": [],
+    }  # fmt: skip
+    file = tmp_path / "two.json"
+    document = {"format": "turnkeeper-sessions/1", "exported_at": "2026-05-04T12:00:00Z", "sessions": [empty] * 2}
+    file.write_text(json.dumps(document))
+    terminal, end = pty.openpty()
+    done = subprocess.run(
+        [*there.command, "session", "import", str(file), "--account", "ann"],
+        cwd=tmp_path, env=there.environment, stdout=subprocess.PIPE, stderr=end, timeout=120,
+    )  # fmt: skip
+    os.close(end)
+    told = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    assert "\r1 of 2 sessions of" in told and "\r2 of 2 sessions of" in told and told.endswith(" \r")
+    assert done.stdout.decode() == f"“ann” has 2 sessions of {file}.\n"
+    assert here.run("session", "import", str(file), "--account", "ann").stderr == ""
 
 
 def test_S12_what_a_command_does_is_on_open_pages_at_once(server: Server) -> None:

@@ -210,7 +210,7 @@ def test_nothing_in_the_description_breaks_the_server(world: World) -> None:
     assert chat(world.clients["ann"], "still there")["state"] == "done"
     assert {who for who, _, _ in tried} == set(world.clients)
     assert len({path for _, _, path in tried}) > 0.9 * len({path for _, path, _ in asked})
-    assert answered[200] > 0.2 * answered.total(), answered
+    assert answered[200] > 0.1 * answered.total(), answered
 
 
 @pytest.mark.parametrize("url", ["/session/create", "/chat", "/models/switch"])

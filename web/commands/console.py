@@ -1,7 +1,8 @@
 """How every command works: where it acts, as whom, what it says, and how it ends.
 
 Exit codes: 0 done, 1 not done, and one line says why, 2 called in a wrong way. Everything is done in the name of
-`system`, by the verbs that the pages use. Nothing is coloured and nothing moves, so a person and cron read the same.
+`system`, by the verbs that the pages use. Nothing is coloured, and nothing moves but how far a long command is, on a
+terminal alone; so a person and cron read the same.
 """
 
 import asyncio
@@ -24,6 +25,10 @@ T = TypeVar("T")
 HELP = {"help_option_names": ["-h", "--help"]}
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 reason_option = click.option("--reason", default="", help="Why; it stands in the journal.")
+#: which sessions
+state_option = click.option("--state", type=click.Choice(["active", "expired", "closed"]), help="Only those.")
+model_option = click.option("--model", default="", help="Only those that were put on this model.")
+search_option = click.option("--search", default="", help="Only those with this in the title.")
 session_argument = click.argument("session_id", metavar="ID", type=click.UUID)
 
 
@@ -111,12 +116,15 @@ class Place:
         self.accounts = accounts_of(settings)
         self.members = Membership(self.accounts)
 
-    async def account_id(self, name: str) -> UUID:
+    async def account(self, name: str) -> Any:
         """Whose name this is. Raises NotFound."""
         from services.actor import SYSTEM
 
-        account = await self.members.account_named(name, self.db_session, actor=SYSTEM)
-        return account.id
+        return await self.members.account_named(name, self.db_session, actor=SYSTEM)
+
+    async def account_id(self, name: str) -> UUID:
+        account = await self.account(name)
+        return UUID(str(account.id))
 
     @asynccontextmanager
     async def sessions(self) -> AsyncIterator[Any]:
@@ -132,7 +140,7 @@ class Place:
         )
         await bus.open()
         try:
-            yield SessionService(pool, bus)
+            yield SessionService(pool, bus, admins_read=self.settings.admins_read)
         finally:
             await bus.close()
             await pool.aclose()
@@ -171,6 +179,25 @@ def password_from(confirm: bool = True) -> str:
 def say(as_json: bool, told: Any, words: str) -> None:
     """The same for a script and for a person."""
     click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() if as_json else words)
+
+
+class Progress:
+    """How far a long command is: one line of a terminal that changes; told to nobody else."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def tell(self, words: str) -> None:
+        if sys.stderr.isatty():
+            click.echo("\r" + words.ljust(len(self._told)), nl=False, err=True)
+            self._told = words
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._told:
+            click.echo("\r" + " " * len(self._told) + "\r", nl=False, err=True)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], nothing: str) -> str:

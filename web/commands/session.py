@@ -11,23 +11,31 @@ from web.commands.console import (
     as_json_option,
     at_place,
     facts,
+    model_option,
     reason_option,
     say,
+    search_option,
     session_argument,
     shown,
+    state_option,
     table,
 )
+from web.commands.transfer import export, import_
 
 
 @click.group(context_settings=HELP)
 def session() -> None:
-    """Everybody's sessions; what is said in them is not shown."""
+    """Everybody's sessions; what is said in them is not shown, but goes into files."""
+
+
+session.add_command(export)
+session.add_command(import_)
 
 
 @session.command("list", context_settings=HELP)
-@click.option("--state", type=click.Choice(["active", "expired", "closed"]), help="Only those.")
-@click.option("--model", default="", help="Only those that were put on this model.")
-@click.option("--search", default="", help="Only those with this in the title.")
+@state_option
+@model_option
+@search_option
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
 @as_json_option
 def list_(state: str | None, model: str, search: str, limit: int, as_json: bool) -> None:
