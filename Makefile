@@ -16,6 +16,7 @@ DATABASE ?=
 WORKERS ?=
 SEED ?=
 EXAMPLES ?=
+BROWSERS ?= chromium firefox webkit
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
@@ -26,7 +27,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel lock clean browser
+.PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel lock clean browser browsers
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -103,8 +104,15 @@ clean: ## remove .venv, caches and builds; var/, with your data, stays
 	@$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
+# $(call debian,PACKAGES): install them, where that can be done without asking
+debian = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo 'Installing $(1) with apt-get (once) …' && \
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(1) >/dev/null; }
+
 browser: .venv/.dev
-	@$(PY) -m tests.servers || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		echo 'Installing Chromium with apt-get (once) …' && apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
-		apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
-		echo 'No Chromium: tests in a browser will fail. Install it, or set CHROMIUM=/path/to/chromium.' >&2
+	@$(PY) -m tests.servers || $(call debian,chromium chromium-driver fonts-dejavu-core) || \
+		echo 'No Chromium with chromedriver: tests in a browser will fail. Install both, or set CHROMIUM=/path/to/chromium.' >&2
+
+browsers: browser ## run what people do most in Chromium, Firefox and WebKit (BROWSERS=firefox for one of them)
+	@which firefox-esr WebKitWebDriver Xvfb >/dev/null || $(call debian,firefox-esr webkit2gtk-driver xvfb) || \
+		echo 'Firefox ESR, WebKitGTK with WebKitWebDriver, or Xvfb is missing: install them. Tests will fail.' >&2
+	@BROWSERS='$(BROWSERS)' $(LIMIT) $(PY) -m pytest $(if $(ARGS),$(ARGS),tests/browser/test_journeys.py)

@@ -293,5 +293,5 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
         pyfuncitem.obj = function
 
 
-if __name__ == "__main__":  # `make test` asks whether there is a browser
-    sys.exit(find_chromium() is None)
+if __name__ == "__main__":  # `make test` asks whether there is a browser, and what drives it
+    sys.exit(find_chromium() is None or shutil.which("chromedriver") is None)

@@ -143,6 +143,18 @@ const lost = (is) => {
 document.addEventListener("htmx:sse:error", () => lost(true));
 document.addEventListener("htmx:sse:after:connection", () => lost(false));
 
+// ---- WebKit does not hold the place where one reads while the end of the log grows
+
+if (!CSS.supports("overflow-anchor", "auto"))
+  for (const log of $$(".scroller > .log")) {
+    let height = log.offsetHeight;
+    new ResizeObserver(() => {
+      const grown = log.offsetHeight - height;
+      height += grown;
+      if (log.parentNode.scrollTop < 0) log.parentNode.scrollTop -= grown;
+    }).observe(log);
+  }
+
 // ---- one tick for all of them
 
 for (const all of $$("[data-all]")) {

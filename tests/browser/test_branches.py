@@ -30,29 +30,6 @@ def test_a_retry_and_an_edit_take_the_place_of_the_turn(either: Chat) -> None:
     expect(either.replies).to_have_text("second")
 
 
-def test_the_versions_of_a_message_are_a_click_apart(either: Chat) -> None:
-    either.begin("first")
-    either.see("done")
-    edit(either, "second")
-    expect(either.replies).to_have_text("second")
-    expect(either.page.locator(".ways")).to_contain_text("2/2")
-    either.page.get_by_role("button", name="The version before").click()
-    expect(either.replies).to_have_text("first")
-    expect(either.page.locator(".ways")).to_contain_text("1/2")
-    either.page.get_by_role("button", name="The version after").click()
-    expect(either.replies).to_have_text("second")
-
-
-def test_a_retry_may_be_answered_by_another_model(either: Chat) -> None:
-    either.begin("first")
-    either.see("done")
-    either.page.get_by_text("with …").click()
-    either.page.get_by_role("button", name="Smart").click()
-    either.see("done")
-    expect(either.page.locator(".reply-model")).to_have_text("smart")
-    expect(either.page.locator("[data-current-model]")).to_have_text("fast")
-
-
 def test_another_tab_shows_the_version_that_is_chosen_here(
     chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
 ) -> None:

@@ -15,29 +15,11 @@ ODD = (
 )
 
 
-def test_a_newcomer_asks_on_the_home_page_and_sees_the_reply(chat: Chat, complaints: list[str]) -> None:
-    chat.begin("Hello there")
-    chat.see("done")
-    expect(chat.replies).to_have_text("Hello there")
-    expect(chat.page.locator("[data-current-model]")).to_have_text("fast")
-    expect(chat.page.locator("aside")).to_contain_text("Hello there")
-    expect(chat.box).to_be_focused()
-
-
 def test_a_suggested_question_is_answered_by_the_guide(chat: Chat, complaints: list[str]) -> None:
     chat.page.goto(chat.server.url)
     chat.page.get_by_role("button", name="reach a limit").click()
     chat.see("done")
     expect(chat.page.locator(".reply-model")).to_have_text("guide")
-
-
-def test_a_reply_grows_while_it_is_written(chat: Chat, complaints: list[str]) -> None:
-    chat.begin("Hello")
-    chat.say("/hang after 3")
-    expect(chat.replies.last).to_have_text("tok0 tok1 tok2")
-    chat.see("done", "running")
-    expect(chat.page.get_by_role("status").filter(has_text="fast is writing.")).to_be_attached()
-    expect(chat.page.get_by_role("button", name="Stop")).to_be_visible()
 
 
 def test_streamed_text_is_the_text_a_reload_shows(chat: Chat, complaints: list[str]) -> None:
@@ -62,19 +44,6 @@ def test_streamed_text_is_the_text_a_reload_shows(chat: Chat, complaints: list[s
     assert "owned" not in chat.page.title()
 
 
-def test_enter_sends_and_shift_enter_breaks_the_line(chat: Chat, complaints: list[str]) -> None:
-    chat.begin("Hello")
-    chat.box.press_sequentially("one")
-    chat.box.press("Shift+Enter")
-    chat.box.press_sequentially("two")
-    expect(chat.box).to_have_value("one\ntwo")
-    chat.box.press("Enter")
-    chat.see("done", "done")
-    expect(chat.page.locator(".prompt .text").last).to_have_text("one\ntwo", use_inner_text=True)
-    expect(chat.box).to_have_value("")
-    expect(chat.box).to_be_focused()
-
-
 def test_enter_in_an_empty_box_sends_nothing(chat: Chat, complaints: list[str]) -> None:
     chat.begin("Hello")
     chat.see("done")
@@ -82,15 +51,6 @@ def test_enter_in_an_empty_box_sends_nothing(chat: Chat, complaints: list[str]) 
     chat.say("Something")
     chat.see("done", "done")
     expect(chat.replies.last).to_have_text("Something")
-
-
-def test_stop_keeps_what_was_written(chat: Chat, complaints: list[str]) -> None:
-    chat.begin("/hang after 3")
-    expect(chat.replies).to_have_text("tok0 tok1 tok2")
-    chat.page.get_by_role("button", name="Stop").click()
-    chat.see("stopped")
-    expect(chat.replies).to_have_text("tok0 tok1 tok2")
-    expect(chat.page.get_by_role("button", name="Send")).to_be_visible()
 
 
 def test_escape_closes_a_menu_first_and_then_stops_the_reply(chat: Chat, complaints: list[str]) -> None:
@@ -140,17 +100,6 @@ def test_what_is_typed_while_a_reply_runs_stays_and_can_be_sent_after_it(chat: C
     expect(chat.box).to_be_focused()
     chat.page.get_by_role("button", name="Send").click()
     chat.see("done", "done")
-
-
-def test_a_draft_outlives_a_reload(chat: Chat, complaints: list[str]) -> None:
-    chat.begin("Hello")
-    chat.box.fill("half a thought")
-    chat.page.reload()
-    expect(chat.box).to_have_value("half a thought")
-    chat.say("a whole thought")
-    chat.see("done", "done")
-    chat.page.reload()
-    expect(chat.box).to_have_value("")
 
 
 def test_a_draft_is_kept_on_the_server_until_it_is_sent(
@@ -204,35 +153,6 @@ def test_code_and_replies_are_copied_as_they_were_written(chat: Chat, complaints
     whole.click()
     expect(whole).to_have_text("Copied")
     assert chat.page.evaluate("navigator.clipboard.readText()") == "**two**\n```py\nx = '<b>'\n```"
-
-
-def test_everything_can_be_reached_by_key(chat: Chat, complaints: list[str]) -> None:
-    chat.begin("Hello")
-    chat.see("done")
-    keys, page = chat.page.keyboard, chat.page
-    expect(chat.box).to_be_focused()
-    keys.press("?")
-    expect(chat.box).to_have_value("?")
-    chat.box.fill("")
-    keys.press("Control+Shift+M")
-    expect(page.get_by_role("radio", name="Smart")).to_be_visible()
-    expect(page.get_by_role("radio", name="Fast")).to_be_focused()
-    keys.press("ArrowDown")
-    keys.press("Enter")
-    expect(page.locator("[data-current-model]")).to_have_text("smart")
-    keys.press("Control+k")
-    expect(page.get_by_role("searchbox")).to_be_focused()
-    page.locator(".scroller").focus()
-    keys.press("?")
-    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
-    keys.press("Escape")
-    expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
-    page.locator(".scroller").focus()
-    keys.press("/")
-    expect(chat.box).to_be_focused()
-    keys.press("Control+Shift+O")
-    page.wait_for_url(chat.server.url + "/")
-    expect(chat.box).to_be_focused()
 
 
 def test_a_reload_in_the_middle_shows_everything_once_and_goes_on(chat: Chat, complaints: list[str]) -> None:

@@ -1,49 +1,10 @@
 """Refusals: they say why, count down, and never take what was typed."""
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Chat
-from tests.web.running import SETTINGS, Server, a_server
-
-
-@pytest.fixture(scope="module")
-def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that takes three prompts from this address, and the next in half an hour."""
-    settings = re.sub(r"\nturns = .*", '\nturns = "2/h burst 3"', SETTINGS)
-    with a_server(tmp_path_factory.mktemp("strict"), settings) as running:
-        yield running
-
-
-def test_a_prompt_over_the_limit_stays_in_the_box_and_on_the_page_without_javascript(
-    chat: Chat, plain: Chat, strict_server: Server, complaints: list[str]
-) -> None:
-    chat.server = plain.server = strict_server
-    chat.begin("one")
-    chat.say("two")
-    chat.see("done", "done")
-    plain.begin("three")
-    expect(plain.page.get_by_role("button", name="Send")).to_be_visible()
-
-    chat.say("over\nthe limit")
-    expect(chat.notice).to_have_attribute("data-code", "rate_limited")
-    expect(chat.notice).to_contain_text("Too many messages")
-    expect(chat.box).to_have_value("over\nthe limit")
-    chat.see("done", "done")
-    first = chat.page.locator("[data-countdown]").inner_text()
-    expect(chat.page.locator("[data-countdown]")).not_to_have_text(first)
-
-    plain.box.fill("also over\nthe <limit>")
-    plain.page.get_by_role("button", name="Send").click()
-    expect(plain.page.get_by_role("alert")).to_contain_text("Try again in")
-    expect(plain.page.get_by_label("What you wrote is still here")).to_have_value("also over\nthe <limit>")
-    plain.page.get_by_role("button", name="Send again").click()
-    expect(plain.page.get_by_label("What you wrote is still here")).to_have_value("also over\nthe <limit>")
-    plain.page.get_by_role("link", name="Back to the session").click()
-    expect(plain.turns).to_have_count(1)
 
 
 def test_a_prompt_sent_while_a_reply_runs_stays_in_the_box(chat: Chat, complaints: list[str]) -> None:
@@ -123,3 +84,12 @@ def test_a_closed_session_can_be_read_and_says_what_to_do_next(chat: Chat, compl
     chat.see("done")
     chat.page.get_by_role("button", name="Go on in a copy").last.click()
     expect(chat.box).to_be_focused()
+
+
+def test_a_wrong_password_gives_the_name_back(plain: Chat) -> None:
+    plain.page.goto(f"{plain.server.url}/login")
+    plain.page.get_by_label("Name").fill("nobody")
+    plain.page.get_by_label("Password").fill("wrong and wrong")
+    plain.page.get_by_role("button", name="Sign in").click()
+    expect(plain.page.get_by_role("alert")).to_be_visible()
+    expect(plain.page.get_by_label("Name")).to_have_value("nobody")

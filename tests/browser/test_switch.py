@@ -8,20 +8,6 @@ from tests.browser.conftest import Chat, sign_in
 from tests.web.wire import SOON
 
 
-def test_an_owner_switches_and_the_next_reply_comes_from_the_new_model(chat: Chat, complaints: list[str]) -> None:
-    chat.begin("Hello")
-    chat.see("done")
-    chat.page.locator("summary.model").click()
-    chat.page.locator(".picker [value=smart]").check()
-    chat.page.get_by_role("button", name="Switch").click()
-    expect(chat.page.locator("[data-current-model]")).to_have_text("smart")
-    expect(chat.page.locator("[data-model-reason]")).to_have_text("Chosen by you.")
-    expect(chat.notice).to_contain_text("Now on smart.")
-    chat.say("Who are you?")
-    chat.see("done", "done")
-    expect(chat.page.locator(".reply-model")).to_have_text(["fast", "smart"])
-
-
 def test_a_switch_by_an_admin_shows_on_the_owners_open_page_within_a_second(
     chat: Chat, open_chat: Callable[..., Chat], admin_token: str, complaints: list[str]
 ) -> None:
