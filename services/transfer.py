@@ -25,8 +25,8 @@ from services.reads import require_owner
 from services.session_service import SessionService
 
 FORMAT = "turnkeeper-sessions/1"
-#: turns that are read at once
-PAGE_TURNS = 100
+#: turns that are read at once: long ones are held in memory for as long as a reader takes none of them
+PAGE_TURNS = 20
 PAGE_SESSIONS = 200
 #: in one file, the latest ones
 MOST_SESSIONS = 100_000
@@ -187,8 +187,9 @@ class Transfer:
             yield (b"\n" if first else b",\n") + msgspec.json.encode(SessionRecord.of(live)).removesuffix(b"]}")
             first, before = False, b"\n"
             async for turns in self._all_turns(live, db_session):
-                yield before + b",\n".join(map(msgspec.json.encode, turns))
-                before = b",\n"
+                for turn in turns:
+                    yield before + msgspec.json.encode(turn)
+                    before = b",\n"
             yield b"]}"
         yield b"\n]}\n"
 
@@ -208,7 +209,8 @@ class Transfer:
             shown = 0
             async for turns in self._transcript(live, db_session):
                 shown += len(turns)
-                yield "".join(map(_read, turns)).encode()
+                for turn in turns:
+                    yield _read(turn).encode()
             if branches := live.row.turn_count - shown:
                 yield f"\nLeft out: {branches} on other branches.\n".encode()
 

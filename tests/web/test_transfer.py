@@ -1,12 +1,17 @@
 """Sessions as files over the wire: what is downloaded goes in again, from scripts and from plain forms."""
 
 import json
+import socket
+import time
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
+from services.readers import ASK_SECONDS
+from tests.web.people import PASSWORD
 from tests.web.running import Server, a_server
 from tests.web.wire import (
     ABSENT,
@@ -228,3 +233,44 @@ def test_an_export_that_nobody_takes_holds_up_nobody(tmp_path_factory: pytest.Te
         with client.stream("GET", f"/session/{session_id}/export") as answer:
             assert next(answer.iter_raw())
         assert chat(client, "still there")["state"] == "done"
+
+
+def test_O4_an_export_ends_with_the_right_of_who_reads_it(server: Server, ada: httpx.Client) -> None:
+    name = f"reader-{uuid4().hex[:8]}"
+    made = ada.post("/admin/accounts", json={"name": name, "password": PASSWORD})
+    assert made.status_code == 201
+    told = ada.post("/account/tokens", json={"name": "export", "account": name}).json()
+    turn = {
+        "id": ABSENT, "parent_id": None, "prompt": "x", "reply": "y" * 100_000, "model": "fast", "state": "done",
+        "error_code": None, "error_detail": None, "prompt_tokens": 1, "reply_tokens": 1, "estimated": True,
+        "cost_nanos": 0, "context_left_out": 0, "created_at": "2026-05-04T12:00:00Z", "first_text_at": None,
+        "ended_at": "2026-05-04T12:00:01Z", "copied_from": None,
+    }  # fmt: skip
+    session = {
+        "id": ABSENT, "title": "long", "opening": "", "instructions": "", "origin": "page", "state": "active",
+        "last_model": None, "created_at": "2026-05-04T12:00:00Z", "last_activity_at": "2026-05-04T12:00:00Z",
+        "head_id": None, "turns": [turn | {"id": str(uuid4())} for _ in range(150)],
+    }  # fmt: skip
+    file = {"format": "turnkeeper-sessions/1", "exported_at": "2026-05-04T12:00:00Z", "sessions": [session]}
+    with server.script(told["token"]) as script:
+        assert script.post("/session/import", json=file).status_code == 201
+        whole = len(script.get("/session/export").content)
+        assert whole > 15_000_000  # more than the kernel keeps for a reader who does not read
+
+    def read(meanwhile: Callable[[], object]) -> int:
+        """How much a slow reader gets."""
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", server.port))
+            who = f"Authorization: Bearer {told['token']}\r\nConnection: close\r\n"
+            reader.sendall(f"GET /session/export HTTP/1.1\r\nHost: 127.0.0.1\r\n{who}\r\n".encode())
+            got = len(reader.recv(1000))
+            meanwhile()
+            time.sleep(ASK_SECONDS)
+            while piece := reader.recv(1_000_000):
+                got += len(piece)
+            return got
+
+    assert read(lambda: None) > whole
+    revoked = {"token_id": told["tokens"][0]["id"]}
+    assert read(lambda: ada.post("/account/tokens/revoke", json=revoked).raise_for_status()) < whole
