@@ -221,8 +221,10 @@ class Accounts:
     async def _new_account(self, name: str, password: str, role: Literal["user", "admin"], group: str = "") -> Account:
         """An account not yet written: hashing takes a while, and no transaction waits for it. Raises InvalidRequest."""
         name = name.strip()
-        if not name or len(name) > 80 or not name.isprintable() or name.startswith("guest-"):
-            raise InvalidRequest("A name has 1 to 80 characters and does not begin with “guest-”.", field="name")
+        if not name or len(name) > 80 or not name.isprintable():
+            raise InvalidRequest("A name has 1 to 80 characters, all of them visible.", field="name")
+        if name.casefold() == SYSTEM.name or name.casefold().startswith("guest-"):
+            raise InvalidRequest("“system” and what begins with “guest-” are nobody's name.", field="name")
         return Account(
             id=new_id(),
             name=name,

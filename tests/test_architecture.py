@@ -162,3 +162,14 @@ def test_sql_is_never_formatted_from_values() -> None:
     for layer in ("services", "web"):
         for path in modules(layer):
             assert not re.search(r"f\"[^\"]*\b(SELECT|INSERT|UPDATE|DELETE)\b ", path.read_text()), path
+
+
+def test_every_dependency_is_pinned_with_its_hash() -> None:
+    """And no host stands beside it: where packages come from is for whoever installs them to say."""
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        lock = (ROOT / name).read_text()
+        pinned = re.findall(
+            r"^([\w.-]+)==\S+(?: ; [^\\\n]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock, re.M
+        )
+        assert len(pinned) == len(re.findall(r"^\w", lock, re.M)) > 10, name
+        assert "://" not in lock, name

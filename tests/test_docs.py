@@ -443,6 +443,23 @@ def test_every_make_target_in_the_docs_is_there() -> None:
     assert named <= targets
 
 
+# ---------------------------------------------------------------- security
+
+
+def test_everything_that_is_tried_against_security_has_its_tests() -> None:
+    page = read("docs/security.md")
+    rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", page, re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 53))
+    for number, cell in rows:
+        named = 0
+        for line in cell.split("<br>"):
+            file, *tests = spans(line)
+            there = set(re.findall(r"^(?:async )?def (test_\w+)", read(f"tests/{file}"), re.M))
+            assert tests and set(tests) <= there, f"{number}: {file} has no {set(tests) - there}"
+            named += len(tests)
+        assert named, number
+
+
 # ---------------------------------------------------------------- links
 
 

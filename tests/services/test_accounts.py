@@ -235,6 +235,9 @@ async def test_names_and_passwords_that_cannot_be_are_refused(
         ("a\nb", PASSWORD),
         ("a\0b", PASSWORD),
         ("guest-1", PASSWORD),
+        ("Guest-1", PASSWORD),
+        ("System", PASSWORD),  # what the journal calls the command line
+        ("a\u202eb", PASSWORD),
         ("ann", "short"),
         ("ann", "Password123"),
         ("ann", "x" * 1001),
