@@ -42,8 +42,20 @@ class Once:
         cls, verb: str, key: str | None, content: object, actor: Actor, now: datetime, db_session: DbSession
     ) -> str:
         """What this very request was answered under its key, or nothing: before what cannot be done twice."""
-        row = await db_session.find_key(actor.id, verb, key, now - KEPT) if checked_key(key) and key else None
-        return str(row.answer) if row is not None and row.fingerprint == _fingerprint(content) else ""
+        row = await cls._find(verb, key, actor, now, db_session)
+        return row.answer if row is not None and row.fingerprint == _fingerprint(content) else ""
+
+    @classmethod
+    async def is_done(cls, verb: str, key: str | None, actor: Actor, now: datetime, db_session: DbSession) -> bool:
+        """Whether anything was done under a key, whatever was asked."""
+        return await cls._find(verb, key, actor, now, db_session) is not None
+
+    @classmethod
+    async def _find(
+        cls, verb: str, key: str | None, actor: Actor, now: datetime, db_session: DbSession
+    ) -> Idempotency | None:
+        """The row of a key that is still remembered."""
+        return await db_session.find_key(actor.id, verb, key, now - KEPT) if checked_key(key) and key else None
 
     async def remember(self, answer: str) -> None:
         """Keep what was done, in the same transaction."""

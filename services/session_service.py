@@ -41,6 +41,7 @@ from services.errors import (
     VersionConflict,
 )
 from services.event_bus import EventBus, Hint
+from services.idempotency import Once
 from services.inspection import Inspection
 from services.outcomes import (
     BegunTurn,
@@ -596,13 +597,21 @@ class SessionService:
                     await self._record("turn_chosen", session, actor, db_session, turn=turn)
                 return turn
 
-    async def keep_draft(self, session_id: UUID, text: str, db_session: DbSession, *, actor: Actor) -> None:
-        """Keep what is typed in a session and not sent; nothing is journalled. Raises NotFound, Forbidden."""
+    async def keep_draft(
+        self, session_id: UUID, text: str, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> None:
+        """Keep what is typed in a session, if no turn was begun under its `key` meanwhile; nothing is journalled.
+
+        Raises NotFound, Forbidden.
+        """
         async with self.units.refusing("keep_draft", actor, db_session):
             text = checked_draft(text)
         async with self.units.writing(db_session, actor=actor, verb="keep_draft"):
-            session = await self.access.require(session_id, db_session, actor)
+            # Locked: a message that is on its way is sent before this, or takes away what this keeps.
+            session = await self.access.require(session_id, db_session, actor, lock=True)
             self._may_write(session, actor)
+            if await Once.is_done("begin_turn", key, actor, self.now(), db_session):
+                return
             await (db_session.keep_draft(session.id, text, self.now()) if text else db_session.drop_draft(session.id))
 
     # ------------------------------------------------------------ upkeep

@@ -141,6 +141,26 @@ def test_a_message_on_its_way_is_no_draft(chat: Chat, open_chat: Callable[..., C
     expect(other.box).to_have_value("")
 
 
+def test_a_draft_that_was_on_its_way_when_its_message_was_sent_does_not_come_back(
+    chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
+) -> None:
+    url = chat.begin("Hello")
+    chat.see("done")
+    held: list[Route] = []
+    chat.page.route("**/draft", lambda route: held.append(route))
+    with chat.page.expect_request("**/draft"):
+        chat.box.press_sequentially("half a thought")
+    chat.say("a whole thought")
+    chat.see("done", "done")
+    with chat.page.expect_response("**/draft") as late:
+        held[0].continue_()
+    assert late.value.status == 204
+    other = open_chat(storage_state=chat.page.context.storage_state())
+    other.page.goto(url)
+    other.see("done", "done")
+    expect(other.box).to_have_value("")
+
+
 def test_code_and_replies_are_copied_as_they_were_written(chat: Chat, complaints: list[str]) -> None:
     chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.begin("Hello")

@@ -221,7 +221,7 @@ async def rename_session(
     "/session/{session_id:uuid}/draft",
     status_code=200,
     dependencies={"form": reads(KeepDraft)},
-    # Twice the same text is once by itself; the key in the composer is that of the message it will be.
+    # Twice the same text is once by itself; the key is that of the message it will be.
     opt={"answers": None, "status": 204, "once": True},
 )
 async def keep_draft(
@@ -233,7 +233,7 @@ async def keep_draft(
     actor: Who,
 ) -> Response[Any]:
     """Keep what is typed and not sent yet; an empty text takes it away."""
-    await sessions.keep_draft(session_id, form.prompt, db_session, actor=actor)
+    await sessions.keep_draft(session_id, form.prompt, db_session, actor=actor, key=request.state.key)
     if wants(request) == "fragment":
         return Response(None, status_code=204)
     return answer(request, None, None, location=f"/session/{session_id}")
