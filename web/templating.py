@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +28,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.filters.update(age=age, ago=ago, by_day=by_day, left=left, tightest=tightest_first, tokens=tokens, words=words)
+    made.filters.update(
+        age=age, ago=ago, by_day=by_day, day=day, left=left, tightest=tightest_first, tokens=tokens, words=words
+    )
     return made
 
 
@@ -64,6 +66,11 @@ def by_day(sessions: Iterable[Any]) -> list[tuple[str, list[Any]]]:
         return next((name for end, name in spans if days < end), "Earlier")
 
     return [(name, list(ones)) for name, ones in groupby(sessions, day)]
+
+
+def day(one: date | str) -> str:
+    """A day for people: Wed 25 Nov."""
+    return f"{date.fromisoformat(str(one)):%a %-d %b}"
 
 
 def age(at: datetime) -> str:
