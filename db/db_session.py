@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -42,6 +42,8 @@ __all__ = [
     "Conflict",
     "DatabaseUnavailable",
     "DbSession",
+    "Piece",
+    "Written",
     "changes_between",
     "first_id",
     "new_id",
@@ -67,6 +69,24 @@ GIVEN_SESSIONS = 1000
 
 #: how many sessions one look goes through, where it cannot be said beforehand how many are meant
 LOOKED_ROWS = 10_000
+
+
+class Piece(NamedTuple):
+    """Text that was added to a running turn."""
+
+    session_id: UUID
+    turn_id: UUID
+    #: characters of its reply, or of its reasoning, before this text
+    start: int
+    text: str
+    reasoning: bool = False
+
+
+class Written(NamedTuple):
+    """What a turn has written so far."""
+
+    reply: str = ""
+    reasoning: str = ""
 
 
 def new_id() -> UUID:
@@ -594,12 +614,12 @@ class DbSession:
     async def list_figures(
         self, session_ids: Sequence[UUID], now: datetime
     ) -> dict[UUID, tuple[UUID, str, datetime, datetime | None, int]]:
-        """{session id: (turn, model, begun, first text, characters but for the last piece)} of what runs."""
+        """{session id: (turn, model, begun, first text, characters but for the last pieces)} of what runs."""
         if not session_ids:
             return {}
         rows = await Turn.raw(
             "SELECT session_id, id, model, created_at, first_text_at, "  # noqa: S608
-            "COALESCE((SELECT MAX(start) FROM turn_piece WHERE turn_piece.turn_id = turn.id), 0) AS characters "
+            f"{_begins_last('FALSE')} + {_begins_last('TRUE')} AS characters "
             f"FROM turn WHERE session_id IN ({_marks(session_ids)}) AND state = 'running' AND lease_until > {{}}",
             *session_ids,
             now,
@@ -764,40 +784,58 @@ class DbSession:
         )
         return {row["id"] for row in rows}
 
-    async def add_pieces(self, pieces: Sequence[tuple[UUID, int, str]], now: datetime) -> None:
-        """Append text to running turns: (turn, start, text)."""
-        values = ", ".join(["({}, {}, {})"] * len(pieces))
+    async def add_pieces(self, pieces: Sequence[Piece], now: datetime) -> None:
+        """Append text to running turns."""
+        values = ", ".join(["({}, {}, {}, {})"] * len(pieces))
         await TurnPiece.raw(
             # Again after a commit whose acknowledgement was lost: the same place, the same text or more of it.
-            f"INSERT INTO turn_piece (turn_id, start, text) VALUES {values} "  # noqa: S608
-            "ON CONFLICT (turn_id, start) DO UPDATE SET text = excluded.text",
-            *(value for piece in pieces for value in piece),
+            f"INSERT INTO turn_piece (turn_id, reasoning, start, text) VALUES {values} "  # noqa: S608
+            "ON CONFLICT (turn_id, reasoning, start) DO UPDATE SET text = excluded.text",
+            *(value for piece in pieces for value in (piece.turn_id, piece.reasoning, piece.start, piece.text)),
         )
-        if begun := [turn_id for turn_id, start, _ in pieces if start == 0]:
-            await Turn.update({Turn.first_text_at: now}).where(Turn.id.is_in(begun), Turn.first_text_at.is_null())
+        replying = {piece.turn_id for piece in pieces if not (piece.start or piece.reasoning)}
+        thinking = {piece.turn_id for piece in pieces if piece.reasoning and not piece.start} - replying
+        # Each row once: of one that is written twice PostgreSQL locks the session too, which comes before turns.
+        if replying:
+            await Turn.raw(
+                "UPDATE turn SET first_text_at = COALESCE(first_text_at, {}), first_reply_at = {} "  # noqa: S608
+                f"WHERE id IN ({_marks([*replying])}) AND first_reply_at IS NULL",
+                now,
+                now,
+                *replying,
+            )
+        if thinking:
+            begun = Turn.update({Turn.first_text_at: now}).where(Turn.id.is_in([*thinking]))
+            await begun.where(Turn.first_text_at.is_null())
 
-    async def list_pieces(self, turn_id: UUID, end_after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
-        """(start, text) in order, from the piece that holds the character `end_after` on."""
+    async def list_pieces(
+        self, turn_id: UUID, end_after: int = 0, limit: int = 1000, *, reasoning: bool = False
+    ) -> list[tuple[int, str]]:
+        """(start, text) of the reply, or of the reasoning, from the piece that holds the character `end_after` on."""
         rows = await TurnPiece.raw(
-            "SELECT start, text FROM turn_piece WHERE turn_id = {} AND start >= COALESCE("
-            "(SELECT MAX(start) FROM turn_piece WHERE turn_id = {} AND start <= {}), 0) ORDER BY start LIMIT {}",
+            "SELECT start, text FROM turn_piece WHERE turn_id = {} AND reasoning = {} AND start >= COALESCE("
+            "(SELECT MAX(start) FROM turn_piece WHERE turn_id = {} AND reasoning = {} AND start <= {}), 0) "
+            "ORDER BY start LIMIT {}",
             turn_id,
+            reasoning,
             turn_id,
+            reasoning,
             end_after,
             limit,
         )
         return [(row["start"], row["text"]) for row in rows]
 
-    async def text_of(self, turn_id: UUID) -> str:
+    async def text_of(self, turn_id: UUID) -> Written:
         """The whole text of a running turn so far."""
         # Joined where it lies: a row for each of very many pieces would weigh a hundred times what the text does.
         joined = "STRING_AGG(text, '' ORDER BY start)" if self._postgres else "GROUP_CONCAT(text, '')"
-        rows = await TurnPiece.raw(
-            f"SELECT {joined} AS text FROM (SELECT start, text FROM turn_piece WHERE turn_id = {{}} ORDER BY start) "  # noqa: S608
-            "AS pieces",
-            turn_id,
+        reply, reasoning = (
+            f"(SELECT {joined} FROM (SELECT start, text FROM turn_piece "  # noqa: S608
+            f"WHERE turn_id = {{}} AND reasoning = {of} ORDER BY start) AS pieces)"
+            for of in ("FALSE", "TRUE")
         )
-        return rows[0]["text"] or ""
+        (row,) = await TurnPiece.raw(f"SELECT {reply} AS reply, {reasoning} AS reasoning", turn_id, turn_id)
+        return Written(row["reply"] or "", row["reasoning"] or "")
 
     async def delete_pieces(self, turn_id: UUID) -> None:
         await TurnPiece.delete().where(TurnPiece.turn_id == turn_id)
@@ -1158,6 +1196,12 @@ def _pairs(table: type[Table]) -> str:
 def _living(now: datetime, used_after: datetime) -> tuple[Any, ...]:
     """A condition on login: neither revoked nor over, by age or for want of use."""
     return Login.revoked_at.is_null(), Login.expires_at > now, Login.last_used_at > used_after
+
+
+def _begins_last(reasoning: str) -> str:
+    """Where the last piece of the reply, or of the reasoning, of a turn begins; 0 where there is none."""
+    newest = "SELECT MAX(start) FROM turn_piece WHERE turn_piece.turn_id = turn.id AND turn_piece.reasoning"
+    return f"COALESCE(({newest} = {reasoning}), 0)"
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -124,8 +124,14 @@ class Turn(Table, tablename="turn"):
     prompt = Text()
     #: NULL while it runs: the text is then in `turn_piece`
     reply = Text(null=True, default=None)
+    #: what the model thought aloud; no part of the reply, and never told to a model again. Empty while it runs
+    reasoning = Text(default="")
     #: the catalogue id of the model really called; empty where a client told the turn and no model is known
     model = Text()
+    #: why that model: session · default · replacement · fallback · asked (for this turn alone); empty where nobody says
+    model_source = Text(default="")
+    #: the same as a sentence, of the moment when the turn was begun
+    model_reason = Text(default="")
     #: running · done · stopped · failed · interrupted
     state = Text()
     error_code = Text(null=True, default=None)
@@ -144,15 +150,20 @@ class Turn(Table, tablename="turn"):
     lease_owner = UUID(default=None)
     lease_until = Timestamptz(default=None)
     created_at = Timestamptz(default=None)
+    #: when the first text was stored, reasoning or reply
     first_text_at = Timestamptz(null=True, default=None)
+    #: when the reply itself began
+    first_reply_at = Timestamptz(null=True, default=None)
     ended_at = Timestamptz(null=True, default=None)
 
 
 class TurnPiece(Table, tablename="turn_piece"):
-    """Text of a running turn; the key is (turn_id, start). Gone once `turn.reply` holds the whole."""
+    """Text of a running turn; the key is (turn_id, reasoning, start). Gone once the turn itself holds the whole."""
 
     turn_id = UUID(primary_key=True, default=None)
-    #: characters of the reply before this piece
+    #: of its reasoning, and not of its reply
+    reasoning = Boolean(default=False)
+    #: characters of the same before this piece
     start = Integer(default=0)
     text = Text()
 

@@ -192,7 +192,7 @@ class Admission:
         """Tokens and nano-money of turns whose worker is gone and whose end nobody has written down yet."""
         tokens = nanos = 0
         for turn in await db_session.list_lapsed_turns_of(owner_id, self.now()):
-            written = tokens_of(await db_session.text_of(turn.id))
+            written = sum(map(tokens_of, await db_session.text_of(turn.id)))
             tokens += turn.prompt_tokens + written
             nanos += rules.catalogue.cost_nanos(turn.model, turn.prompt_tokens, written)
         return tokens, nanos

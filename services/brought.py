@@ -24,10 +24,14 @@ class BroughtTurn(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: str
     reply: str
+    reasoning: str = ""
     #: the place of the turn before it among those brought; None for a first one
     after: int | None
     #: as it was called there; empty where nobody says
     model: str = ""
+    #: why that one, as a word and as a sentence
+    model_source: str = ""
+    model_reason: str = ""
     state: End = "done"
     error_code: str | None = None
     error_detail: str | None = None
@@ -39,6 +43,7 @@ class BroughtTurn(msgspec.Struct, frozen=True, kw_only=True):
     #: None for now
     created_at: datetime | None = None
     first_text_at: datetime | None = None
+    first_reply_at: datetime | None = None
     ended_at: datetime | None = None
     copied_from: UUID = TOLD
 
@@ -74,7 +79,11 @@ class Brought(msgspec.Struct, frozen=True, kw_only=True):
         for turn in self.turns:
             _check(turn.prompt, PROMPT_CHARACTERS, "prompt")
             _check(turn.reply, REPLY_CHARACTERS, "reply")
-            for text in (turn.model, turn.error_code or "", turn.error_detail or ""):
+            _check(turn.reasoning, REPLY_CHARACTERS, "reasoning")
+            for text in (
+                *(turn.model, turn.model_source, turn.model_reason),
+                *(turn.error_code or "", turn.error_detail or ""),
+            ):
                 storable(text)
 
 

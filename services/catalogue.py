@@ -86,7 +86,7 @@ class CurrentModel(msgspec.Struct, frozen=True):
 
     #: None where nothing is usable
     id: str | None
-    #: session · replacement · fallback · default · none
+    #: session · replacement · fallback · default · none; of a turn also asked: named with the message
     source: str
     usable: bool
     #: a sentence

@@ -21,11 +21,12 @@ class Hint(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """Something was committed in a session."""
 
     session_id: UUID
-    #: session · turn_begun · text · turn_ended · more (text too long to carry) · missed (hints were lost: look);
+    #: session · turn_begun · text · reasoning · turn_ended · more (text too long to carry) · missed (hints were lost);
     #: of a provider, whose id is in `text`: up · down
     kind: str
     turn_id: UUID | None = None
-    #: characters of the reply before `text`; of a provider when it was found out, in microseconds since 1970
+    #: characters of the reply, or of the reasoning, before `text`; of a provider when it was found out, in microseconds
+    #: since 1970
     offset: int = 0
     text: str = ""
 

@@ -18,6 +18,8 @@ from services.rules import Rules
 OWN = "Your default model"
 #: the reason of a session's own model, until the journal tells more
 CHOSEN = "Chosen for this session."
+#: the reason of a turn's model that was named with its message
+ASKED = "Asked for with this message."
 #: the reasons of switches that nobody asked for
 BY_ITSELF = {
     "default": "Kept since the first reply; it was the default.",

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Written
 from db.tables import Journal, Turn
 from services.actor import Actor
 from services.errors import Forbidden, NotFound
@@ -25,7 +25,7 @@ class Transcript(msgspec.Struct, frozen=True):
 
     turns: list[Turn]
     #: what the running turn among them has written so far
-    text: str
+    written: Written
     #: the last turn of the part before; None at the beginning
     earlier: UUID | None
 
@@ -44,10 +44,10 @@ class Reads:
         turns = await db_session.list_path(last or session.row.head_id, limit)
         if (last is not None and not turns) or any(turn.session_id != session.row.id for turn in turns):
             raise NotFound("There is no such turn.")
-        text = ""
+        written = Written()
         if turns:
-            turns[-1], text = await self._so_far(turns[-1], db_session)
-        return Transcript(turns, text, turns[0].parent_id if turns else None)
+            turns[-1], written = await self._so_far(turns[-1], db_session)
+        return Transcript(turns, written, turns[0].parent_id if turns else None)
 
     async def ways(
         self, session: LiveSession, turns: Sequence[Turn], db_session: DbSession, *, actor: Actor
@@ -99,16 +99,16 @@ class Reads:
             raise NotFound("There is no such turn.") from error
         return turn
 
-    async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, str]:
+    async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, Written]:
         """A turn, and what it has written so far while it runs. Raises NotFound, Forbidden."""
         return await self._so_far(await self.require_turn(turn_id, db_session, actor=actor), db_session)
 
-    async def _so_far(self, turn: Turn, db_session: DbSession) -> tuple[Turn, str]:
+    async def _so_far(self, turn: Turn, db_session: DbSession) -> tuple[Turn, Written]:
         """A turn with what it has written while it runs. Where there is nothing of that it may have ended just now."""
-        text = await db_session.text_of(turn.id) if turn.reply is None else ""
-        if turn.reply is None and not text:
+        written = await db_session.text_of(turn.id) if turn.reply is None else Written()
+        if turn.reply is None and not any(written):
             turn = await db_session.find_turn(turn.id) or turn
-        return turn, text
+        return turn, written
 
     async def _may_read(self, session: LiveSession, db_session: DbSession, actor: Actor) -> None:
         """Raise Forbidden unless it is the actor's own, or was opened by the actor."""

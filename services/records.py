@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.tables import Session, Turn
 from services.actor import Actor
 from services.event_bus import EventBus, Hint
@@ -35,6 +35,12 @@ async def record(
         to_value=to,
         version=session.version,
     )
+
+
+def told_of(piece: Piece) -> Hint:
+    """The hint that follows text."""
+    kind = "reasoning" if piece.reasoning else "text"
+    return Hint(piece.session_id, kind, piece.turn_id, piece.start, piece.text)
 
 
 def publish(bus: EventBus, hint: Hint, db_session: DbSession) -> None:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from db.db_session import DbSession, new_id, snapshot
+from db.db_session import DbSession, Piece, new_id, snapshot
 from db.tables import Session, Turn
 from services.access import Access
 from services.actor import SYSTEM, Actor
@@ -43,6 +43,7 @@ from services.errors import (
 from services.event_bus import EventBus, Hint
 from services.idempotency import Once
 from services.inspection import Inspection
+from services.model_rule import ASKED
 from services.outcomes import (
     BegunTurn,
     End,
@@ -65,7 +66,7 @@ from services.policies import (
     Allowance,
     tightest_first,
 )
-from services.records import publish, record
+from services.records import publish, record, told_of
 from services.rules import Rules
 from services.standing import Standing, account_of, state_of
 from services.text import (
@@ -77,7 +78,7 @@ from services.text import (
     storable,
     title_of,
 )
-from services.turns import LEASE, Turns
+from services.turns import LEASE, Tail, Turns
 from services.unit_of_work import UnitOfWork
 from services.upkeep import Upkeep
 
@@ -523,16 +524,16 @@ class SessionService:
         """Ask something else in the same place, as a sibling turn. Raises as begin_turn."""
         return await self._beside("edit_turn", turn_id, prompt, db_session, actor, model, key)
 
-    async def append(self, pieces: Sequence[tuple[UUID, UUID, int, str]], db_session: DbSession) -> set[UUID]:
-        """Commit text of this worker's turns: (session, turn, start, text). Returns the turns it still holds."""
+    async def append(self, pieces: Sequence[Piece], db_session: DbSession) -> set[UUID]:
+        """Commit text of this worker's turns. Returns the turns it still holds."""
         async with self.units.writing(db_session):
             now = self.now()
-            held = await db_session.list_held_turns([turn_id for _, turn_id, _, _ in pieces], self.worker, now)
-            ours = [piece for piece in pieces if piece[1] in held]
+            held = await db_session.list_held_turns([*{piece.turn_id for piece in pieces}], self.worker, now)
+            ours = [piece for piece in pieces if piece.turn_id in held]
             if ours:
-                await db_session.add_pieces([piece[1:] for piece in ours], now)
-                for session_id, turn_id, start, text in ours:
-                    self._publish(db_session, Hint(session_id, "text", turn_id, start, text))
+                await db_session.add_pieces(ours, now)
+                for piece in ours:
+                    self._publish(db_session, told_of(piece))
             return held
 
     async def heartbeat(self, turn_ids: Sequence[UUID], db_session: DbSession) -> None:
@@ -560,15 +561,19 @@ class SessionService:
         error: tuple[str, str] | None = None,
         tail: str = "",
         start: int | None = None,
+        thought: str = "",
+        thought_start: int | None = None,
     ) -> Turn:
         """End a turn this worker holds; a late or second end changes nothing.
 
         `tail` is the text not yet appended. It begins `start` characters into the reply; None for where that ends.
+        `thought` and `thought_start` are the same of its reasoning.
         """
         async with self.units.writing(db_session):
             session, turn = await self.access.lock_turn(turn_id, db_session)
             if turn.state == "running" and turn.lease_owner == self.worker and turn.lease_until > self.now():
-                await self.turns.end(session, turn, state, SYSTEM, db_session, usage, error, tail, start)
+                tails = Tail(tail, start), Tail(thought, thought_start)
+                await self.turns.end(session, turn, state, SYSTEM, db_session, usage, error, *tails)
             return turn
 
     async def stop_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> Turn:
@@ -715,17 +720,17 @@ class SessionService:
         """A turn after `parent`. One `beside` another may have a model of its own, which the session does not keep."""
         self._may_write(session, actor)
         rules, asked = await Rules.now(db_session), model
-        entry, reason = await self._callable_model(session, asked, cap, actor, rules, db_session)
+        entry, why = await self._callable_model(session, asked, cap, actor, rules, db_session)
         self._check_version(session, version)
         self._check_idle(await self.turns.running(session, db_session))
         messages, kept = await self._fitting(prompt, parent, entry, session, db_session)
         left_out = parent.depth - kept if parent is not None else 0
-        turn = self.turns.new(session, parent, prompt, entry, messages, left_out)
+        turn = self.turns.new(session, parent, prompt, entry, why, messages, left_out)
         other = entry.id != session.last_model
         switching = other and asked is not None
         allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
         if other and not (beside and asked is not None):
-            await self._put_model(session, entry.id, actor, reason, db_session, turn=turn)
+            await self._put_model(session, entry.id, actor, "" if switching else why.source, db_session, turn=turn)
         await db_session.add(turn)
         session.opening = session.opening or title_of(prompt)
         session.head_id, session.turn_count = turn.id, session.turn_count + 1
@@ -741,23 +746,24 @@ class SessionService:
 
     async def _callable_model(
         self, session: Session, asked: str | None, cap: int, actor: Actor, rules: Rules, db_session: DbSession
-    ) -> tuple[Entry, str]:
-        """The model that a turn calls, with at most `cap` tokens of reply, and why where nobody asked for it.
+    ) -> tuple[Entry, CurrentModel]:
+        """The model that a turn calls, with at most `cap` tokens of reply, and why that one.
 
         Raises UnknownModel, UnusableModel, Forbidden, ModelLocked, NoModelAvailable, ModelUnavailable.
         """
         rule, owner = self.standing.model_rule(rules), await self.standing.owner(session.owner_id, db_session, actor)
         if asked is not None:
             self._may_switch(session, actor, "", None)
-            entry, reason = rule.require(asked, actor, owner.group_name), ""
+            entry = rule.require(asked, actor, owner.group_name)
+            why = CurrentModel(entry.id, "asked", True, ASKED)
         else:
-            current = rule.current(session, owner)
-            entry, reason = rule.usable(current), current.source
+            why = await self.standing.current(session, owner, rules, db_session)
+            entry = rule.usable(why)
         if self.pool.is_up(entry.provider) is False:
             raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
         if cap:
             entry = msgspec.structs.replace(entry, max_reply_tokens=min(cap, entry.max_reply_tokens or cap))
-        return entry, reason
+        return entry, why
 
     async def _check_first(
         self, prompt: str, model: str | None, brought: Brought | None, cap: int, actor: Actor, db_session: DbSession

@@ -10,6 +10,7 @@ import msgspec
 from db.db_session import DbSession
 from db.tables import Account, Journal, Session
 from services.actor import SYSTEM, Actor
+from services.catalogue import CurrentModel
 from services.client_pool import ClientPool
 from services.model_rule import ModelRule, explained
 from services.outcomes import Glance, LiveSession, State
@@ -80,6 +81,11 @@ class Standing:
         if self._rules is None or time.monotonic() - self._rules_at > LATELY_SECONDS:
             self._rules, self._rules_at = await Rules.now(db_session), time.monotonic()
         return self._rules
+
+    async def current(self, session: Session, owner: Account, rules: Rules, db_session: DbSession) -> CurrentModel:
+        """Which model its next turn uses, and why, as the journal tells."""
+        switches = await db_session.list_last_switches([session.id] if session.last_model is not None else [])
+        return explained(self.model_rule(rules).current(session, owner), switches.get(session.id))
 
     async def owner(self, owner_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> Account:
         """The owner's account; an actor that has made nothing yet has no row."""

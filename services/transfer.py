@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Written
 from db.tables import Turn
 from services.actor import SYSTEM, Actor
 from services.brought import Brought, BroughtTurn
@@ -62,12 +62,19 @@ class TurnRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ended_at: Instant | None
     #: the turn it was a copy of already
     copied_from: UUID | None
+    # What files did not hold from the beginning.
+    #: what the model thought aloud before the reply
+    reasoning: str = ""
+    first_reply_at: Instant | None = None
+    #: why that model, as a word and as a sentence
+    model_source: Literal["", "session", "default", "replacement", "fallback", "asked"] = ""
+    model_reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
 
     @classmethod
-    def of(cls, turn: Turn, text: str) -> "TurnRecord":
-        """`text` is what a running turn has written so far."""
+    def of(cls, turn: Turn, written: Written) -> "TurnRecord":
+        """`written` is what a running turn has written so far."""
         facts = {name: getattr(turn, name) for name in cls.__struct_fields__}
-        return cls(**facts | {"reply": text if turn.reply is None else turn.reply})
+        return cls(**facts | (written._asdict() if turn.reply is None else {}))
 
 
 class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,7 +201,7 @@ class Transfer:
         yield b"\n]}\n"
 
     async def as_markdown(self, session_ids: Chosen, db_session: DbSession, *, actor: Actor) -> AsyncIterator[bytes]:
-        """The transcripts to read; branches that are not shown are left out, and said to be.
+        """The transcripts to read, without reasoning; branches that are not shown are left out, and said to be.
 
         Everything that somebody said is quoted, line by line, so that nothing in it can pass for what is around it.
         """
@@ -278,9 +285,9 @@ async def _one_by_one(session_ids: Chosen) -> AsyncIterator[UUID]:
 async def _record(turn: Turn, db_session: DbSession) -> TurnRecord:
     """A turn with its text; one that ends while it is looked at, with all of it."""
     if turn.reply is not None:
-        return TurnRecord.of(turn, "")
-    text = await db_session.text_of(turn.id)
-    return TurnRecord.of(await db_session.find_turn(turn.id) or turn, text)
+        return TurnRecord.of(turn, Written())
+    written = await db_session.text_of(turn.id)
+    return TurnRecord.of(await db_session.find_turn(turn.id) or turn, written)
 
 
 def _checked(document: Document) -> list[Brought]:
@@ -297,8 +304,11 @@ def _brought(turn: TurnRecord, after: int | None) -> BroughtTurn:
     return BroughtTurn(
         prompt=turn.prompt,
         reply=turn.reply,
+        reasoning=turn.reasoning,
         after=after,
         model=turn.model,
+        model_source=turn.model_source,
+        model_reason=turn.model_reason,
         state="interrupted" if turn.state == "running" else turn.state,
         error_code="interrupted" if ran else turn.error_code,
         error_detail="It was still being written when the session was exported." if ran else turn.error_detail,
@@ -309,6 +319,7 @@ def _brought(turn: TurnRecord, after: int | None) -> BroughtTurn:
         context_left_out=turn.context_left_out,
         created_at=_instant(turn.created_at),
         first_text_at=_instant(turn.first_text_at),
+        first_reply_at=_instant(turn.first_reply_at),
         ended_at=_instant(turn.ended_at),
         copied_from=turn.copied_from or turn.id,
     )

@@ -10,7 +10,7 @@ import msgspec
 from db.db_session import DbSession
 from services.actor import Actor, require_admin
 from services.catalogue import Entry
-from services.clients import Ask, ClientError, Message, Text
+from services.clients import Ask, ClientError, Message, Reasoning, Text
 from services.errors import ModelDisabled, UnknownModel
 from services.idempotency import Once
 from services.session_service import SessionService
@@ -74,8 +74,9 @@ class Trials:
                 aclosing(client.stream(Ask(entry.upstream, QUESTION, REPLY_TOKENS))) as pieces,
             ):
                 async for piece in pieces:
-                    if isinstance(piece, Text):
+                    if isinstance(piece, Reasoning | Text):
                         first = first if first is not None else time.monotonic() - began
+                    if isinstance(piece, Text):
                         reply = (reply + piece.text)[:REPLY_CHARACTERS]
         except ClientError as error:
             code, detail = error.code, error.detail

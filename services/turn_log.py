@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from db.db_session import DatabaseUnavailable, DbSession
+from db.db_session import DatabaseUnavailable, DbSession, Written
 from db.tables import Turn
 from services.accounts import Credentials
 from services.actor import Actor
@@ -46,10 +46,21 @@ class Delta(msgspec.Struct, frozen=True):
     turn_id: UUID
     offset: int
     text: str
+    #: where the reader stands after it
+    place: str
+
+
+class Thought(msgspec.Struct, frozen=True):
+    """The same of its reasoning, which is told before the reply where both are there."""
+
+    turn_id: UUID
+    offset: int
+    text: str
+    place: str
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """A turn with its whole reply."""
+    """A turn with its whole text."""
 
     turn: Turn
 
@@ -74,39 +85,53 @@ class Ousted(msgspec.Struct, frozen=True):
     """The reader has opened so many streams that this one gives way; it may come back later."""
 
 
-Event = Begun | Delta | Ended | Changed | Beat | Gone | Ousted
+Event = Begun | Delta | Thought | Ended | Changed | Beat | Gone | Ousted
 
 
 class Position(msgspec.Struct):
-    """Where a reader stands: everything of earlier turns, and `offset` characters of this one."""
+    """Where a reader stands: everything of earlier turns, and of this one so many characters.
+
+    Of its reply they are `offset`, of its reasoning `thought`: the two are counted apart.
+    """
 
     turn_id: UUID | None = None
     offset: int = 0
+    thought: int = 0
     #: the end of the turn has been shown too
     ended: bool = False
     #: the version the reader has seen; None for whatever it is now
     version: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.turn_id}:{'end' if self.ended else self.offset}" if self.turn_id is not None else ""
+        if self.turn_id is None:
+            return ""
+        thought = f":{self.thought}" if self.thought else ""
+        return f"{self.turn_id}:{'end' if self.ended else f'{self.offset}{thought}'}"
 
     @classmethod
     def parse(cls, text: str) -> "Position":
-        """Read `<turn>:<offset>` or `<turn>:end`; what is neither is the beginning."""
-        turn, _, offset = text.partition(":")
+        """Read `<turn>:<offset>`, perhaps with `:<thought>`, or `<turn>:end`; what is neither is the beginning."""
+        turn, _, place = text.partition(":")
         try:
-            if offset == "end":
+            if place == "end":
                 return cls(UUID(turn), ended=True)
-            return cls(UUID(turn), max(0, min(int(offset or 0), MOST)))
+            offset, _, thought = place.partition(":")
+            return cls(UUID(turn), _count(offset), _count(thought))
         except ValueError:
             return cls()
 
     @classmethod
-    def after(cls, turns: Sequence[Turn], text: str) -> "Position":
-        """Behind a transcript that was shown, its running turn as far as `text`."""
+    def after(cls, turns: Sequence[Turn], written: Written) -> "Position":
+        """Behind a transcript that was shown, its running turn as far as it has written."""
         if not turns:
             return cls()
-        return cls(turns[-1].id, len(text)) if turns[-1].reply is None else cls(turns[-1].id, ended=True)
+        if turns[-1].reply is not None:
+            return cls(turns[-1].id, ended=True)
+        return cls(turns[-1].id, len(written.reply), len(written.reasoning))
+
+
+#: the beginning of everything
+START = Position()
 
 
 class TurnLog:
@@ -135,14 +160,23 @@ class TurnLog:
         self.readers.require_room()
 
     async def follow_turn(
-        self, turn: Turn, offset: int, actor: Actor, proof: Credentials | None = None, *, gives_way: bool = True
+        self,
+        turn: Turn,
+        actor: Actor,
+        proof: Credentials | None = None,
+        *,
+        after: Position = START,
+        gives_way: bool = True,
     ) -> AsyncGenerator[Event, None]:
-        """One turn from `offset` to its end, as long as the reader may.
+        """One turn from a position to its end, which is told in any case, as long as the reader may.
 
         What answers the one who began it does not give way to the reader's other streams.
         """
         yield Begun(turn)
-        position = Position(turn.id, offset)
+        position = Position(turn.id)
+        if after.turn_id == turn.id:
+            seen = (MOST, MOST) if after.ended else (after.offset, after.thought)
+            position = Position(turn.id, *seen)
         reader = _Reader(
             self._sessions, self._open_session, turn.session_id, position, actor, self._replaying, only=turn.id
         )
@@ -154,7 +188,7 @@ class TurnLog:
 
     async def await_end(self, turn: Turn, actor: Actor, proof: Credentials | None = None) -> None:
         """Wait until a turn has ended or the server stops. Raises Unauthenticated once the reader may not read it."""
-        async with aclosing(self.follow_turn(turn, 0, actor, proof, gives_way=False)) as events:
+        async with aclosing(self.follow_turn(turn, actor, proof, gives_way=False)) as events:
             async for event in events:
                 if isinstance(event, Gone) and not await self.readers.may_still(actor, proof):
                     raise Unauthenticated()
@@ -232,8 +266,8 @@ class _Reader:
         seen = set()
         for hint in hints:
             if self._joins(hint):
-                for delta in self._deltas(hint.offset, hint.text):
-                    yield delta
+                for news in self._news(hint.offset, hint.text, reasoning=hint.kind == "reasoning"):
+                    yield news
                 continue
             if hint.kind == "missed":
                 continue
@@ -268,16 +302,22 @@ class _Reader:
         return glance.head_id == self._at.turn_id and (self._at.ended or glance.head_id is None)
 
     def _joins(self, hint: Hint) -> bool:
-        return hint.kind == "text" and hint.turn_id == self._at.turn_id and hint.offset <= self._at.offset
+        seen = {"text": self._at.offset, "reasoning": self._at.thought}.get(hint.kind, -1)
+        return hint.turn_id == self._at.turn_id and hint.offset <= seen
 
-    def _deltas(self, start: int, text: str) -> Iterator[Delta]:
+    def _news(self, start: int, text: str, *, reasoning: bool) -> Iterator[Delta | Thought]:
         """The part of a text that is new to this reader, as much at a time as is told at once."""
-        if self._at.ended or self._at.turn_id is None or start > self._at.offset:
+        seen = self._at.thought if reasoning else self._at.offset
+        if self._at.ended or self._at.turn_id is None or start > seen:
             return
-        for place in range(self._at.offset - start, len(text), TOLD_CHARACTERS):
-            delta = Delta(self._at.turn_id, start + place, text[place : place + TOLD_CHARACTERS])
-            self._at.offset += len(delta.text)
-            yield delta
+        for place in range(seen - start, len(text), TOLD_CHARACTERS):
+            told = text[place : place + TOLD_CHARACTERS]
+            if reasoning:
+                self._at.thought += len(told)
+            else:
+                self._at.offset += len(told)
+            kind = Thought if reasoning else Delta
+            yield kind(self._at.turn_id, start + place, told, str(self._at))
 
     async def _all(self, *, told: bool = False) -> AsyncIterator[Event]:
         """What the rows say since the position: turns, and the session itself; `told` that it has changed."""
@@ -303,19 +343,27 @@ class _Reader:
             if turn.id != self._at.turn_id:
                 self._at = Position(turn.id, version=self._at.version)
                 yield Begun(turn)
-            while turn.reply is None:
-                async with self._replaying:
-                    pieces = await db_session.list_pieces(turn.id, self._at.offset, PIECES)
-                if pieces:
-                    for delta in self._deltas(pieces[0][0], "".join(text for _, text in pieces)):
-                        yield delta
-                if len(pieces) < 2:
-                    break
+            for reasoning in (True, False):
+                async for news in self._written(turn, db_session, reasoning=reasoning):
+                    yield news
             if turn.reply is not None and not self._at.ended:
-                for delta in self._deltas(0, turn.reply):
-                    yield delta
                 self._at.ended = True
                 yield Ended(turn)
+
+    async def _written(self, turn: Turn, db_session: DbSession, *, reasoning: bool) -> AsyncIterator[Delta | Thought]:
+        """What a turn has written of its reasoning, or of its reply, since the position."""
+        if turn.reply is not None:
+            for news in self._news(0, turn.reasoning if reasoning else turn.reply, reasoning=reasoning):
+                yield news
+        while turn.reply is None:
+            seen = self._at.thought if reasoning else self._at.offset
+            async with self._replaying:
+                pieces = await db_session.list_pieces(turn.id, seen, PIECES, reasoning=reasoning)
+            if pieces:
+                for news in self._news(pieces[0][0], "".join(text for _, text in pieces), reasoning=reasoning):
+                    yield news
+            if len(pieces) < 2:
+                break
 
     async def _unseen(self, head_id: UUID | None, db_session: DbSession) -> list[UUID]:
         """The turns from the position on, oldest first; all that fit where the position is not on the path."""
@@ -325,6 +373,11 @@ class _Reader:
             return [] if head_id is None or self._at.ended else [head_id]
         path = await db_session.list_path_ids(head_id, CATCH_UP_TURNS)
         return path[path.index(self._at.turn_id) + self._at.ended :] if self._at.turn_id in path else path
+
+
+def _count(text: str) -> int:
+    """A number of characters. Raises ValueError."""
+    return max(0, min(int(text or 0), MOST))
 
 
 def _changed(before: Glance, now: Glance) -> bool:

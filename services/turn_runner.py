@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from uuid import UUID
 
-from db.db_session import DatabaseUnavailable, DbSession
+from db.db_session import DatabaseUnavailable, DbSession, Piece
 from services.client_pool import ClientPool
-from services.clients import ClientError, Text, Usage
+from services.clients import ClientError, Reasoning, Text, Usage
 from services.errors import NotFound, StorageUnavailable
 from services.outages import tell
 from services.outcomes import End, TurnOrder
@@ -40,34 +40,58 @@ CLOSE_SECONDS = 8.0
 _UNSTORABLE = {0: "\ufffd"} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
 
+class Strand:
+    """The end of a running turn's reply, or of its reasoning, that is not committed yet."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+
 class Draft:
     """The text of one running turn that is not committed yet."""
 
     def __init__(self, order: TurnOrder) -> None:
         self.order = order
-        self.start = 0
-        self.parts: list[str] = []
+        self.reply, self.reasoning = Strand(), Strand()
 
-    def add(self, text: str) -> None:
+    def add(self, said: Text | Reasoning) -> bool:
+        """Take in what the model said; whether it is the first of its kind, which must not wait."""
+        text, strand = said.text, self._strand(isinstance(said, Reasoning))
         if not text.isascii() or "\0" in text:
             text = text.translate(_UNSTORABLE)
         if text:
-            self.parts.append(text)
+            strand.parts.append(text)
+        return not strand.start
 
-    def take(self) -> tuple[UUID, UUID, int, str] | None:
-        """What has come since the last time: (session, turn, start, text)."""
-        if not self.parts:
-            return None
-        text = "".join(self.parts)
-        self.parts.clear()
-        piece = (self.order.session_id, self.order.turn_id, self.start, text)
-        self.start += len(text)
-        return piece
+    @property
+    def is_empty(self) -> bool:
+        return not (self.reply.parts or self.reasoning.parts)
 
-    def put_back(self, piece: tuple[UUID, UUID, int, str]) -> None:
+    def take(self) -> list[Piece]:
+        """What has come since the last time."""
+        pieces = []
+        for reasoning in (True, False):
+            strand = self._strand(reasoning)
+            if text := strand.text:
+                pieces.append(Piece(self.order.session_id, self.order.turn_id, strand.start, text, reasoning))
+                strand.parts.clear()
+                strand.start += len(text)
+        return pieces
+
+    def put_back(self, pieces: Sequence[Piece]) -> None:
         """Undo a `take` whose commit failed."""
-        self.start = piece[2]
-        self.parts.insert(0, piece[3])
+        for piece in pieces:
+            strand = self._strand(piece.reasoning)
+            strand.start = piece.start
+            strand.parts.insert(0, piece.text)
+
+    def _strand(self, reasoning: bool) -> Strand:
+        return self.reasoning if reasoning else self.reply
 
 
 class TurnRunner:
@@ -173,14 +197,14 @@ class TurnRunner:
             client = self._pool.client_of(order.provider)
             async with aclosing(client.stream(order.ask)) as events:
                 async for event in events:
-                    if isinstance(event, Text):
-                        draft.add(event.text)
-                        if draft.parts:
-                            self._due.set()
-                            if not draft.start:
-                                self._hurry.set()
-                    else:
+                    if isinstance(event, Usage):
                         usage = event
+                        continue
+                    first = draft.add(event)
+                    if not draft.is_empty:
+                        self._due.set()
+                        if first:
+                            self._hurry.set()
             self._pool.note(order.provider, True)
         except ClientError as failure:
             state, error = "failed", (failure.code, failure.detail)
@@ -219,8 +243,10 @@ class TurnRunner:
                     state=state,
                     usage=usage,
                     error=error,
-                    tail="".join(draft.parts),
-                    start=draft.start,
+                    tail=draft.reply.text,
+                    start=draft.reply.start,
+                    thought=draft.reasoning.text,
+                    thought_start=draft.reasoning.start,
                 )
                 return
             except NotFound:
@@ -256,7 +282,7 @@ class TurnRunner:
 
     async def _commit(self) -> None:
         async with self._committing:
-            taken = [draft for draft in self._drafts.values() if draft.parts]
+            taken = [draft for draft in self._drafts.values() if not draft.is_empty]
             try:
                 lost = await self._append(taken)
             except StorageUnavailable:
@@ -269,14 +295,14 @@ class TurnRunner:
 
     async def _append(self, drafts: Sequence[Draft]) -> set[UUID]:
         """Commit the text of several turns; those of them that this process has lost."""
-        pieces = [piece for draft in drafts if (piece := draft.take()) is not None]
-        if not pieces:
+        taken = [draft.take() for draft in drafts]
+        if not any(taken):
             return set()
         try:
-            held = await self._sessions.append(pieces, self._open_session())
+            held = await self._sessions.append([*itertools.chain(*taken)], self._open_session())
         except BaseException:
-            for draft, piece in zip(drafts, pieces, strict=True):
-                draft.put_back(piece)
+            for draft, pieces in zip(drafts, taken, strict=True):
+                draft.put_back(pieces)
             raise
         return {draft.order.turn_id for draft in drafts} - held
 

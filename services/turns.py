@@ -6,22 +6,22 @@ here that writes.
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from db.db_session import DbSession, new_id
+from db.db_session import DbSession, Piece, new_id
 from db.tables import Session, Turn
 from services.actor import SYSTEM, Actor
 from services.brought import BroughtTurn
-from services.catalogue import Entry
+from services.catalogue import CurrentModel, Entry
 from services.clients import Message, Usage
 from services.context import reply_tokens, tokens_asked
 from services.counts import Counts
 from services.event_bus import EventBus, Hint
 from services.outcomes import End, Runner, TurnOrder
-from services.records import publish, record
+from services.records import publish, record, told_of
 from services.rules import Rules
 from services.standing import Standing
 from services.text import tokens_of
@@ -31,6 +31,21 @@ LEASE = timedelta(seconds=30)
 #: more than this no provider counts in earnest
 MOST_TOKENS = 100_000_000
 INTERRUPTED = ("interrupted", "The server stopped while this reply was being written.")
+
+
+class Tail(NamedTuple):
+    """Text of a reply, or of its reasoning, that is not appended yet."""
+
+    text: str = ""
+    #: characters before it; None for all there are
+    start: int | None = None
+
+    def behind(self, before: str) -> str:
+        """What it follows: text whose commit was not acknowledged may be there already, and comes again in the tail."""
+        return before if self.start is None or not self.text else before[: self.start]
+
+
+NO_TAIL = Tail()
 
 
 class Turns:
@@ -54,6 +69,7 @@ class Turns:
         parent: Turn | None,
         prompt: str,
         entry: Entry,
+        why: CurrentModel,
         messages: Sequence[Message],
         left_out: int,
     ) -> Turn:
@@ -68,6 +84,8 @@ class Turns:
             depth=parent.depth + 1 if parent is not None else 1,
             prompt=prompt,
             model=entry.id,
+            model_source=why.source,
+            model_reason=why.reason,
             state="running",
             prompt_tokens=asked,
             reserved_tokens=asked + cap,
@@ -144,28 +162,27 @@ class Turns:
         db_session: DbSession,
         usage: Usage | None = None,
         error: tuple[str, str] | None = None,
-        tail: str = "",
-        start: int | None = None,
+        tail: Tail = NO_TAIL,
+        thought: Tail = NO_TAIL,
         at: datetime | None = None,
     ) -> None:
         """Write a running turn's end: its whole text, what it used, and why it ended.
 
-        `tail` is the text not yet appended. It begins `start` characters into the reply; None for where that ends.
-        `at` is when it ended, None for now: then the session slides.
+        `tail` is of the reply, `thought` of the reasoning. `at` is when it ended; None for now, and the session slides.
         """
         now, ended_at, rules = self.now(), at or self.now(), await Rules.now(db_session)
         code, detail = error or (None, None)
         before = await db_session.text_of(turn.id)
-        # Text whose commit was not acknowledged may be there already; it comes again in the tail.
-        kept = before if start is None or not tail else before[:start]
-        reply = kept + tail
+        kept, thought_before = tail.behind(before.reply), thought.behind(before.reasoning)
+        reply, reasoning = kept + tail.text, thought_before + thought.text
         counted = usage if usage is not None and _credible(usage) else None
         prompt_tokens = counted.prompt_tokens if counted is not None else turn.prompt_tokens
-        reply_tokens = counted.reply_tokens if counted is not None else tokens_of(reply)
+        reply_tokens = counted.reply_tokens if counted is not None else tokens_of(reply) + tokens_of(reasoning)
         cost = rules.catalogue.cost_nanos(turn.model, prompt_tokens, reply_tokens)
         await db_session.update(
             turn,
             reply=reply,
+            reasoning=reasoning,
             state=state,
             error_code=code,
             error_detail=detail,
@@ -173,7 +190,8 @@ class Turns:
             reply_tokens=reply_tokens,
             estimated=counted is None,
             cost_nanos=cost,
-            first_text_at=turn.first_text_at or (ended_at if reply else None),
+            first_text_at=turn.first_text_at or (ended_at if reply or reasoning else None),
+            first_reply_at=turn.first_reply_at or (ended_at if reply else None),
             ended_at=ended_at,
         )
         await db_session.delete_pieces(turn.id)
@@ -183,8 +201,12 @@ class Turns:
         active_at = now if slides else session.last_activity_at
         await db_session.update(session, last_activity_at=active_at, cost_nanos=session.cost_nanos + cost)
         await record("turn_ended", session, actor, now, db_session, turn=turn, reason=code or "", outcome=state)
-        if tail:
-            publish(self._bus, Hint(session.id, "text", turn.id, len(kept), tail), db_session)
+        for piece in (
+            Piece(session.id, turn.id, len(thought_before), thought.text, reasoning=True),
+            Piece(session.id, turn.id, len(kept), tail.text),
+        ):
+            if piece.text:
+                publish(self._bus, told_of(piece), db_session)
         publish(self._bus, Hint(session.id, "turn_ended", turn.id), db_session)
         db_session.after_commit(self._counts.ended(turn))
         if self.runner is not None:

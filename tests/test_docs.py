@@ -539,9 +539,10 @@ def test_the_directives_of_echo_do_what_the_docs_say() -> None:
     told = section(MODELS, "Trying things out with echo")
     directives = re.findall(r"^- `(/[^`]+)`", told, re.MULTILINE)
     plans = {directive.split()[0]: Plan.of(directive) for directive in directives}
-    assert list(plans) == ["/tokens", "/text", "/delay", "/error", "/hang"]
+    assert list(plans) == ["/tokens", "/text", "/reason", "/delay", "/error", "/hang"]
     assert len(plans["/tokens"].tokens) == 500
     assert "".join(plans["/text"].tokens) == "Once upon a time"
+    assert "".join(plans["/reason"].reasoning) == "Let me see"
     assert plans["/delay"].delay_seconds == 0.02
     assert (plans["/error"].fault, len(plans["/error"].tokens)) == ("429", 10)
     assert (plans["/hang"].fault, len(plans["/hang"].tokens)) == ("hang", 3)

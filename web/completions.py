@@ -18,7 +18,7 @@ from services.catalogue import Entry
 from services.clients import Wishes
 from services.errors import InvalidRequest
 from services.outcomes import BegunTurn
-from services.turn_log import Beat, Begun, Delta, Ended, Event, Gone
+from services.turn_log import Beat, Begun, Delta, Ended, Event, Gone, Thought
 from web.views import TurnView
 
 #: names the session to go on in, and the one that was gone on in
@@ -231,6 +231,8 @@ class ReplyMessage(msgspec.Struct, frozen=True):
     content: str
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    #: as DeepSeek and vLLM tell it; not there where there is none
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -252,13 +254,15 @@ class Completion(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, turn: TurnView, cap: int) -> "Completion":
-        choice = CompletionChoice(ReplyMessage(turn.reply), _finish(turn, cap))
+        message = ReplyMessage(turn.reply, reasoning_content=turn.reasoning or msgspec.UNSET)
+        choice = CompletionChoice(message, _finish(turn, cap))
         return cls(_id(turn), _created(turn), turn.model, [choice], CompletionUsage.of(turn))
 
 
 class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str | None = None
     role: str | None = None
+    reasoning_content: str | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -339,8 +343,10 @@ async def chunks(events: AsyncIterator[Event], begun: BegunTurn, *, usage: bool)
         match event:
             case Begun():
                 yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta("", "assistant"))]))
-            case Delta(_, _, text):
+            case Delta(text=text):
                 yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(text))]))
+            case Thought(text=text):
+                yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(reasoning_content=text))]))
             case Ended(row):
                 turn = TurnView.of(row)
                 if (failure := _failure(turn)) is not None:

@@ -14,12 +14,12 @@ from services.errors import NotFound
 from services.outcomes import LiveSession
 from services.reads import Reads, is_quiet
 from services.session_service import SessionService
-from services.turn_log import Begun, Changed, Delta, Ended, Event
+from services.turn_log import Begun, Changed, Delta, Ended, Event, Thought
 from web.answer import wants
 from web.given import Db, Pool, Sessions, Who
 from web.markdown import Growing, ready
 from web.templating import render
-from web.views import LineView, SessionView, TurnView, WayView, lines_between, models_view
+from web.views import LineView, SessionView, TurnView, WayView, lines_between, models_view, texts_of
 
 
 class Controls:
@@ -31,8 +31,8 @@ class Controls:
         self._sessions, self._db_session, self._actor, self._pool = sessions, db_session, actor, pool
         #: whether the answer is HTML at all
         self._needed = needed
-        #: the reply this stream shows while it is written
-        self._growing: tuple[UUID, Growing] | None = None
+        #: the reasoning and the reply this stream shows while they are written, with their turn
+        self._growing: dict[type[Event], tuple[UUID, Growing]] = {}
         #: turns that this stream tells of and that the page has not: the log shows them with the last of them
         self._owed: set[UUID] = set()
         #: the last of them, where it came with all its text
@@ -71,40 +71,39 @@ class Controls:
 
     async def _changed_by(self, event: Event) -> str | None:
         match event:
-            case Delta(turn_id=turn_id) | Ended(turn=Turn(id=turn_id)) if turn_id in self._owed:
+            case Delta(turn_id=id) | Thought(turn_id=id) | Ended(turn=Turn(id=id)) if id in self._owed:
                 return None
-            case Delta(turn_id=turn_id) | Ended(turn=Turn(id=turn_id)) if turn_id in self._shown:
+            case Delta(turn_id=id) | Thought(turn_id=id) | Ended(turn=Turn(id=id)) if id in self._shown:
                 return ""
-            case Delta():
+            case Delta() | Thought():
                 return await self._grew(event)
             case Begun(turn) | Ended(turn):
-                self._growing = None
+                self._growing.clear()
                 live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
                 if isinstance(event, Ended):
-                    await ready([turn.reply or ""])
+                    await ready(texts_of([turn]))
                     return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live, turn))
                 if self._owed or live.row.turn_count != turn.depth:
                     # Others come with it, or there are branches and the page may show another one.
                     return await self._caught_up(live, turn)
                 # Its text follows from the beginning, so one that is on the page already begins anew.
-                view = msgspec.structs.replace(TurnView.of(turn), reply="")
+                view = msgspec.structs.replace(TurnView.of(turn), reply="", reasoning="")
                 return render("chat/begun.html", view=view, again=True, **await self.of(live, turn))
             case Changed(session):
                 return render("session/changed.html", view=SessionView.of(session), **await self.of(session))
             case _:
                 return ""
 
-    async def _grew(self, delta: Delta) -> str:
+    async def _grew(self, news: Delta | Thought) -> str:
         """Text was added: what it changes of the blocks on the page; all of them where this stream has shown none."""
-        kept, anew = self._growing, self._growing is None or self._growing[0] != delta.turn_id
-        text = delta.text
-        if kept is None or anew:
-            kept = self._growing = (delta.turn_id, Growing())
-            if delta.offset:
-                turn, so_far = await Reads(self._sessions).turn(delta.turn_id, self._db_session, actor=self._actor)
-                text = (so_far if turn.reply is None else turn.reply)[: delta.offset] + text
-        grown = await kept[1].take(text)
-        return render("chat/grew.html", turn_id=delta.turn_id, grown=grown, anew=anew)
+        template = "chat/grew.html" if isinstance(news, Delta) else "chat/thought.html"
+        turn_id, growing = self._growing.get(type(news), (None, Growing()))
+        if turn_id == news.turn_id:
+            return render(template, turn_id=turn_id, grown=await growing.take(news.text), begins=None)
+        self._growing[type(news)] = news.turn_id, growing
+        view = TurnView.of(*await Reads(self._sessions).turn(news.turn_id, self._db_session, actor=self._actor))
+        before = (view.reply if isinstance(news, Delta) else view.reasoning)[: news.offset]
+        return render(template, turn_id=news.turn_id, grown=await growing.take(before + news.text), begins=view)
 
     async def _caught_up(self, session: LiveSession, turn: Turn) -> str | None:
         """The log anew, up to a turn that was not on the page. One that ended long ago waits for the last of them."""
@@ -116,7 +115,7 @@ class Controls:
             self._shown.add(turn.id)
         reads = Reads(self._sessions)
         found = await reads.transcript(session, self._db_session, actor=self._actor, last=turn.id)
-        await ready(one.reply or "" for one in found.turns)
+        await ready(texts_of(found.turns))
         switches = await reads.switches(session, found.turns, self._db_session, actor=self._actor)
         lines = lines_between(found.turns, switches, self._actor)
         shown = {"turns": [TurnView.of(one) for one in found.turns], "lines": lines, "view": TurnView.of(turn)}

@@ -22,7 +22,6 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from web.formulas import add_math, mathml
-from web.thoughts import add_thoughts
 
 #: of a longer reply the rest is shown as it was written
 RENDERED_CHARACTERS = 100_000
@@ -67,13 +66,12 @@ MATH_ATTRIBUTES = {
 }
 TAGS = {
     *("p", "br", "hr", "h3", "h4", "h5", "h6", "strong", "em", "s", "blockquote", "ul", "ol", "li", "a"),
-    *("details", "summary", "div", "span", "pre", "code", "button", "table", "thead", "tbody", "tr", "th", "td"),
+    *("div", "span", "pre", "code", "button", "table", "thead", "tbody", "tr", "th", "td"),
     *MATH,
 }
 ATTRIBUTES: dict[str, set[str]] = {
     "a": {"href", "title"},
     "ol": {"start"},
-    "details": {"open"},
     "div": {"tabindex", "role", "aria-label"},
     "pre": {"tabindex"},
     "button": {"type"},
@@ -82,7 +80,6 @@ ATTRIBUTES: dict[str, set[str]] = {
 }
 CLASSES = {
     "div": {"code", "code-head", "grid", "formula", "rest", "alert", *(f"alert-{kind}" for kind in ALERTS)},
-    "details": {"thoughts"},
     "p": {"alert-title"},
     "span": {"tick", "picture", *COLOURS.values()},
     "li": {"task"},
@@ -156,14 +153,6 @@ class _Html(RendererHTML):
     def alert_title_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return '<p class="alert-title">'
 
-    def thoughts_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        """Open while they go on."""
-        on = " open" if tokens[at].meta["on"] else ""
-        return f'<details class="thoughts"{on}><summary>Thoughts</summary>\n<div>\n'
-
-    def thoughts_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return "</div></details>\n"
-
     def formula(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         token = tokens[at]
         made = mathml(token.content, display=bool(token.meta["display"]))
@@ -235,7 +224,6 @@ def _parser() -> MarkdownIt:
     )
     made.disable(["reference", "html_block", "html_inline"])
     add_math(made)
-    add_thoughts(made)
     made.inline.ruler.before("linkify", "address", _address)
     return made
 
@@ -407,10 +395,11 @@ def begun(text: str) -> Grown:
     return Growing().add(text)
 
 
-async def ready_to_grow(text: str) -> None:
+async def ready_to_grow(*texts: str) -> None:
     """Render what is written so far ahead of its being shown, where it is long beside the loop."""
-    if len(text) >= LONG_CHARACTERS:
-        await asyncio.to_thread(begun, text)
+    for text in texts:
+        if len(text) >= LONG_CHARACTERS:
+            await asyncio.to_thread(begun, text)
 
 
 def _normal(text: str) -> str:

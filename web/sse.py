@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from litestar.response import Stream
 
-from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone, Ousted
+from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone, Ousted, Thought
 from web.views import SessionView, TurnView
 
 RETRY_MILLISECONDS = 1000
@@ -51,14 +51,14 @@ async def _begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def for_scripts(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
-    """What scripts read: turn, delta, session, end as JSON. The id of a delta is where to go on after it."""
+    """What scripts read: turn, reasoning, delta, session, end as JSON. The id of a text is where to go on after it."""
     async for event in events:
         match event:
             case Begun(turn):
                 yield frame(_json(TurnView.of(turn)), "turn")
-            case Delta(turn_id, offset, text):
+            case Delta(turn_id, offset, text, place) | Thought(turn_id, offset, text, place):
                 data = _json({"turn_id": turn_id, "offset": offset, "text": text})
-                yield frame(data, "delta", f"{turn_id}:{offset + len(text)}")
+                yield frame(data, "delta" if isinstance(event, Delta) else "reasoning", place)
             case Ended(turn):
                 yield frame(_json(TurnView.of(turn)), "end", f"{turn.id}:end")
             case Changed(session):
@@ -77,9 +77,9 @@ async def for_pages(
     """What a page reads: rendered fragments under the same ids. What it has not come to has no id to go on after."""
     async for event in events:
         match event:
-            case Delta(turn_id, offset, text):
+            case Delta(place=place) | Thought(place=place):
                 if (shown := await render(event)) is not None:
-                    yield frame(shown, id=f"{turn_id}:{offset + len(text)}")
+                    yield frame(shown, id=place)
             case Ended(turn):
                 if (shown := await render(event)) is not None:
                     yield frame(shown, id=f"{turn.id}:end")

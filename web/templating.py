@@ -28,9 +28,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.filters.update(
-        age=age, ago=ago, by_day=by_day, day=day, left=left, tightest=tightest_first, tokens=tokens, words=words
-    )
+    made.filters.update(age=age, ago=ago, by_day=by_day, day=day, left=left, spent=spent, tightest=tightest_first)
+    made.filters.update(tokens=tokens, words=words)
     return made
 
 
@@ -95,6 +94,14 @@ def _span(seconds: float) -> str:
 def tokens(count: int) -> str:
     """A count of tokens for people: 950, 8k, 128k."""
     return str(count) if count < 10_000 else f"{count / 1000:,.0f}k"
+
+
+def spent(seconds: float) -> str:
+    """How long something took: 0.4 s, 12 s, 2 min 5 s."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.1):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def words(name: str) -> str:

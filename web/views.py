@@ -1,6 +1,6 @@
 """What templates and JSON see, built from what the services return."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from markupsafe import Markup
 
+from db.db_session import Written
 from db.tables import Account, ApiToken, Journal, Login, ModelMove, Turn
 from services.actor import Actor
 from services.catalogue import CurrentModel, Entry
@@ -20,7 +21,11 @@ from services.outcomes import Extension, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
 from services.policies import Allowance, microseconds
 from services.transfer import Taken
+from services.turn_log import Position
 from web.markdown import Grown, begun, html_of
+
+#: of a turn that has not begun to write, or has ended
+NOTHING = Written()
 
 
 class View(msgspec.Struct, frozen=True):
@@ -135,7 +140,13 @@ class TurnView(View, frozen=True):
     prompt: str
     #: what is written so far while it runs
     reply: str
+    #: what the model thought aloud before it replied; no part of the reply
+    reasoning: str
     model: str
+    #: why that model: session, default, replacement, fallback, asked; empty where nobody says
+    model_source: str
+    #: the same as a sentence
+    model_reason: str
     state: str
     error: TurnError | None
     prompt_tokens: int
@@ -145,15 +156,18 @@ class TurnView(View, frozen=True):
     cost: float
     context_left_out: int
     created_at: datetime
+    #: of reasoning or reply
     first_text_at: datetime | None
+    first_reply_at: datetime | None
     ended_at: datetime | None
 
     @classmethod
-    def of(cls, turn: Turn, text: str = "") -> "TurnView":
-        """`text` is what a running turn has written so far."""
+    def of(cls, turn: Turn, written: Written = NOTHING) -> "TurnView":
+        """`written` is what a running turn has written so far."""
         return cls._of(
             turn,
-            reply=text if turn.reply is None else turn.reply,
+            reply=written.reply if turn.reply is None else turn.reply,
+            reasoning=written.reasoning if turn.reply is None else turn.reasoning,
             error=TurnError(turn.error_code, turn.error_detail or "") if turn.error_code else None,
             cost=turn.cost_nanos / 1e9,
         )
@@ -162,7 +176,8 @@ class TurnView(View, frozen=True):
     def for_actor(cls, turn: Turn, actor: Actor) -> "TurnView":
         """An ended turn as `actor` may see it: its text is its owner's alone."""
         view = cls.of(turn)
-        return view if turn.owner_id == actor.id else msgspec.structs.replace(view, prompt="", reply="")
+        mine = turn.owner_id == actor.id
+        return view if mine else msgspec.structs.replace(view, prompt="", reply="", reasoning="")
 
     @property
     def html(self) -> Markup:
@@ -175,9 +190,47 @@ class TurnView(View, frozen=True):
         return begun(self.reply)
 
     @property
+    def thoughts(self) -> Markup:
+        """The reasoning as it is shown once it is over."""
+        return html_of(self.reasoning)
+
+    @property
+    def growing_thoughts(self) -> Grown:
+        """The reasoning as far as it is written."""
+        return begun(self.reasoning)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it is at its reasoning still: nothing is replied yet."""
+        return self.state == "running" and not self.reply
+
+    @property
+    def thinking_seconds(self) -> float | None:
+        """From the first thought to the first word of the reply, or to the end; None where that is not known."""
+        over = self.first_reply_at or (self.ended_at if not self.reply else None)
+        return (over - self.first_text_at).total_seconds() if over and self.first_text_at else None
+
+    @property
+    def first_text_seconds(self) -> float | None:
+        """From acceptance to the first text."""
+        return (self.first_text_at - self.created_at).total_seconds() if self.first_text_at else None
+
+    @property
+    def place(self) -> str:
+        """Where the live stream goes on behind what is shown of it."""
+        return str(Position(self.id, len(self.reply), len(self.reasoning)))
+
+    @property
     def seconds(self) -> float | None:
         """From acceptance to the end."""
         return (self.ended_at - self.created_at).total_seconds() if self.ended_at else None
+
+
+def texts_of(turns: Iterable[Turn]) -> Iterator[str]:
+    """What of ended turns is shown as Markdown."""
+    for turn in turns:
+        yield turn.reasoning
+        yield turn.reply or ""
 
 
 class WayView(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What every model adapter speaks: an `Ask` goes in, `Text` and `Usage` come out, or a `ClientError`."""
+"""What every model adapter speaks: an `Ask` goes in, `Reasoning`, `Text` and `Usage` come out, or a `ClientError`."""
 
 from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
@@ -47,11 +47,22 @@ class Text(msgspec.Struct, frozen=True):
     text: str
 
 
+class Reasoning(msgspec.Struct, frozen=True):
+    """The next piece of what the model thinks aloud, mostly before its reply and no part of it; else as `Text`."""
+
+    text: str
+
+
 class Usage(msgspec.Struct, frozen=True):
     """What the provider counted; comes at most once, last."""
 
     prompt_tokens: int
+    #: of reasoning and reply together
     reply_tokens: int
+
+
+#: what a reply is made of
+Said = Reasoning | Text | Usage
 
 
 ErrorCode = Literal[
@@ -94,7 +105,7 @@ class ClientError(Exception):
 class Client(Protocol):
     """One provider, spoken to in its own way."""
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
+    def stream(self, ask: Ask) -> AsyncGenerator[Said, None]:
         """Yield the reply while it is written. Raises ClientError.
 
         Closing the generator closes the provider's connection, so leave it through `contextlib.aclosing`.

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping
 
-from services.clients import Ask, Client, ClientError, Text, Usage
+from services.clients import Ask, Client, ClientError, Said
 from services.clients.echo import EchoClient
 from services.clients.guide import GuideClient
 
@@ -13,7 +13,7 @@ class BuiltinClient:
     def __init__(self, clients: Mapping[str, Client] | None = None) -> None:
         self._clients = clients or {"guide": GuideClient(), "echo": EchoClient()}
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
+    def stream(self, ask: Ask) -> AsyncGenerator[Said, None]:
         """Raises ClientError at once for a name that is none of them."""
         if ask.model not in self._clients:
             raise ClientError("model_missing", "There is no such built-in model.")

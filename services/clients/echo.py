@@ -2,6 +2,7 @@
 
     /tokens 500             "tok0 tok1 …" instead of the prompt
     /text Once upon a time  this text instead of the prompt, to the end of the line
+    /reason Let me see      this first, as its reasoning, to the end of the line
     /delay 20ms             between two tokens
     /error 429 after 10     fail after so many tokens: an HTTP status, or timeout, broken, unreachable
     /hang after 3           fall silent after so many tokens
@@ -15,13 +16,14 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from services.clients import Ask, ClientError, Text, Usage
+from services.clients import Ask, ClientError, Reasoning, Said, Text, Usage
 from services.clients.openai_wire import broken, refusal_of
 
 MAX_TOKENS = 100_000
 MAX_DELAY_SECONDS = 10.0
 
 _TEXT = re.compile(r"(?<!\S)/text +(.+)")
+_REASON = re.compile(r"(?<!\S)/reason +(.+)")
 _TOKENS = re.compile(r"(?<!\S)/tokens +(\d{1,18})\b")
 _DELAY = re.compile(r"(?<!\S)/delay +(\d{1,18}) ?ms\b")
 _FAULT = re.compile(r"(?<!\S)/(?:error +(?P<error>\w{1,20})|hang)\b(?: +after +(?P<after>\d{1,18})\b)?")
@@ -32,6 +34,7 @@ class Plan(msgspec.Struct, frozen=True):
     """What a prompt asks for."""
 
     tokens: tuple[str, ...]
+    reasoning: tuple[str, ...] = ()
     delay_seconds: float = 0.0
     #: what comes after the tokens: nothing, `hang`, or the name of an error
     fault: str = ""
@@ -39,7 +42,8 @@ class Plan(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, prompt: str) -> "Plan":
         """Directives count wherever they stand; without them, the prompt is what to repeat."""
-        text, rest = _taken(_TEXT, prompt)
+        reasoning, rest = _taken(_REASON, prompt)
+        text, rest = _taken(_TEXT, rest)
         count, rest = _taken(_TOKENS, rest)
         delay, rest = _taken(_DELAY, rest)
         fault, rest = _taken(_FAULT, rest)
@@ -50,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
             tokens = tokens_of(text[1] if text else rest) or (_numbered(after) if fault else ())
         return cls(
             tokens=tokens[:after],
+            reasoning=tokens_of(reasoning[1]) if reasoning else (),
             delay_seconds=min(int(delay[1]) / 1000, MAX_DELAY_SECONDS) if delay else 0.0,
             fault=(fault["error"] or "hang") if fault else "",
         )
@@ -78,17 +83,19 @@ class EchoClient:
     def __init__(self, *, silence_seconds: float = 120.0) -> None:
         self._silence_seconds = silence_seconds
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Said, None]:
         """Yield the reply token by token, giving way after each. Raises ClientError where told to."""
         asked = [message.text for message in ask.messages if message.role == "user"]
         plan = Plan.of(asked[-1] if asked else "")
-        tokens = plan.tokens[: ask.max_reply_tokens or None]
-        for token in tokens:
+        said: list[Said] = [*map(Reasoning, plan.reasoning), *map(Text, plan.tokens)]
+        whole = len(said)
+        del said[ask.max_reply_tokens or whole :]
+        for token in said:
             await asyncio.sleep(plan.delay_seconds)
-            yield Text(token)
-        if plan.fault and len(tokens) == len(plan.tokens):
+            yield token
+        if plan.fault and len(said) == whole:
             await self._fail(plan.fault)
-        yield Usage(sum(len(tokens_of(message.text)) for message in ask.messages), len(tokens))
+        yield Usage(sum(len(tokens_of(message.text)) for message in ask.messages), len(said))
 
     async def _fail(self, fault: str) -> None:
         match fault:

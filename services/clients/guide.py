@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 
-from services.clients import Ask, Text, Usage
+from services.clients import Ask, Said, Text, Usage
 from services.clients.docs_search import DocsSearch, Section, terms_of
 from services.clients.echo import tokens_of
 
@@ -43,7 +43,7 @@ class GuideClient:
         self._reading = asyncio.Lock()
         self._search: DocsSearch | None = None
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Said, None]:
         """Yield the reply a few words at a time; a token is a word."""
         async with self._reading:
             if self._search is None:

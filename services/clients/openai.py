@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 import msgspec
 
-from services.clients import Ask, ClientError, Text, Usage
+from services.clients import Ask, ClientError, Said
 from services.clients.openai_wire import Reply, broken, models_of, refusal_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Bounds(msgspec.Struct, frozen=True):
     drain_seconds: float = 0.1
     #: from the request to the last byte
     reply_seconds: float = 3600.0
+    #: its reasoning counted too
     reply_characters: int = 1_000_000
     reply_bytes: int = 256 << 20
     event_bytes: int = 1 << 20
@@ -89,8 +90,8 @@ class OpenAIClient:
         self._http: httpx2.AsyncClient | None = None
         self._sdk: openai.AsyncOpenAI | None = None
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
-        """Yield the reply, one `Text` for all that came at once. Raises ClientError."""
+    async def stream(self, ask: Ask) -> AsyncGenerator[Said, None]:
+        """Yield the reply, one `Reasoning` and one `Text` for all that came at once. Raises ClientError."""
         bounds, now = self._bounds, asyncio.get_running_loop().time
         reply = Reply(max_event_bytes=bounds.event_bytes, max_document_bytes=bounds.document_bytes)
         silence, last_moment = bounds.first_text_seconds, now() + bounds.reply_seconds
@@ -103,17 +104,18 @@ class OpenAIClient:
                 while not reply.ended:
                     async with asyncio.timeout_at(min(heard_at + silence, last_moment)):
                         chunk = await anext(chunks, b"")
-                    text = reply.feed(chunk) if chunk else reply.close()
+                    said = reply.feed(chunk) if chunk else reply.close()
                     received += len(chunk)
-                    characters += len(text)
+                    characters += sum(len(piece.text) for piece in said)
                     if received > bounds.reply_bytes or characters > bounds.reply_characters:
                         raise broken("The reply is longer than a reply may be, and was cut off.")
-                    if text:
+                    if said:
                         silence = bounds.idle_seconds
-                        yield Text(text)
+                    for piece in said:
+                        yield piece
                     if reply.finished:
                         silence = bounds.closing_seconds
-                    if text or b"\n" in chunk:
+                    if said or b"\n" in chunk:
                         heard_at = now()
                 if reply.failure is not None:
                     raise reply.failure
@@ -121,6 +123,8 @@ class OpenAIClient:
                     while await anext(chunks, b""):
                         pass
             except Exception as error:
+                for piece in reply.let_go():
+                    yield piece
                 if not reply.finished:
                     _raise_as_client_error(error)
         if reply.usage is not None:

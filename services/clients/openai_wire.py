@@ -1,4 +1,4 @@
-"""OpenAI's wire form: from the bytes of an answer to the text of a reply, or to a `ClientError`.
+"""OpenAI's wire form: from the bytes of an answer to the text of a reply and its reasoning, or to a `ClientError`.
 
 Strict where a mistake would lose or forge text, tolerant where servers are known to differ: comments, CRLF, events over
 several lines, `content: null`, unknown fields, a missing `[DONE]`, a JSON document where a stream was asked for.
@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from services.clients import ClientError, ErrorCode, Usage
+from services.clients import ClientError, ErrorCode, Reasoning, Text, Usage
+from services.clients.thinking import Parting
 
 #: a token count above this is not believed
 MAX_TOKENS = (1 << 31) - 1
@@ -67,6 +68,16 @@ class _Message(msgspec.Struct):
     content: str | None = None
     #: what OpenAI sends instead of content when the model declines
     refusal: str | None = None
+    #: DeepSeek, vLLM, llama.cpp, Qwen
+    reasoning_content: Any = None
+    #: OpenRouter, Ollama; some send both, and the same in both
+    reasoning: Any = None
+
+    @property
+    def thought(self) -> str:
+        """What of it is reasoning; a form that nobody knows must not cost the reply."""
+        said = self.reasoning_content or self.reasoning
+        return said if isinstance(said, str) else ""
 
 
 class _Choice(msgspec.Struct):
@@ -115,9 +126,10 @@ class Reply:
         self._max_document_bytes = max_document_bytes
         self._document: bytearray | None = None
         self._begun = False
+        self._parting = Parting()
 
-    def feed(self, chunk: bytes) -> str:
-        """The text that `chunk` completes; often none."""
+    def feed(self, chunk: bytes) -> list[Reasoning | Text]:
+        """What `chunk` completes; often nothing."""
         if not self._begun:
             chunk = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
             self._begun = bool(chunk)
@@ -126,24 +138,29 @@ class Reply:
             elif chunk.startswith(b"<"):
                 self._end(broken("The provider answered with a web page. Its address may be wrong."))
         if self._document is None:
-            return self._text_of(self._events.feed(chunk))
+            return self._said_in(self._events.feed(chunk))
         self._document += chunk
         if len(self._document) > self._max_document_bytes:
             self._end(broken("The provider's answer is too large."))
-        return ""
+        return []
 
-    def close(self) -> str:
-        """The text that the end of the answer completes."""
-        text = self._text_of(self._events.close() if self._document is None else [bytes(self._document)])
+    def close(self) -> list[Reasoning | Text]:
+        """What the end of the answer completes."""
+        said = self._said_in(self._events.close() if self._document is None else [bytes(self._document)])
         self._end(broken("The provider ended the reply before it was complete."))
-        return text
+        return said + self.let_go()
+
+    def let_go(self) -> list[Reasoning | Text]:
+        """What was held back in case more would come."""
+        return _pieces(*self._parting.close())
 
     def _end(self, failure: ClientError) -> None:
         if not (self.ended or self.finished):
             self.failure = failure
         self.ended = True
 
-    def _text_of(self, events: Iterable[bytes]) -> str:
+    def _said_in(self, events: Iterable[bytes]) -> list[Reasoning | Text]:
+        thoughts: list[str] = []
         texts: list[str] = []
         try:
             for event in events:
@@ -152,12 +169,20 @@ class Reply:
                 if event.strip() == b"[DONE]":
                     self.finished = self.ended = True
                     break
-                texts.append(self._text_in(event))
+                thought, text = self._read(event)
+                thoughts.append(thought)
+                texts.append(text)
         except ClientError as failure:
             self._end(failure)
-        return "".join(texts).replace("\0", "\N{REPLACEMENT CHARACTER}")
+        thought, text = "".join(thoughts), "".join(texts)
+        if text and not self._parting.over:
+            inline, text = self._parting.feed(text)
+            thought += inline
+        said = _pieces(thought, text)
+        return said + self.let_go() if self.ended else said
 
-    def _text_in(self, event: bytes) -> str:
+    def _read(self, event: bytes) -> tuple[str, str]:
+        """(reasoning, text) of one event."""
         try:
             answer = _decode_answer(event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -167,12 +192,22 @@ class Reply:
         if answer.usage is not None:
             self.usage = _usage_of(answer.usage) or self.usage
         if not answer.choices:
-            return ""
+            return "", ""
         choice = answer.choices[0]
         if choice.finish_reason or choice.message:
             self.finished = True
         message = choice.delta or choice.message
-        return (message.content or message.refusal or "") if message else ""
+        return (message.thought, message.content or message.refusal or "") if message else ("", "")
+
+
+def _pieces(thought: str, text: str) -> list[Reasoning | Text]:
+    """What was said, without what no text column takes."""
+    found: list[Reasoning | Text] = []
+    if thought:
+        found.append(Reasoning(thought.replace("\0", "\N{REPLACEMENT CHARACTER}")))
+    if text:
+        found.append(Text(text.replace("\0", "\N{REPLACEMENT CHARACTER}")))
+    return found
 
 
 def _usage_of(counted: object) -> Usage | None:

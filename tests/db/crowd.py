@@ -4,7 +4,7 @@ from uuid import UUID
 
 from piccolo.table import Table
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from db.tables import (
     Account,
@@ -54,7 +54,7 @@ async def crowd(
     begun = f"one.turn_id = '{turn.id}' AND one.what = 'turn_begun'"
     what = "CASE WHEN n % 3 = 0 THEN 'model_switched' ELSE one.what END"
     await _copy(Journal, begun, rows, id=id, owner_id=owner, session_id=inside, what=what, version="n")
-    await db_session.add_pieces([(turn.id, 0, "Hello")], turn.created_at)
+    await db_session.add_pieces([Piece(turn.session_id, turn.id, 0, "Hello")], turn.created_at)
     await _copy(TurnPiece, f"one.turn_id = '{turn.id}'", rows, turn_id=id)
     for table in (Login, ApiToken):  # if the actor has one
         mine = f"one.account_id = '{actor.id}'"

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 import db.db_session
-from db.db_session import DbSession, new_id
+from db.db_session import DbSession, Piece, new_id
 from db.engine import Engine
 from db.tables import TABLES, Login
 from services.accounts import Accounts, Credentials
@@ -129,7 +129,7 @@ async def test_neither_an_admission_nor_a_page_scans_sessions_turns_journal_or_k
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="smart", key="begin")).turn
     await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="smart", key="begin")
     await sessions.switch_model(session_id, "fast", db_session, actor=ann, key="switch")
-    await sessions.append([(session_id, turn.id, 0, "Hello")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Hello")], db_session)
     await sessions.heartbeat([turn.id], db_session)
     await sessions.finish_turn(turn.id, db_session, state="done", usage=Usage(3, 4))
     await sessions.begin_turn(session_id, "And?", db_session, actor=ann)

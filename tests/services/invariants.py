@@ -48,7 +48,7 @@ class Ledger:
         self.rows: Rows = {table._meta.tablename: [] for table in TABLES}
         self._journal: dict[UUID, Row] = {}
         self._ended: dict[UUID, Row] = {}
-        self._text: dict[UUID, str] = {}
+        self._text: dict[Strand, str] = {}
         #: of every turn that ever ended: whose, when, tokens, nano-money
         self._charges: dict[UUID, tuple[UUID, date, int, int]] = {}
         #: owners of turns that began and vanished without having been seen
@@ -146,7 +146,8 @@ def the_books_are_balanced(rows: Rows) -> None:
 
 
 def _cost_if_stopped(turn: Row, rows: Rows, day: date) -> tuple[UUID, date, int, int]:
-    reply_tokens = tokens_of(text_of_turns(rows)[turn["id"]])
+    texts = text_of_turns(rows)
+    reply_tokens = sum(tokens_of(texts[turn["id"], reasoning]) for reasoning in (False, True))
     prices = [(row["price_in_nanos"], row["price_out_nanos"]) for row in rows["model"] if row["id"] == turn["model"]]
     price_in, price_out = prices[0] if prices else (0, 0)
     tokens = turn["prompt_tokens"] + reply_tokens
@@ -161,12 +162,18 @@ def _by_session(rows: list[Row], what: str = "") -> dict[UUID, list[Row]]:
     return of
 
 
-def text_of_turns(rows: Rows) -> dict[UUID, str]:
-    """What each turn has written; pieces must join without gap or overlap."""
-    texts = {turn["id"]: turn["reply"] or "" for turn in rows["turn"]}
+#: of which turn, and whether it is its reasoning
+Strand = tuple[UUID, bool]
+
+
+def text_of_turns(rows: Rows) -> dict[Strand, str]:
+    """What each turn has written and reasoned; pieces must join without gap or overlap."""
+    texts = {(turn["id"], False): turn["reply"] or "" for turn in rows["turn"]}
+    texts |= {(turn["id"], True): turn["reasoning"] for turn in rows["turn"]}
     for piece in sorted(rows["turn_piece"], key=lambda piece: piece["start"]):
-        assert piece["start"] == len(texts[piece["turn_id"]])
-        texts[piece["turn_id"]] += piece["text"]
+        strand = piece["turn_id"], bool(piece["reasoning"])
+        assert piece["start"] == len(texts[strand])
+        texts[strand] += piece["text"]
     return texts
 
 
@@ -243,13 +250,13 @@ def I10_no_session_outlives_its_absolute_end(live: LiveSession, rows: Rows, cloc
 
 
 def I13_nothing_is_shown_that_is_not_stored(
-    hints: list[Hint], before: Mapping[UUID, str], now: Mapping[UUID, str]
+    hints: list[Hint], before: Mapping[Strand, str], now: Mapping[Strand, str]
 ) -> None:
-    for turn_id, text in before.items():
-        assert now.get(turn_id, text).startswith(text)
+    for strand, text in before.items():
+        assert now.get(strand, text).startswith(text)
     for hint in hints:
-        if hint.kind == "text" and hint.turn_id in now:
-            assert now[hint.turn_id][hint.offset :].startswith(hint.text)
+        if hint.text and hint.turn_id is not None and (told := now.get((hint.turn_id, hint.kind == "reasoning"))):
+            assert told[hint.offset :].startswith(hint.text)
 
 
 def G6_an_ended_turn_never_changes(ended: Mapping[UUID, Row], rows: Rows) -> None:

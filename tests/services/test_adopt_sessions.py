@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from db.tables import Turn
 from services.actor import Actor
@@ -21,7 +21,7 @@ async def test_O3_a_guests_sessions_become_the_accounts(
 ) -> None:
     first = (await sessions.create_session(db_session, actor=guest, title="Rome")).row.id
     turn = (await sessions.begin_turn(first, "Hello", db_session, actor=guest)).turn
-    await sessions.append([(first, turn.id, 0, "Hi")], db_session)
+    await sessions.append([Piece(first, turn.id, 0, "Hi")], db_session)
     closed = (await sessions.create_session(db_session, actor=guest)).row.id
     await sessions.close_session(closed, db_session, actor=guest)
     versions = {id: (await sessions.get_session(id, db_session, actor=guest)).row.version for id in (first, closed)}
@@ -125,7 +125,7 @@ async def test_O3_G1_taking_along_while_the_account_and_the_guest_write_loses_an
             case 1:
                 return await sessions.begin_turn(mine, "Again", db, actor=ann)
             case 2:
-                return await sessions.append([(one.session_id, one.id, 0, "x") for one in reversed(turns)], db)
+                return await sessions.append([Piece(one.session_id, one.id, 0, "x") for one in reversed(turns)], db)
             case 3:
                 return await sessions.heartbeat([one.id for one in turns], db)
             case _:

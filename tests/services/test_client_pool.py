@@ -10,7 +10,7 @@ import pytest
 
 from services import client_pool
 from services.client_pool import ClientPool, Found, Provider, UnknownProvider, discover, openai_chat_models
-from services.clients import Ask, Client, ClientError, Message, Text, Usage
+from services.clients import Ask, Client, ClientError, Message, Said, Text, Usage
 from services.clients.openai import OpenAIClient
 from tests.conftest import Until
 from tests.services.clients.provider import Asked, Wire, provider, whole
@@ -41,7 +41,7 @@ class Fake:
         self.probes = 0
         self.closed = False
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Said, None]:
         yield Text("x")
 
     async def is_up(self) -> bool:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from services.actor import Actor
 from services.client_pool import ClientPool
@@ -67,7 +67,7 @@ async def cost_of(
     events = log.follow_session(turn.session_id, Position(turn.id), ann)
     frames = for_scripts(events)
     for start in range(0, characters, PIECE):
-        await sessions.append([(turn.session_id, turn.id, start, "x" * PIECE)], db_session)
+        await sessions.append([Piece(turn.session_id, turn.id, start, "x" * PIECE)], db_session)
         frame = await anext(frames)
         told += len(frame)
         text += "x" * PIECE
@@ -128,7 +128,7 @@ async def test_a_long_reply_is_told_in_pieces_and_goes_on_after_any_of_them(
 ) -> None:  # fmt: skip
     text = "".join(f"{number} 🦊 " for number in range(20_000))
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, text)], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, text)], db_session)
     if not running:
         await sessions.finish_turn(turn.id, db_session, state="done")
     log = TurnLog(sessions, bus, lambda: DbSession(engine), asyncio.Event())
@@ -231,13 +231,15 @@ async def test_coming_back_to_a_running_reply_reads_only_what_is_new(
 ) -> None:
     """A page that reconnects again and again does not cost the whole reply each time."""
     turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
-    await db_session.add_pieces([(turn.id, start, "text ") for start in range(0, 15_000, 5)], turn.created_at)
+    await db_session.add_pieces(
+        [Piece(turn.session_id, turn.id, start, "text ") for start in range(0, 15_000, 5)], turn.created_at
+    )
     log = TurnLog(sessions, bus, lambda: DbSession(engine), asyncio.Event())
     sent.clear()
     found = await Reads(sessions).require_turn(turn.id, db_session, actor=ann)
-    events = log.follow_turn(found, 14_990, ann)
+    events = log.follow_turn(found, ann, after=Position(turn.id, 14_990))
     assert await anext(events) == Begun(found)
-    assert await anext(events) == Delta(turn.id, 14_990, "text text ")
+    assert await anext(events) == Delta(turn.id, 14_990, "text text ", f"{turn.id}:15000")
     await events.aclose()
     assert sent.read < 1000
-    assert await db_session.text_of(turn.id) == "text " * 3000
+    assert (await db_session.text_of(turn.id)).reply == "text " * 3000

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from services.actor import Actor
 from services.clients import Usage as Counted
@@ -132,9 +132,9 @@ async def test_a_reply_that_is_written_shows_how_fast(
         return page.sessions[0].writing
 
     assert ((await writing()).tokens, (await writing()).tokens_per_second) == (0, None)
-    await sessions.append([(session_id, turn.id, 0, "x" * 300)], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "x" * 300)], db_session)
     clock.pass_(seconds=5)
-    await sessions.append([(session_id, turn.id, 300, "x" * 30)], db_session)
+    await sessions.append([Piece(session_id, turn.id, 300, "x" * 30)], db_session)
     before = await everything()
     assert ((await writing()).tokens, (await writing()).tokens_per_second) == (100, 20.0)
     assert await everything() == before

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from db.wire import PostgresWire
 from services import shared_bus
@@ -416,7 +416,7 @@ async def test_I13_a_reader_in_another_process_misses_nothing_however_often_the_
     for number, start in enumerate(range(0, len(text), 20)):
         if cut and number % cut == 1:
             await carrier.cut()
-        await writing.append([(session_id, turn.id, start, text[start : start + 20])], db_session)
+        await writing.append([Piece(session_id, turn.id, start, text[start : start + 20])], db_session)
         if not cut:
             await until(lambda: len(reading.text) >= start)  # noqa: B023
     await writing.switch_model(session_id, "smart", db_session, actor=ann)

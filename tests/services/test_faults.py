@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from db import engine as engines
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import DatabaseUnavailable, Engine, SqliteEngine
 from services.actor import Actor
 from services.brought import Brought
@@ -197,7 +197,8 @@ async def test_I5_whichever_call_of_the_database_fails_it_is_all_or_nothing(
 
     # … turns run, and end in every way
     first = (await tell(lambda db: worker.begin_turn(id, "Hello", db, actor=ann, model="aging", key="4"))).turn
-    await tell(lambda db: worker.append([(id, first.id, 0, "Some "), (auto.session.row.id, auto.turn.id, 0, "x")], db))
+    together = [Piece(id, first.id, 0, "Some "), Piece(auto.session.row.id, auto.turn.id, 0, "x", reasoning=True)]
+    await tell(lambda db: worker.append(together, db))
     clock.pass_(seconds=10)
     await tell(lambda db: worker.heartbeat([first.id, auto.turn.id], db))
     await tell(
@@ -207,7 +208,7 @@ async def test_I5_whichever_call_of_the_database_fails_it_is_all_or_nothing(
     )
     await tell(lambda db: worker.switch_model(id, "smart", db, actor=ada, reason="enough", lock=False, key="6"))
     second = (await tell(lambda db: worker.retry_turn(first.id, db, actor=ann, model="fast", key="7"))).turn
-    await tell(lambda db: worker.append([(id, second.id, 0, "Some ")], db))
+    await tell(lambda db: worker.append([Piece(id, second.id, 0, "Some ")], db))
     await tell(lambda db: worker.finish_turn(second.id, db, state="done", usage=Usage(3, 5), tail="text", start=5))
     third = (await tell(lambda db: worker.edit_turn(second.id, "Rather this", db, actor=ann, key="8"))).turn
     await tell(lambda db: worker.stop_turn(third.id, db, actor=ann, key="9"))

@@ -3,7 +3,7 @@
 from functools import partial
 from uuid import UUID, uuid4
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.tables import Turn
 from services.actor import Actor
 from services.clients import Usage
@@ -102,7 +102,7 @@ async def test_E7_a_fork_is_cut_where_it_is_asked_for_and_never_holds_a_running_
     first = await said(sessions, db_session, ann, session_id, "one")
     await said(sessions, db_session, ann, session_id, "two")
     running = (await sessions.begin_turn(session_id, "three", db_session, actor=ann)).turn
-    await sessions.append([(session_id, running.id, 0, "half")], db_session)
+    await sessions.append([Piece(session_id, running.id, 0, "half")], db_session)
     whole = await sessions.fork_session(session_id, db_session, actor=ann)
     assert await transcript(sessions, db_session, ann, whole.row.id) == [("one", "ONE"), ("two", "TWO")]
     assert whole.running_turn is None

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from services.accounts import Accounts, Credentials
 from services.actor import Actor
 from services.clients import Usage
@@ -147,7 +147,7 @@ async def test_J3_no_content_and_no_secret_is_ever_in_the_journal_or_the_log(
         key = f"canary-key-{actor.kind}"
         begun = await sessions.begin_turn(None, "canary-prompt", db_session, actor=actor, key=key)
         session_id = begun.turn.session_id
-        await sessions.append([(session_id, begun.turn.id, 0, "canary-text ")], db_session)
+        await sessions.append([Piece(session_id, begun.turn.id, 0, "canary-text ")], db_session)
         await sessions.finish_turn(
             begun.turn.id, db_session, state="failed", tail="canary-tail", error=("provider_failed", "canary-detail")
         )

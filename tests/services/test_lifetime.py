@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.tables import Account, Session, Usage
 from services.actor import Actor
 from services.errors import StorageUnavailable
@@ -187,7 +187,7 @@ async def test_E5_a_running_turn_survives_expiry_and_is_stored(
     await sessions.sweep(db_session)
     live = await sessions.get_session(session_id, db_session, actor=ann)
     assert (live.state, live.running_turn) == ("expired", turn.id)
-    assert await sessions.append([(session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
+    assert await sessions.append([Piece(session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="upon")
     assert (ended.state, ended.reply) == ("done", "Once upon")
     live = await sessions.get_session(session_id, db_session, actor=ann)
@@ -402,7 +402,7 @@ async def test_close_stops_the_running_turn_and_keeps_its_text(
     published: list[Hint],
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once upon")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
     published.clear()
     live = await sessions.close_session(session_id, db_session, actor=ann, reason=" enough ")
     assert (live.state, live.running_turn) == ("closed", None)
@@ -438,7 +438,7 @@ async def test_a_deleted_session_is_gone_with_its_turns(
     orders: Orders, refused: Refused,
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once upon")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
     await sessions.delete_session(session_id, db_session, actor=ann)
     rows = await everything()
     assert (rows["session"], rows["turn"], rows["turn_piece"]) == ([], [], [])
@@ -549,7 +549,7 @@ async def test_E9_many_workers_at_once_sweep_each_thing_once(
     await configure("user", idle="20s", turns="0", sessions_created="0", concurrent_turns=0)
     for number in range(8):
         begun = await sessions.begin_turn(None, f"Prompt {number}", db_session, actor=ann)
-        await sessions.append([(begun.turn.session_id, begun.turn.id, 0, "kept")], db_session)
+        await sessions.append([Piece(begun.turn.session_id, begun.turn.id, 0, "kept")], db_session)
     clock.pass_(seconds=30)
     await at_once(6, lambda number, db: (sessions, other_worker)[number % 2].sweep(db))
     ended = await journal("turn_ended")

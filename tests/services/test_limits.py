@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine, open_engine
 from db.tables import LimitRule, Usage
 from services.actor import Actor
@@ -218,7 +218,7 @@ async def test_L3_without_them_what_was_produced_is_estimated_and_marked(
     everything: Everything, end: str,
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "x" * 40, db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "y" * 81)], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "y" * 81)], db_session)
     if end == "stopped":
         await sessions.stop_turn(turn.id, db_session, actor=ann)
     elif end == "interrupted":
@@ -634,7 +634,7 @@ async def test_L6_lowering_a_budget_never_kills_a_running_turn(
 ) -> None:
     turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
     await configure("user", tokens_per_day=1, concurrent_turns=1, turns="1/h")
-    assert await sessions.append([(turn.session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
+    assert await sessions.append([Piece(turn.session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
     await sessions.heartbeat([turn.id], db_session)
     await sessions.sweep(db_session)
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="upon", usage=Counted(5000, 5000))
@@ -783,7 +783,7 @@ async def test_L4_a_turn_whose_worker_is_gone_counts_what_it_wrote_before_anybod
 ) -> None:
     await configure("user", tokens_per_day=5000, concurrent_turns=0)
     lost = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(lost.session_id, lost.id, 0, "x" * 11000)], db_session)
+    await sessions.append([Piece(lost.session_id, lost.id, 0, "x" * 11000)], db_session)
     clock.pass_(seconds=31)
     before = {one.name: one.used for one in await sessions.allowances(db_session, actor=ann)}
     assert 2000 < before["tokens_per_day"] < 5000

@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine, SqliteEngine
 from services.actor import Actor
 from services.errors import StorageUnavailable
@@ -79,12 +79,12 @@ async def test_46_nothing_is_written_while_there_is_no_room_and_everything_works
 ) -> None:  # fmt: skip
     await configure("user", turns="0", sessions_created="0")
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "shown ")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "shown ")], db_session)
     async with outage():
         before = await everything()
         writes = [
             lambda: sessions.begin_turn(None, "Hello " * 10_000, db_session, actor=ann, key="0"),
-            lambda: sessions.append([(session_id, turn.id, 6, "x" * 50_000)], db_session),
+            lambda: sessions.append([Piece(session_id, turn.id, 6, "x" * 50_000)], db_session),
             lambda: sessions.create_session(db_session, actor=ann, title="x" * 100, key="1"),
             lambda: sessions.switch_model(session_id, "smart", db_session, actor=ann, key="3"),
             lambda: sessions.close_session(session_id, db_session, actor=ann, key="4"),
@@ -100,10 +100,10 @@ async def test_46_nothing_is_written_while_there_is_no_room_and_everything_works
         assert await everything() == before
         live = await sessions.get_session(session_id, db_session, actor=ann)
         found = await Reads(sessions).transcript(live, db_session, actor=ann)
-        assert (found.text, live.running_turn) == ("shown ", turn.id)
+        assert (found.written.reply, live.running_turn) == ("shown ", turn.id)
         assert (await sessions.list_sessions(db_session, actor=ann)).sessions
     # The same keys as before: nothing was done under them.
-    await sessions.append([(session_id, turn.id, 6, "and more")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 6, "and more")], db_session)
     assert (await sessions.finish_turn(turn.id, db_session, state="done")).reply == "shown and more"
     made = await sessions.create_session(db_session, actor=ann, title="x" * 100, key="1")
     assert (await sessions.create_session(db_session, actor=ann, title="x" * 100, key="1")).row.id == made.row.id

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from services.actor import Actor
 from services.errors import NotFound, Refusal
@@ -303,15 +303,16 @@ async def test_O1_a_transcript_is_read_in_parts(
         ids.append(turn.id)
         if number < 4:
             await sessions.finish_turn(turn.id, db_session, state="done", tail=f"Reply {number}")
-    await sessions.append([(session_id, ids[-1], 0, "Repl")], db_session)
+    pieces = [Piece(session_id, ids[-1], 0, "Repl"), Piece(session_id, ids[-1], 0, "Let me", reasoning=True)]
+    await sessions.append(pieces, db_session)
     reads = Reads(sessions)
     live = await sessions.get_session(session_id, db_session, actor=ann)
     last = await reads.transcript(live, db_session, actor=ann, limit=2)
-    assert ([turn.id for turn in last.turns], last.text, last.earlier) == (ids[3:], "Repl", ids[2])
+    assert ([turn.id for turn in last.turns], last.written, last.earlier) == (ids[3:], ("Repl", "Let me"), ids[2])
     before = await reads.transcript(live, db_session, actor=ann, last=last.earlier, limit=3)
-    assert ([turn.id for turn in before.turns], before.text, before.earlier) == (ids[:3], "", None)
+    assert ([turn.id for turn in before.turns], before.written, before.earlier) == (ids[:3], ("", ""), None)
     assert [turn.id for turn in await reads.siblings(live, db_session, actor=ann)] == ids
-    assert (await reads.turn(ids[-1], db_session, actor=ann))[1] == "Repl"
+    assert (await reads.turn(ids[-1], db_session, actor=ann))[1] == ("Repl", "Let me")
 
 
 async def test_I6_reads_never_write(

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.db_session import DatabaseUnavailable, DbSession, new_id
+from db.db_session import DatabaseUnavailable, DbSession, Piece, new_id
 from db.engine import Engine
 from db.tables import Account, Login
 from services import readers
@@ -195,7 +195,7 @@ async def test_O4_a_reader_who_lost_the_right_is_sent_away_in_the_middle_of_a_re
     until: Until, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await db_session.add_pieces([(turn.id, start, "x") for start in range(5000)], turn.created_at)
+    await db_session.add_pieces([Piece(turn.session_id, turn.id, start, "x") for start in range(5000)], turn.created_at)
     events = counted.log.follow_session(session_id, Position(), ann, NOBODY)
     told = [await anext(events), await anext(events)]
     may.lost.add(ann.id)

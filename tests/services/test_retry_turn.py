@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.tables import Turn
 from services.actor import Actor
 from services.outcomes import BegunTurn
@@ -156,7 +156,7 @@ async def test_G9_a_turn_that_went_wrong_can_be_tried_again(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock, orders: Orders
 ) -> None:
     turn = (await sessions.begin_turn(session_id, "One", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "half")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "half")], db_session)
     clock.pass_(seconds=30)
     again = (await sessions.retry_turn(turn.id, db_session, actor=ann)).turn
     lost = await db_session.find_turn(turn.id)

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from services.actor import Actor
 from services.client_pool import ClientPool
@@ -252,7 +252,7 @@ async def test_S6_stop_keeps_the_text_and_switches_now(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, orders: Orders, chain: Chain
 ) -> None:
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once upon")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
     switch = await sessions.switch_model(session_id, "smart", db_session, actor=ann, when="stop")
     assert (switch.changed, switch.effective, switch.session.running_turn) == (True, "now", None)
     stopped = await db_session.find_turn(turn.id)

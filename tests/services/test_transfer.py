@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from services.actor import Actor
 from services.brought import Brought
 from services.clients import Usage
@@ -143,7 +143,7 @@ async def test_a_reply_that_is_being_written_goes_along_as_far_as_it_is(
 ) -> None:
     begun = await sessions.begin_turn(None, "one", db_session, actor=ann)
     id = begun.turn.session_id
-    await sessions.append([(id, begun.turn.id, 0, "so far")], db_session)
+    await sessions.append([Piece(id, begun.turn.id, 0, "so far")], db_session)
     document = await exported(transfer, [id], db_session, ann)
     (turn,) = document.sessions[0].turns
     assert (turn.state, turn.reply, turn.ended_at) == ("running", "so far", None)
@@ -159,7 +159,7 @@ async def test_a_reply_that_ends_while_it_is_exported_is_whole(
 ) -> None:
     begun = await sessions.begin_turn(None, "one", db_session, actor=ann)
     id, turn_id = begun.turn.session_id, begun.turn.id
-    await sessions.append([(id, turn_id, 0, "so far")], db_session)
+    await sessions.append([Piece(id, turn_id, 0, "so far")], db_session)
 
     class Late(DbSession):
         """Between the row and its text, the turn ends."""

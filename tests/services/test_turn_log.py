@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece, Written
 from db.engine import Engine
 from db.tables import Turn
 from services import readers
@@ -91,7 +91,7 @@ async def written(sessions: SessionService, db_session: DbSession, turn: Turn, t
     """Append text in pieces of one, two, three … characters."""
     start, size = 0, 1
     while start < len(text):
-        await sessions.append([(turn.session_id, turn.id, start, text[start : start + size])], db_session)
+        await sessions.append([Piece(turn.session_id, turn.id, start, text[start : start + size])], db_session)
         start, size = start + size, size + 1
 
 
@@ -103,7 +103,7 @@ async def test_from_every_offset_of_an_ended_turn_comes_the_exact_rest(
 ) -> None:
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail=TEXT)
     for offset in range(len(TEXT) + 2):
-        reading = await follow(log.follow_turn(ended, offset, ann)).finish()
+        reading = await follow(log.follow_turn(ended, ann, after=Position(ended.id, offset))).finish()
         assert reading.text(turn, offset) == TEXT[offset:]
         assert isinstance(reading.seen[0], Begun) and isinstance(reading.seen[-1], Ended)
         assert reading.seen[-1].turn.reply == TEXT
@@ -116,9 +116,9 @@ async def test_from_every_offset_of_a_running_turn_comes_the_exact_rest(
 ) -> None:  # fmt: skip
     half = len(TEXT) // 2
     await written(sessions, db_session, turn, TEXT[:half])
-    readings = [follow(log.follow_turn(turn, offset, ann)) for offset in range(half + 1)]
+    readings = [follow(log.follow_turn(turn, ann, after=Position(turn.id, offset))) for offset in range(half + 1)]
     await until(lambda: all(one.text(turn, at) == TEXT[at:half] for at, one in enumerate(readings)))
-    await sessions.append([(turn.session_id, turn.id, half, TEXT[half:-3])], db_session)
+    await sessions.append([Piece(turn.session_id, turn.id, half, TEXT[half:-3])], db_session)
     await sessions.finish_turn(turn.id, db_session, state="done", tail=TEXT[-3:])
     for offset, reading in enumerate(readings):
         await reading.finish()
@@ -131,9 +131,11 @@ async def test_a_running_turn_of_thousands_of_pieces_is_read_to_its_last(
     sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow, until: Until
 ) -> None:
     text = "".join(chr(97 + number % 26) for number in range(2300))
-    await sessions.append([(turn.session_id, turn.id, start, letter) for start, letter in enumerate(text)], db_session)
+    await sessions.append(
+        [Piece(turn.session_id, turn.id, start, letter) for start, letter in enumerate(text)], db_session
+    )
     for offset in (0, 1, 999, 1000, 1001, 1999, 2299):
-        reading = follow(log.follow_turn(turn, offset, ann))
+        reading = follow(log.follow_turn(turn, ann, after=Position(turn.id, offset)))
         await until(lambda reading=reading, offset=offset: reading.text(turn, offset) == text[offset:])
 
 
@@ -144,8 +146,8 @@ async def test_readers_that_come_at_any_moment_read_the_same(
     text = TEXT * 20
     readings = []
     for start in range(0, len(text), 40):
-        readings.append(follow(log.follow_turn(turn, 0, (ann, script)[start % 3 % 2])))
-        await sessions.append([(turn.session_id, turn.id, start, text[start : start + 40])], db_session)
+        readings.append(follow(log.follow_turn(turn, (ann, script)[start % 3 % 2])))
+        await sessions.append([Piece(turn.session_id, turn.id, start, text[start : start + 40])], db_session)
     await sessions.finish_turn(turn.id, db_session, state="done")
     assert len(readings) > 15
     for reading in readings:
@@ -157,14 +159,14 @@ async def test_a_reader_that_goes_and_comes_again_has_every_character_once(
 ) -> None:
     text, read = TEXT * 6, ""
     for start in range(0, len(text), 9):
-        await sessions.append([(turn.session_id, turn.id, start, text[start : start + 9])], db_session)
-        async with closing(log.follow_turn(turn, max(0, len(read) - 4), ann)) as events:
+        await sessions.append([Piece(turn.session_id, turn.id, start, text[start : start + 9])], db_session)
+        async with closing(log.follow_turn(turn, ann, after=Position(turn.id, max(0, len(read) - 4)))) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     read = read[: event.offset] + event.text
                     break
     ended = await sessions.finish_turn(turn.id, db_session, state="done")
-    async for event in log.follow_turn(ended, len(read), ann):
+    async for event in log.follow_turn(ended, ann, after=Position(ended.id, len(read))):
         if isinstance(event, Delta):
             read = read[: event.offset] + event.text
     assert read == text
@@ -183,8 +185,8 @@ async def closing(events: AsyncGenerator[Event, None]) -> AsyncIterator[AsyncGen
 async def test_every_kind_of_end_is_told(
     sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow, end: str
 ) -> None:
-    await sessions.append([(turn.session_id, turn.id, 0, TEXT)], db_session)
-    reading = follow(log.follow_turn(turn, 0, ann))
+    await sessions.append([Piece(turn.session_id, turn.id, 0, TEXT)], db_session)
+    reading = follow(log.follow_turn(turn, ann))
     if end == "stopped":
         await sessions.stop_turn(turn.id, db_session, actor=ann)
     else:
@@ -199,8 +201,8 @@ async def test_a_turns_reader_sees_no_other_turn(
 ) -> None:
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="One")
     second = (await sessions.begin_turn(turn.session_id, "Two", db_session, actor=ann)).turn
-    await sessions.append([(turn.session_id, second.id, 0, "Two")], db_session)
-    reading = await follow(log.follow_turn(ended, 0, ann)).finish()
+    await sessions.append([Piece(turn.session_id, second.id, 0, "Two")], db_session)
+    reading = await follow(log.follow_turn(ended, ann)).finish()
     assert {getattr(event, "turn_id", turn.id) for event in reading.seen} == {turn.id}
     assert reading.text(turn) == "One"
 
@@ -208,11 +210,11 @@ async def test_a_turns_reader_sees_no_other_turn(
 async def test_I13_nothing_is_shown_before_its_commit(
     sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow, until: Until
 ) -> None:
-    reading = follow(log.follow_turn(turn, 0, ann))
+    reading = follow(log.follow_turn(turn, ann))
     await until(lambda: reading.seen)
     async with db_session.transaction():
-        await sessions.append([(turn.session_id, turn.id, 0, TEXT)], db_session)
-        late = follow(log.follow_turn(turn, 0, ann))
+        await sessions.append([Piece(turn.session_id, turn.id, 0, TEXT)], db_session)
+        late = follow(log.follow_turn(turn, ann))
         await asyncio.sleep(0.05)
         assert reading.text(turn) == late.text(turn) == ""
     await until(lambda: reading.text(turn) == late.text(turn) == TEXT)
@@ -249,7 +251,7 @@ async def test_a_reader_that_was_away_for_several_turns_is_shown_them_all(
         turns.append(turn)
         if number < 3:
             await sessions.finish_turn(turn.id, db_session, state="done", tail=TEXT)
-    await sessions.append([(session_id, turns[3].id, 0, TEXT[:7])], db_session)
+    await sessions.append([Piece(session_id, turns[3].id, 0, TEXT[:7])], db_session)
     for place, offset, ended, parts in (
         (0, 5, False, [TEXT[5:], TEXT, TEXT, TEXT[:7]]),
         (1, len(TEXT), False, [None, "", TEXT, TEXT[:7]]),
@@ -257,7 +259,7 @@ async def test_a_reader_that_was_away_for_several_turns_is_shown_them_all(
         (3, 4, False, [None, None, None, TEXT[4:7]]),
         (None, 0, False, [TEXT, TEXT, TEXT, TEXT[:7]]),
     ):
-        position = Position() if place is None else Position(turns[place].id, offset, ended)
+        position = Position() if place is None else Position(turns[place].id, offset, ended=ended)
         reading = follow(log.follow_session(session_id, position, ann))
         await until(lambda reading=reading: reading.shows(turns[3]))
         for number, (turn, part) in enumerate(zip(turns, parts, strict=True)):
@@ -270,7 +272,7 @@ async def test_a_reader_that_was_away_for_several_turns_is_shown_them_all(
 async def test_a_reader_that_comes_back_after_the_end_is_shown_the_rest_and_the_end(
     sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow, until: Until
 ) -> None:
-    await sessions.append([(turn.session_id, turn.id, 0, TEXT[:9])], db_session)
+    await sessions.append([Piece(turn.session_id, turn.id, 0, TEXT[:9])], db_session)
     await sessions.finish_turn(turn.id, db_session, state="done", tail=TEXT[9:])
     reading = follow(log.follow_session(turn.session_id, Position.parse(f"{turn.id}:4"), ann))
     await until(lambda: len(reading.seen) == 2)
@@ -285,7 +287,8 @@ async def test_a_reader_that_comes_back_after_the_end_is_shown_the_rest_and_the_
 
 ABSURD = (
     "", ":", "x", "x:1", "{turn}", "{turn}:", "{turn}:-5", "{turn}:1e3", "{turn}:99999999999", "{turn}:2147483647",
-    "{turn}:2147483648", "{turn}:" + "9" * 5000, "{other}:3", "{other}:end", "{turn}:end:1", "{turn}:ende",
+    "{turn}:2147483648", "{turn}:3:", "{turn}:3:-5", "{turn}:3:x", "{turn}:3:1:1",
+    "{turn}:" + "9" * 5000, "{other}:3", "{other}:end", "{turn}:end:1", "{turn}:ende",
     "\0:\ud800",
 )  # fmt: skip
 
@@ -300,9 +303,9 @@ async def test_absurd_positions_lose_nothing_that_comes_later(
         position = Position.parse(text.format(turn=turn.id, other=uuid4()))
         offset = position.offset if position.turn_id == turn.id else 0
         assert 0 <= position.offset < 2**31
-        await sessions.append([(turn.session_id, turn.id, 0, TEXT[:9])], db_session)
+        await sessions.append([Piece(turn.session_id, turn.id, 0, TEXT[:9])], db_session)
         reading = follow(log.follow_session(turn.session_id, position, ann))
-        await sessions.append([(turn.session_id, turn.id, 9, TEXT[9:])], db_session)
+        await sessions.append([Piece(turn.session_id, turn.id, 9, TEXT[9:])], db_session)
         await sessions.finish_turn(turn.id, db_session, state="done")
         await until(lambda reading=reading: any(isinstance(event, Ended) for event in reading.seen))
         assert reading.text(turn, offset) == TEXT[offset:]
@@ -312,18 +315,18 @@ async def test_absurd_positions_lose_nothing_that_comes_later(
 
 def test_a_position_is_written_as_it_is_read() -> None:
     turn_id = uuid4()
-    for text in (f"{turn_id}:0", f"{turn_id}:17", f"{turn_id}:end", ""):
+    for text in (f"{turn_id}:0", f"{turn_id}:17", f"{turn_id}:17:4", f"{turn_id}:0:4", f"{turn_id}:end", ""):
         assert str(Position.parse(text)) == text
 
 
 async def test_a_page_goes_on_where_its_transcript_stops(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
 ) -> None:
-    assert Position.after([], "") == Position()
+    assert Position.after([], Written()) == Position()
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    assert Position.after([turn], "Once") == Position(turn.id, 4)
+    assert Position.after([turn], Written("Once", "Let me see")) == Position(turn.id, 4, 10)
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi")
-    assert Position.after([ended], "") == Position(turn.id, ended=True)
+    assert Position.after([ended], Written()) == Position(turn.id, ended=True)
 
 
 async def test_S12_a_switch_a_title_and_a_lock_are_told(
@@ -369,7 +372,7 @@ async def test_a_deleted_session_is_gone(
 ) -> None:
     readings = [
         follow(log.follow_session(turn.session_id, Position(), ann)),
-        follow(log.follow_turn(turn, 0, ann)),
+        follow(log.follow_turn(turn, ann)),
     ]
     await until(lambda: all(reading.seen for reading in readings))
     await sessions.delete_session(turn.session_id, db_session, actor=ann)
@@ -412,9 +415,9 @@ async def test_lost_hints_lose_nothing(
     log = TurnLog(sessions, bus, lambda: DbSession(engine), draining)
     reading = follow(log.follow_session(session_id, Position(version=0), ann))
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    following = follow(log.follow_turn(turn, 3, ann))
+    following = follow(log.follow_turn(turn, ann, after=Position(turn.id, 3)))
     for start in range(0, len(TEXT), 5):
-        await sessions.append([(session_id, turn.id, start, TEXT[start : start + 5])], db_session)
+        await sessions.append([Piece(session_id, turn.id, start, TEXT[start : start + 5])], db_session)
         await asyncio.sleep(0.01)
     await sessions.finish_turn(turn.id, db_session, state="done")
     await until(lambda: any(isinstance(event, Ended) for event in reading.seen))
@@ -431,11 +434,11 @@ async def test_a_hint_lost_in_the_middle_is_made_good_by_the_next(
     log = TurnLog(sessions, bus, lambda: DbSession(engine), draining)
     reading = follow(log.follow_session(turn.session_id, Position(), ann))
     await until(lambda: reading.seen)
-    await sessions.append([(turn.session_id, turn.id, 0, TEXT[:4])], db_session)
+    await sessions.append([Piece(turn.session_id, turn.id, 0, TEXT[:4])], db_session)
     bus.lost = ("text",)
-    await sessions.append([(turn.session_id, turn.id, 4, TEXT[4:9])], db_session)
+    await sessions.append([Piece(turn.session_id, turn.id, 4, TEXT[4:9])], db_session)
     bus.lost = ()
-    await sessions.append([(turn.session_id, turn.id, 9, TEXT[9:])], db_session)
+    await sessions.append([Piece(turn.session_id, turn.id, 9, TEXT[9:])], db_session)
     await until(lambda: reading.text(turn) == TEXT)
 
 
@@ -459,11 +462,11 @@ async def test_hints_that_come_twice_or_late_are_shown_once(
 async def test_a_slow_reader_that_lags_behind_the_backlog_loses_nothing(
     sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog
 ) -> None:
-    events = log.follow_turn(turn, 0, ann)
+    events = log.follow_turn(turn, ann)
     read = ""
     async with closing(events):
         assert isinstance(await anext(events), Begun)
-        await sessions.append([(turn.session_id, turn.id, 0, "0 ")], db_session)
+        await sessions.append([Piece(turn.session_id, turn.id, 0, "0 ")], db_session)
         first = await anext(events)
         assert isinstance(first, Delta)
         read += first.text
@@ -471,7 +474,7 @@ async def test_a_slow_reader_that_lags_behind_the_backlog_loses_nothing(
             start = 2
             for number in range(1, BACKLOG + 60):
                 text = f"{number} "
-                await sessions.append([(turn.session_id, turn.id, start, text)], db_session)
+                await sessions.append([Piece(turn.session_id, turn.id, start, text)], db_session)
                 start += len(text)
         await sessions.finish_turn(turn.id, db_session, state="done", tail="end")
         async for event in events:
@@ -521,14 +524,14 @@ async def test_O4_a_stream_ends_when_its_reader_loses_the_right_to_it(
     log = TurnLog(sessions, bus, lambda: DbSession(engine), draining, still)
     readings = [
         follow(log.follow_session(turn.session_id, Position(), ann, proof)),
-        follow(log.follow_turn(turn, 0, ann, proof)),
+        follow(log.follow_turn(turn, ann, proof)),
     ]
     start = 0
 
     async def seen() -> bool:
         nonlocal start
         if busy:
-            await sessions.append([(turn.session_id, turn.id, start, "more ")], db_session)
+            await sessions.append([Piece(turn.session_id, turn.id, start, "more ")], db_session)
             start += 5
         return all(reading.task.done() for reading in readings)
 
@@ -546,10 +549,10 @@ async def test_draining_ends_every_stream(
     sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow,
     until: Until, draining: asyncio.Event, bus: MemoryEventBus,
 ) -> None:  # fmt: skip
-    await sessions.append([(turn.session_id, turn.id, 0, TEXT)], db_session)
+    await sessions.append([Piece(turn.session_id, turn.id, 0, TEXT)], db_session)
     readings = [
         follow(log.follow_session(turn.session_id, Position(), ann)),
-        follow(log.follow_turn(turn, 0, ann)),
+        follow(log.follow_turn(turn, ann)),
     ]
     await until(lambda: all(reading.text(turn) == TEXT for reading in readings))
     draining.set()
@@ -564,7 +567,7 @@ async def test_a_reader_that_leaves_is_forgotten(
     sessions: SessionService, ann: Actor, turn: Turn, log: TurnLog, bus: MemoryEventBus, until: Until
 ) -> None:
     before = {task for task in asyncio.all_tasks() if not task.done()}
-    for events in (log.follow_session(turn.session_id, Position(), ann), log.follow_turn(turn, 0, ann)):
+    for events in (log.follow_session(turn.session_id, Position(), ann), log.follow_turn(turn, ann)):
         async with closing(events):
             assert isinstance(await anext(events), Begun)
     reading = Reading(log.follow_session(turn.session_id, Position(), ann))
@@ -580,10 +583,10 @@ async def test_two_hundred_readers_of_one_turn_read_the_same(
     sessions: SessionService, db_session: DbSession, ann: Actor, turn: Turn, log: TurnLog, follow: Follow,
     configure: Configure,
 ) -> None:  # fmt: skip
-    readings = [follow(log.follow_turn(turn, 0, ann)) for _ in range(200)]
+    readings = [follow(log.follow_turn(turn, ann)) for _ in range(200)]
     text = TEXT * 3
     for start in range(0, len(text), 25):
-        await sessions.append([(turn.session_id, turn.id, start, text[start : start + 25])], db_session)
+        await sessions.append([Piece(turn.session_id, turn.id, start, text[start : start + 25])], db_session)
     await sessions.finish_turn(turn.id, db_session, state="done")
     for reading in readings:
         assert (await reading.finish()).text(turn) == text

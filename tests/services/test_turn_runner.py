@@ -11,13 +11,13 @@ from uuid import UUID
 import pytest
 
 from db import engine as engines
-from db.db_session import DatabaseUnavailable, DbSession
+from db.db_session import DatabaseUnavailable, DbSession, Piece
 from db.engine import Engine
 from db.tables import Turn
 from services import turn_runner
 from services.actor import Actor
 from services.client_pool import ClientPool, Provider, client_for
-from services.clients import Ask, Client, Message, Text, Usage
+from services.clients import Ask, Client, Message, Said, Text, Usage
 from services.clients.builtin import BuiltinClient
 from services.clients.echo import EchoClient
 from services.errors import StorageUnavailable
@@ -40,7 +40,7 @@ class WatchedEcho(EchoClient):
         self.taken = 0
         self.asked: list[Ask] = []
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Text | Usage, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Said, None]:
         self.open += 1
         self.asked.append(ask)
         try:
@@ -154,7 +154,7 @@ async def test_G4_the_reply_is_what_the_model_sent(
         await until(lambda: runner.running == 0)
         assert shown(published, turn) == reply
         assert echo.open == 0
-        assert await db_session.text_of(turn.id) == ""
+        assert (await db_session.text_of(turn.id)).reply == ""
 
 
 async def test_G4_the_first_piece_comes_at_once_and_later_ones_with_the_tick(
@@ -253,7 +253,7 @@ async def test_G7_a_turn_stopped_while_it_streams_keeps_exactly_what_was_shown(
         assert kept is not None
         assert kept.reply == stopped.reply == shown(published, turn)
         assert numbered(5000).startswith(kept.reply)
-        assert await db_session.text_of(turn.id) == ""
+        assert (await db_session.text_of(turn.id)).reply == ""
 
 
 async def test_G7_a_turn_is_stopped_by_another_process(
@@ -334,7 +334,7 @@ async def test_G6_a_worker_whose_lease_lapsed_writes_nothing_more(
     await until(lambda: shown(published, turn))
     clock.pass_(seconds=30)
     await until(lambda: echo.open == 0 and runner.running == 0)
-    text = await db_session.text_of(turn.id)
+    text = (await db_session.text_of(turn.id)).reply
     assert text == shown(published, turn)
     assert await other_worker.sweep(db_session) == 1
     kept = await db_session.find_turn(turn.id)
@@ -354,7 +354,7 @@ async def test_G6_a_worker_that_wakes_up_at_the_end_of_its_turn_changes_nothing(
     await runner.close()
     kept = await db_session.find_turn(turn.id)
     assert kept is not None and (kept.state, kept.reply) == ("running", None)
-    assert await db_session.text_of(turn.id) == shown(published, turn) == "tok0 "
+    assert (await db_session.text_of(turn.id)).reply == shown(published, turn) == "tok0 "
 
 
 @pytest.mark.parametrize("way", ["stopped", "deleted", "lapsed"])
@@ -389,10 +389,10 @@ async def test_G5_whoever_succeeds_a_dead_worker_frees_what_it_held_at_once(
 ) -> None:  # fmt: skip
     await configure("user", concurrent_turns=1)
     theirs = (await other_worker.begin_turn(None, "Hello", db_session, actor=ann)).turn
-    await other_worker.append([(theirs.session_id, theirs.id, 0, "so far")], db_session)
+    await other_worker.append([Piece(theirs.session_id, theirs.id, 0, "so far")], db_session)
     ours = (await sessions.begin_turn(None, "Hello", db_session, actor=bob)).turn
     await sessions.succeed([other_worker.worker, UUID(int=1)], db_session)
-    assert await other_worker.append([(theirs.session_id, theirs.id, 6, "!")], db_session) == set()
+    assert await other_worker.append([Piece(theirs.session_id, theirs.id, 6, "!")], db_session) == set()
     assert (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn.state == "running"
     assert await sessions.sweep(db_session, thorough=False) == 1
     kept, held = await db_session.find_turn(theirs.id), await db_session.find_turn(ours.id)
@@ -508,7 +508,7 @@ async def test_I13_nothing_is_shown_that_could_not_be_committed(
         turn = (await sessions.begin_turn(None, "/tokens 200 /delay 5ms", db_session, actor=ann)).turn
         await until(lambda: "text could not be committed" in caplog.text)
         assert shown(published, turn) == ""
-        assert await db_session.text_of(turn.id) == ""
+        assert (await db_session.text_of(turn.id)).reply == ""
     done = await ended(turn)
     assert (done.state, done.reply) == ("done", numbered(200))
     assert shown(published, turn) == numbered(200)
@@ -670,13 +670,15 @@ async def test_G5_a_shutdown_that_has_no_time_for_the_ends_keeps_the_text_and_ca
 ) -> None:  # fmt: skip
     monkeypatch.setattr(turn_runner, "TICK_SECONDS", 60)
     turns = [(await sessions.begin_turn(None, "/hang after 9", db_session, actor=ann)).turn for _ in range(3)]
-    await until(lambda: len(runner._drafts) == 3 and all(one.start or one.parts for one in runner._drafts.values()))
+    await until(
+        lambda: len(runner._drafts) == 3 and all(one.reply.start or one.reply.parts for one in runner._drafts.values())
+    )
     async with storage_fails("usage"):
         await runner.close(within=0.3)
         for turn in turns:
             found = await db_session.find_turn(turn.id)
             assert found is not None and found.state == "running"
-            assert await db_session.text_of(turn.id) == numbered(9)
+            assert (await db_session.text_of(turn.id)).reply == numbered(9)
     for turn in turns:
         await until(lambda turn=turn: ended_in(db_session, turn.id))
         found = await db_session.find_turn(turn.id)
@@ -715,7 +717,7 @@ async def test_I13_text_that_the_database_refuses_for_good_holds_up_no_other_tur
         assert (other.state, other.reply) == ("done", numbered(60))
         # Nobody works on the other any more; it is interrupted when its lease ends.
         await until(lambda: runner.running == 0 and echo.open == 0)
-        assert await db_session.text_of(poisoned.id) == ""
+        assert (await db_session.text_of(poisoned.id)).reply == ""
     finally:
         await engine.run_ddl("DROP TRIGGER refuses" + (" ON turn_piece" if engine.engine_type == "postgres" else ""))
         if engine.engine_type == "postgres":

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Conflict, Engine
 from db.tables import Turn
 from services.actor import Actor
@@ -228,28 +228,28 @@ async def test_G4_text_is_appended_while_nobody_watches(
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     published.clear()
     clock.pass_(seconds=1)
-    assert await sessions.append([(session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
+    assert await sessions.append([Piece(session_id, turn.id, 0, "Once ")], db_session) == {turn.id}
     clock.pass_(seconds=1)
-    assert await sessions.append([(session_id, turn.id, 5, "upon")], db_session) == {turn.id}
+    assert await sessions.append([Piece(session_id, turn.id, 5, "upon")], db_session) == {turn.id}
     assert published == [
         Hint(session_id, "text", turn.id, 0, "Once "),
         Hint(session_id, "text", turn.id, 5, "upon"),
     ]
-    assert await db_session.text_of(turn.id) == "Once upon"
+    assert (await db_session.text_of(turn.id)).reply == "Once upon"
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail=" a time")
     assert (ended.reply, ended.state, ended.ended_at) == ("Once upon a time", "done", clock())
     assert ended.first_text_at == BEGINNING + timedelta(seconds=1)
-    assert await db_session.text_of(turn.id) == ""
+    assert (await db_session.text_of(turn.id)).reply == ""
 
 
 async def test_G4_the_text_of_many_turns_is_one_append(
     sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor
 ) -> None:
     turns = [(await sessions.begin_turn(None, "Hello", db_session, actor=actor)).turn for actor in (ann, bob)]
-    pieces = [(turn.session_id, turn.id, 0, turn.owner_id.hex) for turn in turns]
+    pieces = [Piece(turn.session_id, turn.id, 0, turn.owner_id.hex) for turn in turns]
     assert await sessions.append(pieces, db_session) == {turn.id for turn in turns}
     for turn in turns:
-        assert await db_session.text_of(turn.id) == turn.owner_id.hex
+        assert (await db_session.text_of(turn.id)).reply == turn.owner_id.hex
 
 
 async def test_G4_text_whose_commit_was_not_acknowledged_comes_again_and_is_there_once(
@@ -257,8 +257,8 @@ async def test_G4_text_whose_commit_was_not_acknowledged_comes_again_and_is_ther
 ) -> None:
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     for start, text in ((0, "Once "), (5, "up"), (5, "upon "), (5, "upon "), (10, "a ")):
-        assert await sessions.append([(session_id, turn.id, start, text)], db_session) == {turn.id}
-    assert await db_session.text_of(turn.id) == "Once upon a "
+        assert await sessions.append([Piece(session_id, turn.id, start, text)], db_session) == {turn.id}
+    assert (await db_session.text_of(turn.id)).reply == "Once upon a "
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="a time", start=10)
     assert ended.reply == "Once upon a time"
 
@@ -268,7 +268,7 @@ async def test_G5_a_lapsed_turn_is_interrupted_with_all_its_text(
     clock: Clock, journal: JournalRows, published: list[Hint],
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once upon")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
     clock.pass_(seconds=29, microseconds=999_999)
     assert await other_worker.sweep(db_session) == 0
     clock.pass_(microseconds=1)
@@ -292,7 +292,7 @@ async def test_G5_a_turn_is_interrupted_by_the_next_prompt_even_without_a_sweep(
 ) -> None:  # fmt: skip
     await configure("user", concurrent_turns=1)
     turn = (await sessions.begin_turn(session_id, "One", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once upon")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
     clock.at += LEASE
     second = (await sessions.begin_turn(session_id, "Two", db_session, actor=ann)).turn
     first = await db_session.find_turn(turn.id)
@@ -308,7 +308,7 @@ async def test_G5_at_once_when_the_only_process_starts_again(
     sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
 ) -> None:
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once upon")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
     assert await sessions.sweep(db_session, alone=True) == 0
     assert await other_worker.sweep(db_session) == 0
     assert await other_worker.sweep(db_session, alone=True) == 1
@@ -327,7 +327,7 @@ async def test_G6_an_ended_turn_never_changes(
     late = await sessions.finish_turn(turn.id, db_session, state="failed", tail="more", error=("a", "b"))
     assert (late.state, late.reply) == ("done", "Hi")
     assert (await sessions.stop_turn(turn.id, db_session, actor=ann)).state == "done"
-    assert await sessions.append([(session_id, turn.id, 2, "more")], db_session) == set()
+    assert await sessions.append([Piece(session_id, turn.id, 2, "more")], db_session) == set()
     await sessions.heartbeat([turn.id], db_session)
     assert await everything() == before
     assert published == hints
@@ -358,7 +358,7 @@ async def test_G6_only_the_worker_that_holds_the_lease_writes(
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     before = await everything()
-    assert await other_worker.append([(session_id, turn.id, 0, "no")], db_session) == set()
+    assert await other_worker.append([Piece(session_id, turn.id, 0, "no")], db_session) == set()
     assert (await other_worker.finish_turn(turn.id, db_session, state="done", tail="no")).state == "running"
     await other_worker.heartbeat([turn.id], db_session)
     assert await everything() == before
@@ -368,10 +368,10 @@ async def test_G6_a_worker_that_slept_through_its_lease_cannot_write(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock, everything: Everything
 ) -> None:
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once")], db_session)
     clock.at += LEASE
     before = await everything()
-    assert await sessions.append([(session_id, turn.id, 4, " upon")], db_session) == set()
+    assert await sessions.append([Piece(session_id, turn.id, 4, " upon")], db_session) == set()
     assert (await sessions.finish_turn(turn.id, db_session, state="done", tail=" upon")).state == "running"
     await sessions.heartbeat([turn.id], db_session)
     assert await everything() == before
@@ -394,7 +394,7 @@ async def test_G7_stop_keeps_the_text_and_tells_the_runner(
     session_id: UUID, orders: Orders, clock: Clock, journal: JournalRows, published: list[Hint],
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once upon")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
     clock.pass_(seconds=2)
     published.clear()
     stopped = await other_worker.stop_turn(turn.id, db_session, actor=script)
@@ -404,7 +404,7 @@ async def test_G7_stop_keeps_the_text_and_tells_the_runner(
     assert published == [Hint(session_id, "turn_ended", turn.id)]
     (row,) = await journal("turn_ended")
     assert (row.outcome, row.actor_kind, row.actor_name, row.reason) == ("stopped", "token", "ann", "")
-    assert await db_session.text_of(turn.id) == ""
+    assert (await db_session.text_of(turn.id)).reply == ""
 
 
 async def test_G7_stopping_twice_is_stopping_once(
@@ -539,7 +539,7 @@ async def test_G10_never_done_before_the_whole_text_is_committed(
     published: list[Hint],
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once ")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once ")], db_session)
     published.clear()
     async with db_session.transaction():
         await sessions.finish_turn(turn.id, db_session, state="done", tail="upon")
@@ -611,7 +611,7 @@ async def test_G11_a_turn_without_a_reply_is_no_context(
     failed = (await sessions.begin_turn(session_id, "Lost", db_session, actor=ann)).turn
     await sessions.finish_turn(failed.id, db_session, state="failed", error=("provider_failed", "It failed."))
     stopped = (await sessions.begin_turn(session_id, "Half", db_session, actor=ann)).turn
-    await sessions.append([(session_id, stopped.id, 0, "Once")], db_session)
+    await sessions.append([Piece(session_id, stopped.id, 0, "Once")], db_session)
     await sessions.stop_turn(stopped.id, db_session, actor=ann)
     await sessions.begin_turn(session_id, "Now", db_session, actor=ann)
     assert [message.text for message in orders.started[-1].ask.messages] == ["Half", "Once", "Now"]
@@ -621,7 +621,7 @@ async def test_a_failed_turn_keeps_its_text_and_its_error(
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, journal: JournalRows
 ) -> None:
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "Once ")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "Once ")], db_session)
     ended = await sessions.finish_turn(
         turn.id, db_session, state="failed", tail="upon", error=("provider_failed", "It failed.")
     )
@@ -636,7 +636,7 @@ async def test_a_turn_that_is_not_there_cannot_end(
 ) -> None:
     async with refused("session_not_found"):
         await sessions.finish_turn(uuid4(), db_session, state="done")
-    assert await sessions.append([(uuid4(), uuid4(), 0, "x")], db_session) == set()
+    assert await sessions.append([Piece(uuid4(), uuid4(), 0, "x")], db_session) == set()
 
 
 async def test_the_first_prompt_gives_the_title_and_later_ones_do_not(

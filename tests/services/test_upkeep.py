@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from db.db_session import DbSession, new_id
+from db.db_session import DbSession, Piece, new_id
 from db.engine import Engine
 from db.tables import Account, Idempotency, Login, ModelMove, RateBucket
 from services import upkeep
@@ -120,7 +120,7 @@ async def test_I7_a_clock_that_jumps_blocks_no_slot_for_longer_than_a_lease(
     """The worker dies, the clock jumps, and another process looks after what was left."""
     await configure("user", concurrent_turns=1, turns="0", sessions_created="0")
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "shown ")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "shown ")], db_session)
     clock.at += jump
     second = (await other_worker.create_session(db_session, actor=ann)).row.id
     if jump < timedelta(0):
@@ -140,13 +140,13 @@ async def test_G5_a_clock_that_jumps_under_a_running_turn_loses_no_text(
 ) -> None:
     """It goes on where the clock went back, and ends with its text and a reason where it went ahead."""
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
-    await sessions.append([(session_id, turn.id, 0, "shown ")], db_session)
+    await sessions.append([Piece(session_id, turn.id, 0, "shown ")], db_session)
     clock.at += jump
     for _ in range(4):
         await sessions.sweep(db_session)
         await sessions.heartbeat([turn.id], db_session)
         clock.pass_(seconds=LEASE.total_seconds() / 3)
-    held = await sessions.append([(session_id, turn.id, 6, "and more")], db_session)
+    held = await sessions.append([Piece(session_id, turn.id, 6, "and more")], db_session)
     await sessions.finish_turn(turn.id, db_session, state="done")
     kept = await db_session.find_turn(turn.id)
     assert kept is not None

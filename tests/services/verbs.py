@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.tables import AccountGroup, LimitRule, Model
 from services.actor import Actor
 from services.brought import Brought
@@ -17,7 +17,7 @@ from services.clients import Usage
 from services.errors import Forbidden, NotFound, Refusal
 from services.reads import Reads
 from services.session_service import SessionService
-from services.turn_log import Position, TurnLog
+from services.turn_log import Delta, Position, Thought, TurnLog
 from tests.conftest import Clock
 from tests.services.invariants import Ledger, Row, text_of_turns
 
@@ -272,11 +272,13 @@ class Verbs:
         """What comes next; or again what came last, and more, as after a commit that was not acknowledged."""
         turn, worker = self._turn(pick), pick([self.worker, self.worker, *self.killed])
         text, again = pick(TEXTS), pick([False, False, True])
+        reasoning = text == TEXTS[0]
 
         async def append(db: DbSession) -> None:
             async with self.committing:
-                start, before = await self._end_of(turn, db, again)
-                held = await worker.append([(turn["session_id"], turn["id"], start, before + text)], db)
+                start, before = await self._end_of(turn, db, again, reasoning)
+                piece = Piece(turn["session_id"], turn["id"], start, before + text, reasoning)
+                held = await worker.append([piece], db)
             assert held <= {turn["id"]}
 
         return Call(self.ann, append, harmless=not self._holds(worker, turn))
@@ -296,8 +298,8 @@ class Verbs:
 
         return Call(self.ann, finish, harmless=not self._holds(worker, turn))
 
-    async def _end_of(self, turn: Row, db: DbSession, again: bool) -> tuple[int, str]:
-        pieces = await db.list_pieces(turn["id"])
+    async def _end_of(self, turn: Row, db: DbSession, again: bool, reasoning: bool = False) -> tuple[int, str]:
+        pieces = await db.list_pieces(turn["id"], reasoning=reasoning)
         if again and pieces:
             return pieces[-1]
         return (pieces[-1][0] + len(pieces[-1][1]) if pieces else 0), ""
@@ -445,8 +447,8 @@ class Verbs:
         log = TurnLog(self.worker, self.worker.bus, lambda: DbSession(db.engine), ended)
         stored = text_of_turns(self.ledger.rows)
         async for event in log.follow_session(session_id, position, actor):
-            if hasattr(event, "text"):
-                assert stored[event.turn_id][event.offset :].startswith(event.text)
+            if isinstance(event, Delta | Thought):
+                assert stored[event.turn_id, isinstance(event, Thought)][event.offset :].startswith(event.text)
 
     def foreign(self, pick: Pick) -> Call:
         """What is not mine is refused as what is not there (I11)."""

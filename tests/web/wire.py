@@ -28,8 +28,9 @@ SESSION = {
 OWNER = {"id", "name"}
 CURRENT_MODEL = {"id", "source", "usable", "reason", "wanted"}
 TURN = {
-    "id", "session_id", "parent_id", "prompt", "reply", "model", "state", "error", "prompt_tokens", "reply_tokens",
-    "estimated", "cost", "context_left_out", "created_at", "first_text_at", "ended_at",
+    "id", "session_id", "parent_id", "prompt", "reply", "reasoning", "model", "model_source", "model_reason", "state",
+    "error", "prompt_tokens", "reply_tokens", "estimated", "cost", "context_left_out", "created_at", "first_text_at",
+    "first_reply_at", "ended_at",
 }  # fmt: skip
 SWITCH = {"changed", "from", "to", "version", "effective", "warnings", "session"}
 MODEL = {"id", "label", "state", "provider_up", "context_tokens", "price_in", "price_out", "replacement"}
@@ -68,7 +69,7 @@ def assert_turn(found: dict[str, Any]) -> dict[str, Any]:
     assert found["state"] in ("running", "done", "stopped", "failed", "interrupted")
     assert found["error"] is None or set(found["error"]) == {"code", "detail"}
     assert (found["ended_at"] is None) == (found["state"] == "running")
-    for name in ("created_at", "first_text_at", "ended_at"):
+    for name in ("created_at", "first_text_at", "first_reply_at", "ended_at"):
         assert found[name] is None or INSTANT.fullmatch(found[name])
     return found
 

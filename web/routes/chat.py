@@ -14,7 +14,7 @@ from services.outcomes import BegunTurn
 from services.policies import freed
 from services.reads import Reads
 from services.session_service import SessionService
-from services.turn_log import MOST, Position, TurnLog
+from services.turn_log import Position, TurnLog
 from web.answer import answer, json, page, rate_headers, wants
 from web.forms import Chat, EditTurn, Nothing, RetryTurn, reads
 from web.given import Db, Given, Log, Proof, Sessions, Who
@@ -46,12 +46,12 @@ class Reply:
         match wants(self._request):
             case "stream":
                 response = stream(
-                    for_scripts(self._log.follow_turn(begun.turn, 0, self._actor, self._proof, gives_way=False))
+                    for_scripts(self._log.follow_turn(begun.turn, self._actor, self._proof, gives_way=False))
                 )
             case "json":
                 await self._log.await_end(begun.turn, self._actor, self._proof)
-                turn, text = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
-                response = json(TurnView.of(turn, text))
+                turn, written = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
+                response = json(TurnView.of(turn, written))
                 # It has ended since it was begun, so what it held is free again.
                 allowance = freed(begun.allowance) if begun.turn.ended_at is None else begun.allowance
             case _:
@@ -148,9 +148,9 @@ async def show_turn(
     request: Request, turn_id: FromPath[UUID], sessions: Sessions, db_session: Db, actor: Who
 ) -> Response[Any]:
     """One prompt and its reply, as far as it is written."""
-    turn, text = await Reads(sessions).turn(turn_id, db_session, actor=actor)
+    turn, written = await Reads(sessions).turn(turn_id, db_session, actor=actor)
     session = SessionView.of(await sessions.get_session(turn.session_id, db_session, actor=actor))
-    return page(request, "turn.html", TurnView.of(turn, text), session=session)
+    return page(request, "turn.html", TurnView.of(turn, written), session=session)
 
 
 @get("/chat/{turn_id:uuid}/events", opt={"answers": "stream"})
@@ -166,10 +166,8 @@ async def follow_turn(
     """A reply as it is written, from `Last-Event-ID` on."""
     log.require_room()
     turn = await Reads(sessions).require_turn(turn_id, db_session, actor=actor)
-    position = Position.parse(request.headers.get("last-event-id", ""))
-    same = position.turn_id == turn.id
-    offset = MOST if same and position.ended else position.offset if same else 0
-    return stream(for_scripts(log.follow_turn(turn, offset, actor, proof)))
+    after = Position.parse(request.headers.get("last-event-id", ""))
+    return stream(for_scripts(log.follow_turn(turn, actor, proof, after=after)))
 
 
 @post(

@@ -8,6 +8,7 @@ from litestar import Request, Response, get, post
 from litestar.params import FromPath
 from litestar.response import Stream
 
+from db.db_session import Written
 from services.errors import InvalidRequest
 from services.outcomes import SessionPage, Sort
 from services.policies import instant
@@ -45,10 +46,11 @@ from web.views import (
     TurnView,
     cursor_of,
     lines_between,
+    texts_of,
 )
 
 #: what is shown of a session that is somebody else's
-NOTHING = Transcript([], "", None)
+NOTHING = Transcript([], Written(), None)
 
 
 @post(
@@ -99,8 +101,8 @@ async def show_session(
     found, draft, lines, reading = NOTHING, "", {}, Reads(sessions)
     if session.row.owner_id == actor.id:
         found = await reading.transcript(session, db_session, actor=actor, last=asked.before)
-        await ready(turn.reply or "" for turn in found.turns)
-        await ready_to_grow(found.text)
+        await ready(texts_of(found.turns))
+        await ready_to_grow(*found.written)
         draft = await reading.draft(session, db_session, actor=actor)
         switches = await reading.switches(session, found.turns, db_session, actor=actor)
         lines = lines_between(found.turns, switches, actor)
@@ -109,13 +111,13 @@ async def show_session(
         request,
         "session.html",
         SessionView.of(session),
-        turns=[TurnView.of(turn, found.text) for turn in found.turns],
+        turns=[TurnView.of(turn, found.written) for turn in found.turns],
         instructions=session.row.instructions if context["mine"] else "",
         readable=sessions.inspection.allowed,
         lines=lines,
         draft=draft,
         earlier=found.earlier,
-        position=Position.after(found.turns, found.text),
+        position=Position.after(found.turns, found.written),
         recent=sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30)),
         **context,
     )
@@ -140,7 +142,7 @@ async def list_turns(
     else:
         found = await reading.transcript(session, db_session, actor=actor, last=asked.cursor, limit=size)
         view = TurnsView(
-            [TurnView.of(turn, found.text) for turn in found.turns],
+            [TurnView.of(turn, found.written) for turn in found.turns],
             str(found.earlier) if found.earlier else None,
             instructions,
         )

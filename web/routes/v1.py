@@ -51,7 +51,7 @@ async def complete_chat(
     response: Response[Any]
     if form.stream:
         usage = bool(form.stream_options and form.stream_options.include_usage)
-        response = stream_of(chunks(log.follow_turn(begun.turn, 0, actor, proof, gives_way=False), begun, usage=usage))
+        response = stream_of(chunks(log.follow_turn(begun.turn, actor, proof, gives_way=False), begun, usage=usage))
         response.headers.update(rate_headers(begun.allowance) | {SESSION_HEADER: str(begun.turn.session_id)})
         return response
     await log.await_end(begun.turn, actor, proof)
