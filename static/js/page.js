@@ -59,6 +59,19 @@ document.addEventListener("click", async ({ target }) => {
   setTimeout(() => (label.textContent = "Copy"), 2000);
 });
 
+// ---- reasoning folds once the reply begins, and otherwise stays as its reader has left it
+
+const folds = new Map();
+
+document.addEventListener("click", ({ target }) => {
+  const fold = target.closest?.(".thoughts > summary")?.parentElement;
+  if (fold) folds.set(fold.id, !fold.open);
+});
+
+document.addEventListener("htmx:after:swap", () => {
+  for (const fold of $$(".thoughts")) fold.open = folds.get(fold.id) ?? "open" in fold.firstElementChild.dataset;
+});
+
 // ---- a list that shortens while one types
 
 document.addEventListener("input", ({ target }) => {

@@ -45,19 +45,9 @@ WANTED = {
         '<p><a href="https://example.org/p.png" target="_blank" rel="noopener noreferrer nofollow">'
         '<span class="picture">a b</span></a></p>\n',
     ),
-    "thoughts are folded": (
-        "<think>\n*a*\n\nb\n</think>\n\nc",
-        '<details class="thoughts"><summary>Thoughts</summary>\n<div>\n<p><em>a</em></p>\n<p>b</p>\n</div></details>\n'
-        "<p>c</p>\n",
-    ),
-    "thoughts that go on are open": (
-        "<think>a",
-        '<details class="thoughts" open=""><summary>Thoughts</summary>\n<div>\n<p>a</p>\n</div></details>\n',
-    ),
-    "what follows thoughts in their last line": (
-        "<think>a</think> b\nc",
-        '<details class="thoughts"><summary>Thoughts</summary>\n<div>\n<p>a</p>\n</div></details>\n'
-        "<p>b</p>\n<p>c</p>\n",
+    "tags of reasoning are text: they are split off where a provider is read": (
+        "<think>*a*</think>",
+        "<p>&lt;think&gt;<em>a</em>&lt;/think&gt;</p>\n",
     ),
     "a definition stays where it is": ("[a]\n\n[a]: /b", "<p>[a]</p>\n<p>[a]: /b</p>\n"),
 }
