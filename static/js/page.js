@@ -12,7 +12,12 @@ const keys = {
   "/": () => $(".composer-text")?.focus(),
 };
 const chords = {
-  k: () => ($(".side-search input:not(:disabled)") ?? $("[type=search]"))?.focus(),
+  k: () => {
+    const field = $(".side-search input:not(:disabled)") ?? $("[type=search]");
+    // where the window is narrow the side is a drawer
+    if (field?.checkVisibility() === false) $("#side").showPopover();
+    field?.focus();
+  },
   O: () => $("a.new, a.brand")?.click(),
   M: () => {
     $("summary.model")?.click();

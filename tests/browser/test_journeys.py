@@ -100,6 +100,7 @@ def test_whoever_has_the_link_becomes_the_admin(come: Callable[..., Visit], stri
     visit.click(link("Admin"))
     visit.tells("h1", "Sessions of everybody")
     visit.click(button("Sign out"))
+    visit.shows(link("Sign in"))
     visit.open("/login")
     visit.sign_in("root", PASSWORD)
 
