@@ -23,6 +23,8 @@ FILE_BYTES = 20_000_000
 CAPS = {"/session/import": FILE_BYTES}
 PATH_CHARACTERS = 1000
 SAFE = ("GET", "HEAD", "OPTIONS")
+#: what decides who asks, from where and for what: of two of a kind, we and a proxy might each believe another one
+ONCE = (b"host", b"authorization", b"origin", b"sec-fetch-site", b"idempotency-key", b"content-type", b"last-event-id")
 CSP = "; ".join(
     (
         "default-src 'none'",
@@ -75,8 +77,9 @@ class Guard:
         await self.app(scope, _capped(receive, _cap(scope)), _dressed(send, scope))
 
     def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
-        hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
-        if len(hosts) != 1 or "\0" in scope["path"] or len(scope["path"]) > PATH_CHARACTERS:
+        names = [name.lower() for name, _ in scope["headers"]]
+        doubled = any(names.count(name) > 1 for name in ONCE)
+        if "host" not in headers or doubled or "\0" in scope["path"] or len(scope["path"]) > PATH_CHARACTERS:
             return 400, "invalid_request", "The request is malformed."
         if _host_name(headers["host"]) not in self.hosts:
             return 421, "unknown_host", "This server does not answer to that name; see allowed_hosts."

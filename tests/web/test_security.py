@@ -201,6 +201,25 @@ def test_two_hosts_are_refused(server: Server, hosts: tuple[str, str]) -> None:
     assert status in (400, 421)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Site: same-origin",
+        "Origin: http://evil.example\r\nOrigin: OURS",
+        "Authorization: Bearer wrong\r\nAuthorization: TOKEN",
+        "Authorization: TOKEN\r\nAuthorization: TOKEN",
+        "Idempotency-Key: a\r\nIdempotency-Key: b",
+        "content-type: text/plain\r\nContent-Type: application/json",
+    ],
+)
+def test_what_decides_who_asks_and_from_where_is_said_once(server: Server, ann_token: str, lines: str) -> None:
+    """Of two, a proxy and we might each believe another one."""
+    lines = lines.replace("OURS", server.url).replace("TOKEN", f"Bearer {ann_token}")
+    start = "POST /session/create HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n"
+    status, _, body = raw(server, f"{start}{lines}\r\n\r\n".encode())
+    assert status == 400, body
+
+
 # ---------------------------------------------------------------- same origin
 
 
