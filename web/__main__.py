@@ -11,10 +11,12 @@ from web.commands.account import account
 from web.commands.backup import backup, restore
 from web.commands.console import HELP, accounts_of, on_engine, only_one, settings_of
 from web.commands.deployment import check, config, migrate
+from web.commands.group import group
 from web.commands.journal import journal
 from web.commands.model import model
 from web.commands.session import session
 from web.commands.token import token
+from web.commands.usage import usage
 from web.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             raise click.ClickException("no worker could start; what it said stands above.") from error
 
 
-for command in (migrate, check, backup, restore, config, account, token, session, model, journal):
+for command in (migrate, check, backup, restore, config, account, token, session, model, group, usage, journal):
     main.add_command(command)
 
 

@@ -121,7 +121,8 @@ WRONG_CALLS = (
     ("account", "create", "x", "--role", "king"), ("account", "disable"), ("token", "revoke", "x"), ("token", "list"),
     ("token", "create", "--account", "x", "--name", "y", "--expires", "soon"), ("session", "show", "x"),
     ("session", "switch", "01890000-0000-7000-8000-000000000000", "fast"), ("model", "retire"),
-    ("session", "list", "--limit", "0"), ("session", "export", "--reason", "x"), ("session", "export", "--everybody"),
+    ("session", "list", "--limit", "0"), ("account", "change", "x"), ("group", "limit", "guest"),
+    ("session", "export", "--reason", "x"), ("session", "export", "--everybody"),
     ("session", "export", ABSENT, "--everybody", "--reason", "x"), ("session", "import", "--account", "x"),
     ("session", "export", ABSENT, "--state", "closed", "--reason", "x"),
 )  # fmt: skip
@@ -264,7 +265,7 @@ def test_an_account_is_made_and_named(quiet: Server) -> None:
 )
 def test_a_name_or_a_password_that_will_not_do_is_one_line(quiet: Server, name: str, password: str) -> None:
     told = refused(quiet.run("account", "create", name, stdin=password))
-    assert "characters" in told
+    assert ("nobody's name" if name == "guest-1" else "characters") in told
     assert password.strip() == "" or password.strip() not in told
 
 
@@ -528,6 +529,78 @@ def test_models_are_listed_tried_and_taken_out_of_use(beside: tuple[Server, Here
     assert "no model “none”" in refused(here.run("model", "test", "none"))
     refused(here.run("model", "disable", "none"))
     refused(here.run("model", "retire", "fast", "--replacement", "none"))
+
+
+def test_an_account_is_moved_and_signed_out(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    assert here.run("account", "create", "ann", stdin=PASSWORD).returncode == 0
+    assert here.run("account", "create", "ada", "--role", "admin", stdin=PASSWORD).returncode == 0
+    with running.guest(Accept=JSON) as browser:
+        assert browser.post("/login", data={"name": "ann", "password": PASSWORD.strip()}).status_code == 303
+        assert browser.get("/admin").status_code == 403
+        changed = of(here.run("account", "change", "ann", "--role", "admin", "--reason", "she steers", "--json"))
+        assert (changed["role"], changed["group"]) == ("admin", "admin")
+        assert browser.get("/admin").status_code == 200
+        words = here.run("account", "change", "ann", "--role", "user", "--group", "guest").stdout
+        assert words == "“ann” is user, in the group guest.\n"
+        assert browser.get("/admin").status_code == 403
+        assert here.run("account", "signout", "ann").stdout == "“ann” is signed out of 1 browser.\n"
+        assert browser.get("/account").status_code == 401
+    assert of(here.run("account", "signout", "ann", "--json")) == {"ended": 0}
+    assert "last admin" in refused(here.run("account", "change", "ada", "--role", "user"))
+    assert "no group" in refused(here.run("account", "change", "ann", "--group", "none"))
+    assert "no such account" in refused(here.run("account", "signout", "nobody"))
+
+
+def test_a_reply_is_stopped_and_a_session_extended(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    with running.guest(Accept=JSON) as guest:
+        turn = begin(guest, "/hang after 3")
+        id = turn["session_id"]
+        assert of(here.run("session", "stop", id, "--json")) == {"stopped": turn["id"]}
+        assert guest.get(f"/chat/{turn['id']}").json()["state"] == "stopped"
+        assert here.run("session", "stop", id).stdout == "No reply is being written.\n"
+        before = guest.get(f"/session/{id}").json()["expires_at"]
+        extended = of(here.run("session", "extend", id, "--json"))
+        assert extended["extended"] is True and extended["expires_at"] > before
+        assert here.run("session", "extend", id).stdout.startswith("It lives until ")
+        here.run("session", "close", id)
+        refused(here.run("session", "extend", id))
+    for verb in ("stop", "extend"):
+        assert "no such session" in refused(here.run("session", verb, ABSENT))
+
+
+def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+
+    def limit_of(name: str) -> tuple[str, str | None]:
+        groups = of(here.run("group", "list", "--json"))["groups"]
+        (limits,) = [group["limits"] for group in groups if group["name"] == "guest"]
+        return next((limit["value"], limit["set_by"]) for limit in limits if limit["name"] == name)
+
+    assert limit_of("concurrent_turns") == ("20", None)
+    set_ = of(here.run("group", "limit", "guest", "concurrent_turns", "1", "--reason", "a flood", "--json"))
+    assert set_ == {"group": "guest", "limit": "concurrent_turns", "value": "1"}
+    assert limit_of("concurrent_turns")[0] == "1"
+    assert re.search(r"^guest +concurrent_turns +1 +", here.run("group", "list").stdout, re.M)
+    with running.guest(Accept=JSON) as guest:
+        begin(guest, "/hang after 1")
+        refusal = guest.post("/chat", json={"prompt": "x", "session_id": create(guest, title="x")["id"]})
+        assert refusal.json()["code"] == "concurrency_limited"
+        assert here.run("group", "limit", "guest", "concurrent_turns").stdout == (
+            "concurrent_turns of guest is what the configuration says.\n"
+        )
+        assert limit_of("concurrent_turns") == ("20", None)
+        chat(guest, "three words here", session_id=create(guest, title="y")["id"])
+    refused(here.run("group", "limit", "guest", "concurrent_turns", "many"))
+    refused(here.run("group", "limit", "nobody", "concurrent_turns", "1"))
+    used = of(here.run("usage", "--by", "model", "--days", "1", "--json"))
+    assert [(row["name"], row["turns"]) for row in used["rows"]] == [("fast", 1)]
+    told = here.run("usage", "--days", "2").stdout.splitlines()
+    assert told[0].split() == ["DAY", "MESSAGES", "TOKENS", "COST"] and len(told) == 4
+    assert told[-1].split()[:2] == ["total", "1"]
+    assert "no account" in refused(here.run("usage", "--account", "nobody"))
+    refused(here.run("usage", "--days", "0"), 2)
 
 
 def test_the_journal_is_read_and_narrowed_down(beside: tuple[Server, Here]) -> None:

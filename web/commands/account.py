@@ -93,14 +93,51 @@ def passwd(name: str, reason: str, as_json: bool) -> None:
     say(as_json, changed, f"“{shown(changed.name)}” has a new password.")
 
 
+@account.command("change", context_settings=HELP)
+@click.argument("name")
+@click.option("--role", type=click.Choice(["user", "admin"]), help="What it may do; a group of the role's goes along.")
+@click.option("--group", help="The group whose limits apply.")
+@reason_option
+@as_json_option
+def change(name: str, role: str | None, group: str | None, reason: str, as_json: bool) -> None:
+    """Give an account another role or group; what is left out stays."""
+    asked = {"role": role, "group": group}
+    if not any(asked.values()):
+        raise click.UsageError("Name a --role or a --group.")
+    changed = _changed(name, reason, **{what: value for what, value in asked.items() if value is not None})
+    say(as_json, changed, f"“{shown(changed.name)}” is {changed.role}, in the group {shown(changed.group)}.")
+
+
+@account.command("signout", context_settings=HELP)
+@click.argument("name")
+@as_json_option
+def signout(name: str, as_json: bool) -> None:
+    """End every login of an account; its tokens stay."""
+
+    async def do(place: Place) -> int:
+        from services.actor import SYSTEM
+
+        return await place.members.revoke_logins(await place.account_id(name), place.db_session, actor=SYSTEM)
+
+    ended = at_place(do)
+    say(as_json, {"ended": ended}, f"“{shown(name)}” is signed out of {ended} browser{'s' * (ended != 1)}.")
+
+
 def _put_disabled(name: str, disabled: bool, reason: str, as_json: bool) -> None:
+    changed = _changed(name, reason, disabled=disabled)
+    say(as_json, changed, f"“{shown(changed.name)}” is {'disabled' if disabled else 'enabled'}.")
+
+
+def _changed(name: str, reason: str, **asks: Any) -> Any:
+    """An account once it is changed."""
+
     async def do(place: Place) -> Any:
         from services.actor import SYSTEM
         from web.views import MemberView
 
         id = await place.account_id(name)
-        row = await place.members.change_account(id, place.db_session, actor=SYSTEM, disabled=disabled, reason=reason)
-        return MemberView.of(row)
+        return MemberView.of(
+            await place.members.change_account(id, place.db_session, actor=SYSTEM, reason=reason, **asks)
+        )
 
-    changed = at_place(do)
-    say(as_json, changed, f"“{shown(changed.name)}” is {'disabled' if disabled else 'enabled'}.")
+    return at_place(do)

@@ -29,6 +29,7 @@ reason_option = click.option("--reason", default="", help="Why; it stands in the
 state_option = click.option("--state", type=click.Choice(["active", "expired", "closed"]), help="Only those.")
 model_option = click.option("--model", default="", help="Only those that were put on this model.")
 search_option = click.option("--search", default="", help="Only those with this in the title.")
+Day = click.DateTime(["%Y-%m-%d"])
 session_argument = click.argument("session_id", metavar="ID", type=click.UUID)
 
 

@@ -6,10 +6,8 @@ from uuid import UUID
 
 import click
 
-from web.commands.console import HELP, Place, as_json_option, at_place, say
+from web.commands.console import HELP, Day, Place, as_json_option, at_place, say
 from web.commands.session import decided
-
-Day = click.DateTime(["%Y-%m-%d"])
 
 
 @click.command(context_settings=HELP)

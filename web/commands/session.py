@@ -150,6 +150,44 @@ def close(session_id: UUID, reason: str, as_json: bool) -> None:
     say(as_json, at_place(do), "The session is closed.")
 
 
+@session.command("stop", context_settings=HELP)
+@session_argument
+@as_json_option
+def stop(session_id: UUID, as_json: bool) -> None:
+    """Stop the reply that is being written in a session; its text so far stays."""
+
+    async def do(place: Place) -> UUID | None:
+        from services.actor import SYSTEM
+
+        async with place.sessions() as sessions:
+            running: UUID | None = (await sessions.get_session(session_id, place.db_session, actor=SYSTEM)).running_turn
+            if running is not None:
+                await sessions.stop_turn(running, place.db_session, actor=SYSTEM)
+            return running
+
+    stopped = at_place(do)
+    words = "No reply is being written." if stopped is None else "The reply is stopped."
+    say(as_json, {"stopped": stopped}, words)
+
+
+@session.command("extend", context_settings=HELP)
+@session_argument
+@as_json_option
+def extend(session_id: UUID, as_json: bool) -> None:
+    """Let a session live longer, as if it had just been used; one that has expired stays so."""
+
+    async def do(place: Place) -> Any:
+        from services.actor import SYSTEM
+        from web.views import ExtensionView
+
+        async with place.sessions() as sessions:
+            return ExtensionView.of(await sessions.extend_session(session_id, place.db_session, actor=SYSTEM))
+
+    done = at_place(do)
+    words = f"It lives until {shown(done.expires_at)}." if done.expires_at is not None else "It has no end."
+    say(as_json, done, f"{done.reason} {words}".strip())
+
+
 def decided(decisions: list[Any]) -> str:
     """Rows of the journal, for people."""
     heads = ("when", "who", "what", "outcome", "from", "to", "why")

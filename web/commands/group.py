@@ -1,0 +1,54 @@
+"""turnkeeper group — the groups and their limits."""
+
+from typing import Any
+
+import click
+
+from web.commands.console import HELP, Place, as_json_option, at_place, reason_option, say, shown, table
+
+
+@click.group(context_settings=HELP)
+def group() -> None:
+    """The groups that accounts are in, and their limits; `*` is the server as a whole."""
+
+
+@group.command("list", context_settings=HELP)
+@as_json_option
+def list_(as_json: bool) -> None:
+    """List every limit of every group; they come from the configuration, at the start of the server."""
+
+    async def do(place: Place) -> list[Any]:
+        from services.actor import SYSTEM
+        from web.views import AdminGroupView
+
+        governed = await (await place.governance()).groups(place.db_session, actor=SYSTEM)
+        return [AdminGroupView.of(one) for one in governed]
+
+    found = at_place(do)
+    rows = [
+        (one.name, limit.name, limit.value, limit.set_by or "the configuration")
+        for one in found
+        for limit in one.limits
+    ]
+    nothing = "There are no groups yet: the configured ones come in when the server starts."
+    say(as_json, {"groups": found}, table(("group", "limit", "value", "set by"), rows, nothing))
+
+
+@group.command("limit", context_settings=HELP)
+@click.argument("name", metavar="GROUP")
+@click.argument("limit")
+@click.argument("value", required=False)
+@reason_option
+@as_json_option
+def limit(name: str, limit: str, value: str | None, reason: str, as_json: bool) -> None:
+    """Set a limit, written as in the configuration; without a value, give it back to that."""
+
+    async def do(place: Place) -> None:
+        from services.actor import SYSTEM
+
+        governance = await place.governance()
+        await governance.set_limit(name, limit, value, place.db_session, actor=SYSTEM, reason=reason)
+
+    at_place(do)
+    words = f"is {shown(value)}" if value is not None else "is what the configuration says"
+    say(as_json, {"group": name, "limit": limit, "value": value}, f"{shown(limit)} of {shown(name)} {words}.")
