@@ -17,6 +17,7 @@ from piccolo.columns import Column
 from piccolo.columns.combination import WhereRaw
 from piccolo.table import Table
 
+from db import search_index
 from db.engine import Conflict, DatabaseUnavailable, Engine
 from db.tables import (
     Account,
@@ -31,12 +32,14 @@ from db.tables import (
     ModelMove,
     RateBucket,
     RefusalCount,
+    Said,
     Session,
     SetupLink,
     Turn,
     TurnPiece,
     Usage,
 )
+from db.words import Asked
 
 __all__ = [
     "Conflict",
@@ -53,7 +56,8 @@ __all__ = [
 Row = TypeVar("Row", bound=Table)
 #: said in the SQL itself: PostgreSQL finds no partial index behind a bound value
 RUNNING = WhereRaw("turn.state = 'running'")
-OPEN = WhereRaw("session.state <> 'closed'")
+_OPEN = "session.state <> 'closed' AND session.deleted_at IS NULL"
+OPEN = WhereRaw(_OPEN)
 #: the way back from a turn (its id) to the beginning, at most so many turns of it (a number)
 _PATH = (
     "WITH RECURSIVE path (id, parent_id, depth) AS (SELECT id, parent_id, 1 FROM turn WHERE id = {} UNION ALL "
@@ -61,7 +65,21 @@ _PATH = (
     "WHERE path.depth < {})"
 )
 #: what lists of sessions can be sorted by; ids are in the order in which they were made
-SORTED_BY = {"activity": "last_activity_at", "age": "id", "cost": "cost_nanos", "turns": "turn_count"}
+SORTED_BY = {
+    "activity": "last_activity_at",
+    "age": "id",
+    "cost": "cost_nanos",
+    "turns": "turn_count",
+    "deletion": "deleted_at",
+}
+#: what lists of sessions leave out; said as the partial indexes say it
+SHOWN = {
+    "": "session.deleted_at IS NULL AND NOT session.archived",
+    "all": "session.deleted_at IS NULL",
+    "pinned": "session.deleted_at IS NULL AND NOT session.archived AND session.pinned",
+    "archived": "session.deleted_at IS NULL AND session.archived",
+    "deleted": "session.deleted_at IS NOT NULL",
+}
 #: turns that one statement writes
 COPY_ROWS = 100
 #: sessions whose turns one statement gives away
@@ -417,10 +435,18 @@ class DbSession:
 
     # ------------------------------------------------------------ sessions
 
-    async def find_session(self, session_id: UUID, owner_id: UUID | None, *, lock: bool = False) -> Session | None:
-        """A session of `owner_id`, or anybody's for None; `lock` keeps others from changing it until commit."""
+    async def find_session(
+        self, session_id: UUID, owner_id: UUID | None, *, lock: bool = False, deleted_after: datetime | None = None
+    ) -> Session | None:
+        """A session of `owner_id`, or anybody's for None; `lock` keeps others from changing it until commit.
+
+        One that was deleted is not there, unless it was after `deleted_after`.
+        """
         mine = [] if owner_id is None else [Session.owner_id == owner_id]
-        return await self._object(Session, Session.id == session_id, *mine, lock=lock)
+        there: Any = Session.deleted_at.is_null()
+        if deleted_after is not None:
+            there = there | (Session.deleted_at > deleted_after)
+        return await self._object(Session, Session.id == session_id, there, *mine, lock=lock)
 
     async def list_owned(self, pairs: Iterable[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], Session]:
         """Those of the (session, owner) pairs that are there."""
@@ -428,13 +454,34 @@ class DbSession:
         if not wanted:
             return {}
         rows = await Session.objects().where(
-            Session.id.is_in([id for id, _ in wanted]), Session.owner_id.is_in(list({owner for _, owner in wanted}))
+            Session.id.is_in([id for id, _ in wanted]),
+            Session.owner_id.is_in(list({owner for _, owner in wanted})),
+            Session.deleted_at.is_null(),
         )
         return {key: row for row in rows if (key := (row.id, row.owner_id)) in wanted}
 
-    async def delete_session(self, session_id: UUID) -> None:
-        """Take away a session with its turns; its journal stays."""
+    async def erase_session(self, session_id: UUID) -> None:
+        """Take away a session with its turns and their words; its journal stays."""
         await Session.delete().where(Session.id == session_id)
+
+    async def erase_turns(self, session_id: UUID, limit: int) -> bool:
+        """Take away some of a session's turns with their words; whether these were the last."""
+        these = "SELECT id FROM turn WHERE session_id = {} ORDER BY id LIMIT {}"
+        gone = await Turn.raw(f"DELETE FROM turn WHERE id IN ({these}) RETURNING id", session_id, limit)  # noqa: S608
+        return len(gone) < limit
+
+    async def lock_deleted_session(self, session_id: UUID, deleted_before: datetime) -> Session | None:
+        """One that was deleted then or earlier; until commit nobody else changes it."""
+        return await self._object(Session, Session.id == session_id, Session.deleted_at <= deleted_before, lock=True)
+
+    async def list_deleted_sessions(self, deleted_before: datetime, limit: int) -> list[UUID]:
+        """Those that were deleted then or earlier, the earliest first."""
+        rows = await Session.raw(
+            "SELECT id FROM session WHERE deleted_at IS NOT NULL AND deleted_at <= {} ORDER BY deleted_at LIMIT {}",
+            deleted_before,
+            limit,
+        )
+        return [row["id"] for row in rows]
 
     async def count_open_sessions(
         self, owner_id: UUID, now: datetime, active_after: datetime | None, created_after: datetime | None
@@ -485,7 +532,9 @@ class DbSession:
         q: str = "",
         group: str = "",
         running: bool = False,
-        sort: Literal["activity", "age", "cost", "turns"] = "activity",
+        sort: Literal["activity", "age", "cost", "turns", "deletion"] = "activity",
+        show: Literal["", "all", "pinned", "archived", "deleted"] = "all",
+        deleted_after: datetime | None = None,
     ) -> tuple[list[Session], "Place | None"]:
         """Highest first, by activity the newest; and behind which session to go on, if that is worth it.
 
@@ -493,8 +542,11 @@ class DbSession:
         fewer than `limit`, or none, and still a place to go on from.
         """
         column = SORTED_BY[sort]
-        where: list[str] = ["1 = 1"]
+        where: list[str] = [SHOWN[show]]
         args: list[Any] = []
+        if deleted_after is not None:
+            where.append("session.deleted_at > {}")
+            args.append(deleted_after)
         if owner_id is not None:
             where.append("session.owner_id = {}")
             args.append(owner_id)
@@ -508,23 +560,13 @@ class DbSession:
         if edge is not None:
             where.append(f"(session.{column}, session.id) >= ({{}}, {{}})")
             args += list(edge)
-        shown = "session.title" if owner_id is None else "COALESCE(NULLIF(session.title, ''), session.opening)"
-        for condition, value in (
-            # COALESCE, so that no index of models is taken: the order of the list is what bounds it.
-            ("COALESCE(session.last_model, '') = {}", model),
-            ("account.group_name = {}", group),
+        if q:
             # Whoever looks through everybody's sessions sees only titles given by hand.
-            (f"LOWER({shown}) LIKE {{}} ESCAPE '!'", q and f"%{_escaped(q.lower())}%"),
-        ):
-            if value:
-                where.append(condition)
-                args.append(value)
-        if state == "closed":
-            where.append("session.state = 'closed'")
-        elif state:
-            over, ended = _over(ends, now)
-            where.append(f"session.state <> 'closed' AND {'' if state == 'expired' else 'NOT '}({over})")
-            args += ended
+            where.append("LOWER(session.title) LIKE {} ESCAPE '!'")
+            args.append(f"%{_escaped(q.lower())}%")
+        alike, told = _alike(ends, now, state, model, group)
+        where += alike
+        args += told
         rows = await self._rows(
             Session,
             "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
@@ -535,6 +577,34 @@ class DbSession:
         if len(rows) > limit:
             return rows[:limit], (getattr(rows[limit - 1], column), rows[limit - 1].id)
         return rows, edge
+
+    async def pick_sessions(
+        self,
+        session_ids: Sequence[UUID],
+        *,
+        owner_id: UUID,
+        ends: "Ends",
+        now: datetime,
+        state: str = "",
+        model: str = "",
+        show: Literal["", "all", "pinned", "archived", "deleted"] = "all",
+        deleted_after: datetime | None = None,
+    ) -> dict[UUID, Session]:
+        """Those of one owner's sessions that a list would show."""
+        alike, told = _alike(ends, now, state, model, "")
+        if deleted_after is not None:
+            alike.append("session.deleted_at > {}")
+            told.append(deleted_after)
+        rows = await self._rows(
+            Session,
+            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
+            f"WHERE session.id IN ({_marks(session_ids)}) AND session.owner_id = {{}} "
+            f"AND {' AND '.join([SHOWN[show], *alike])}",
+            *session_ids,
+            owner_id,
+            *told,
+        )
+        return {row.id: row for row in rows}
 
     async def _edge(self, column: str, where: Sequence[str], args: Sequence[Any]) -> "Place | None":
         """The last session that one look comes to; None where it comes to the end."""
@@ -561,6 +631,7 @@ class DbSession:
                 new_owner_id,
                 *some,
             )
+            await search_index.give(self.engine, some, owner_id, new_owner_id)
         for used in await Usage.select().where(Usage.owner_id == owner_id).order_by(Usage.day, Usage.model):
             figures = used["tokens"], used["cost_nanos"]
             await self.add_usage(new_owner_id, used["day"], used["model"], *figures, turns=used["turns"])
@@ -584,7 +655,7 @@ class DbSession:
         rows = await Session.raw(
             "SELECT session.id FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
             f"WHERE {behind} {'AND session.id <= {} ' if edge is not None else ''}"
-            f"AND session.state = 'active' AND ({over}) ORDER BY session.id LIMIT {{}}",
+            f"AND session.state = 'active' AND session.deleted_at IS NULL AND ({over}) ORDER BY session.id LIMIT {{}}",
             *args,
             *([edge] if edge is not None else []),
             *ended,
@@ -733,6 +804,7 @@ class DbSession:
             marks = (f"${place}" if self._postgres else "?" for place in range(1, len(values) + 1))
             listed = ", ".join([f"({', '.join(islice(marks, len(names)))})" for _ in rows])
             await self.engine.run(f"INSERT INTO turn ({', '.join(names)}) VALUES {listed}", values)  # noqa: S608
+            await search_index.put(self.engine, [_text_of(row) for row in rows])
 
     async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
         """Every turn of a session, siblings too, oldest first."""
@@ -839,6 +911,38 @@ class DbSession:
 
     async def delete_pieces(self, turn_id: UUID) -> None:
         await TurnPiece.delete().where(TurnPiece.turn_id == turn_id)
+
+    # ------------------------------------------------------------ what can be searched
+
+    async def index_turn(self, turn: Turn) -> None:
+        """Let a turn be found by what is said in it now."""
+        await search_index.put(self.engine, [_text_of(snapshot(turn))])
+
+    async def index_title(self, session: Session) -> None:
+        """Let a session be found by the title given by hand, and no longer by the one before."""
+        await Said.delete().where(Said.session_id == session.id, Said.turn_id.is_null())
+        if session.title:
+            await search_index.put(self.engine, [(session.id, None, session.owner_id, session.title)])
+
+    async def list_hits(self, asked: Asked, owner_id: UUID, before: int, limit: int) -> list[search_index.Hit]:
+        """Where one owner's turns and titles hold every word, the newest first, of those numbered below `before`."""
+        return await search_index.find(self.engine, asked, owner_id, before, limit)
+
+    async def has_later_hit(self, asked: Asked, session_id: UUID, after: int) -> bool:
+        return await search_index.holds_later(self.engine, asked, session_id, after)
+
+    async def list_texts(self, turn_ids: Sequence[UUID], characters: int) -> dict[UUID, tuple[str, str]]:
+        """{turn: its prompt and its reply, each so far}; the reply is empty while it runs."""
+        if not turn_ids:
+            return {}
+        rows = await Turn.raw(
+            "SELECT id, SUBSTR(prompt, 1, {}) AS prompt, SUBSTR(COALESCE(reply, ''), 1, {}) AS reply "  # noqa: S608
+            f"FROM turn WHERE id IN ({_marks(turn_ids)})",
+            characters,
+            characters,
+            *turn_ids,
+        )
+        return {row["id"]: (row["prompt"], row["reply"]) for row in rows}
 
     # ------------------------------------------------------------ drafts
 
@@ -1114,7 +1218,7 @@ class DbSession:
             "COALESCE(SUM(CASE WHEN session.locked THEN 1 ELSE 0 END), 0) AS locked, "
             f"COALESCE(SUM(CASE WHEN {outside} THEN 1 ELSE 0 END), 0) AS outside "
             "FROM session JOIN account ON account.id = session.owner_id "
-            f"WHERE session.last_model = {{}} AND session.state <> 'closed' AND NOT ({over})",
+            f"WHERE session.last_model = {{}} AND {_OPEN} AND NOT ({over})",
             now,
             *open_to,
             model,
@@ -1130,7 +1234,7 @@ class DbSession:
         return await self._rows(
             Session,
             "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
-            f"WHERE session.last_model = {{}} AND session.state <> 'closed' AND NOT ({over}) "
+            f"WHERE session.last_model = {{}} AND {_OPEN} AND NOT ({over}) "
             f"{'AND session.id > {} ' if after is not None else ''}ORDER BY session.id LIMIT {{}}",
             model,
             *args,
@@ -1185,6 +1289,32 @@ def _over(ends: Ends, now: datetime) -> tuple[str, list[Any]]:
                 conditions.append(f"({whose} AND session.{column} <= {{}})")
                 args += [*([group] if group else named), before]
     return " OR ".join(conditions), args
+
+
+def _alike(ends: Ends, now: datetime, state: str, model: str, group: str) -> tuple[list[str], list[Any]]:
+    """Conditions on session and account: what a list was asked for."""
+    where, args = list[str](), list[Any]()
+    for condition, value in (
+        # COALESCE, so that no index of models is taken: the order of the list is what bounds it.
+        ("COALESCE(session.last_model, '') = {}", model),
+        ("account.group_name = {}", group),
+    ):
+        if value:
+            where.append(condition)
+            args.append(value)
+    if state == "closed":
+        where.append("session.state = 'closed'")
+    elif state:
+        over, ended = _over(ends, now)
+        where.append(f"session.state <> 'closed' AND {'' if state == 'expired' else 'NOT '}({over})")
+        args += ended
+    return where, args
+
+
+def _text_of(turn: Mapping[str, Any]) -> search_index.Text:
+    """What the index is told of a turn's columns."""
+    text = search_index.text_of(turn["prompt"], turn["reply"])
+    return turn["session_id"], turn["id"], turn["owner_id"], text
 
 
 def _pairs(table: type[Table]) -> str:

@@ -105,6 +105,12 @@ class Session(Table, tablename="session"):
     turn_count = Integer(default=0)
     #: what its ended turns cost; nothing of what a fork brought along
     cost_nanos = BigInt(default=0)
+    #: its owner keeps it at the top of the list
+    pinned = Boolean(default=False)
+    #: its owner has put it out of the list
+    archived = Boolean(default=False)
+    #: when it was deleted; for a while its owner can have it back, and nobody else finds it
+    deleted_at = Timestamptz(null=True, default=None)
 
 
 class Turn(Table, tablename="turn"):
@@ -166,6 +172,20 @@ class TurnPiece(Table, tablename="turn_piece"):
     #: characters of the same before this piece
     start = Integer(default=0)
     text = Text()
+
+
+class Said(Table, tablename="said"):
+    """What can be searched of a turn, or of a title given by hand. Written by `db.search_index` alone."""
+
+    #: in the order in which it was said
+    no = BigInt(primary_key=True, default=0)
+    session_id = UUID(default=None)
+    #: NULL for the title
+    turn_id = UUID(null=True, default=None)
+    #: the session's owner, repeated
+    owner_id = UUID(default=None)
+    #: owner, session, and each word once, as `db.words` makes them; a tsvector on PostgreSQL
+    words = Text()
 
 
 class Draft(Table, tablename="draft"):
@@ -337,6 +357,7 @@ TABLES: tuple[type[Table], ...] = (
     Session,
     Turn,
     TurnPiece,
+    Said,
     Draft,
     Model,
     AccountGroup,

@@ -13,6 +13,7 @@ from services.actor import SYSTEM, Actor
 from services.errors import NotFound, Refusal, SessionClosed, SessionExpired
 from services.event_bus import EventBus, Hint
 from services.outcomes import State
+from services.policies import DELETED_KEPT
 from services.records import publish
 from services.standing import Standing, state_of
 from services.unit_of_work import UnitOfWork
@@ -26,10 +27,20 @@ class Access:
     def __init__(self, units: UnitOfWork, standing: Standing, bus: EventBus) -> None:
         self._units, self._standing, self._bus = units, standing, bus
 
-    async def require(self, session_id: UUID, db_session: DbSession, actor: Actor, *, lock: bool = False) -> Session:
-        """A session through its owner; an admin reaches every one. Raises NotFound."""
-        session = await db_session.find_session(session_id, None if actor.is_admin else actor.id, lock=lock)
-        if session is None:
+    async def require(
+        self, session_id: UUID, db_session: DbSession, actor: Actor, *, lock: bool = False, deleted: bool = False
+    ) -> Session:
+        """A session through its owner; an admin reaches every one. Raises NotFound.
+
+        With `deleted` also one that its owner can still have back; for everybody else it is not there.
+        """
+        session = await db_session.find_session(
+            session_id,
+            None if actor.is_admin else actor.id,
+            lock=lock,
+            deleted_after=self._units.now() - DELETED_KEPT if deleted else None,
+        )
+        if session is None or (session.deleted_at is not None and session.owner_id != actor.id):
             raise NotFound()
         return session
 
@@ -37,18 +48,22 @@ class Access:
     async def changing(
         self, session_id: UUID, db_session: DbSession, actor: Actor, *, also: State = "active", verb: str = ""
     ) -> AsyncIterator[Session]:
-        """The only way to get a session to change: through its owner, locked, live, saved and announced."""
+        """The only way to get a session to change: through its owner, locked, live, saved and announced.
+
+        What does not ask whether it lives is `also` for a closed one.
+        """
         async with self._units.writing(db_session, actor=actor, verb=verb):
             session = await self.require(session_id, db_session, actor, lock=True)
             lifetime, now = await self._standing.lifetime(session, db_session), self._units.now()
             state, mine = state_of(session, lifetime, now), session.owner_id == actor.id
             try:
-                if state == "closed":
-                    raise SessionClosed(can_fork=mine)
-                if state == "expired" and also != "expired":
-                    raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now), can_fork=mine)
-                # Stored again with the first change: it may live again under today's policy, or have idled out.
-                session.state = state
+                if also != "closed":
+                    if state == "closed":
+                        raise SessionClosed(can_fork=mine)
+                    if state == "expired" and also != "expired":
+                        raise SessionExpired(can_reopen=lifetime.only_idled_out(session, now), can_fork=mine)
+                    # Stored again with the first change: it may live again under today's policy, or have idled out.
+                    session.state = state
                 before = snapshot(session)
                 yield session
             except Refusal as refusal:

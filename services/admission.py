@@ -73,17 +73,29 @@ class Admission:
 
         Raises SessionQuota, RateLimited.
         """
-        policies, claims = rules.policies_of(group), []
-        if policies.open_sessions.size:
-            await db_session.lock(f"owner:{owner_id}")
-            claims = [Claim(one, one.less(1)) for one in await self._open_sessions(owner_id, policies, db_session)]
-        for claim in claims:
-            if claim.after is None:
-                raise SessionQuota(size=claim.before.size, used=claim.before.used)
+        claims = await self._room(owner_id, group, rules, db_session)
         if actor.kind == "system":
             return self._granted(claims)
         rate = rules.policies_of(actor.group).sessions_created
         return self._granted(claims + await self._claims("sessions_created", rate, (actor.rate_key,), db_session))
+
+    async def admit_restored(
+        self, owner_id: UUID, group: str, rules: Rules, db_session: DbSession
+    ) -> tuple[Allowance, ...]:
+        """One more open session for its owner, which was made before. Raises SessionQuota."""
+        return self._granted(await self._room(owner_id, group, rules, db_session))
+
+    async def _room(self, owner_id: UUID, group: str, rules: Rules, db_session: DbSession) -> list[Claim]:
+        """A place in the quota of open sessions, where there is one. Raises SessionQuota."""
+        policies = rules.policies_of(group)
+        if not policies.open_sessions.size:
+            return []
+        await db_session.lock(f"owner:{owner_id}")
+        claims = [Claim(one, one.less(1)) for one in await self._open_sessions(owner_id, policies, db_session)]
+        for claim in claims:
+            if claim.after is None:
+                raise SessionQuota(size=claim.before.size, used=claim.before.used)
+        return claims
 
     async def take(self, name: str, rate: Rate, keys: Iterable[str], db_session: DbSession) -> tuple[Allowance, ...]:
         """One place in each bucket of a rate. Raises RateLimited for the one that stays full longest."""

@@ -14,8 +14,21 @@ from services.policies import Allowance
 State = Literal["active", "expired", "closed"]
 Origin = Literal["page", "script", "auto", "fork", "import"]
 When = Literal["next_turn", "stop", "idle"]
-Sort = Literal["activity", "age", "cost", "turns"]
+Sort = Literal["activity", "age", "cost", "turns", "deletion"]
+#: which of one's sessions: those in use, all that are not deleted, or some
+Show = Literal["", "all", "pinned", "archived", "deleted"]
 End = Literal["done", "stopped", "failed", "interrupted"]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Where a session holds what was looked for."""
+
+    #: None where it is the title
+    turn_id: UUID | None
+    #: what stands around it, on one line
+    text: str
+    #: from which to which character of that text the words stand
+    marks: tuple[tuple[int, int], ...]
 
 
 class LiveSession(msgspec.Struct, frozen=True):
@@ -34,6 +47,8 @@ class LiveSession(msgspec.Struct, frozen=True):
     running_turn: UUID | None
     #: every limit that applied to the verb that made this answer, tightest first
     allowance: tuple[Allowance, ...] = ()
+    #: where it was looked for by what was said
+    found: Found | None = None
 
 
 class Glance(msgspec.Struct, frozen=True):
@@ -87,10 +102,10 @@ class Extension(msgspec.Struct, frozen=True):
 
 
 class SessionPage(msgspec.Struct, frozen=True):
-    """One page of a list of sessions, newest activity first."""
+    """One page of a list of sessions, newest activity first, or newest match."""
 
     sessions: list[LiveSession]
-    #: where the next page begins, in what it is sorted by and by id; None at the end
+    #: behind which the next page begins, in what it is sorted by and by id; None at the end
     next: tuple[Any, UUID] | None
 
 

@@ -14,6 +14,9 @@ import msgspec
 
 #: a century
 LONGEST_DAYS = 36_500
+#: how long a deleted session can be had back. The same for everybody: whoever was away for a week still can, and it is
+#: not long until what is deleted is no more
+DELETED_KEPT = timedelta(days=7)
 _SPAN = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 
 REQUESTS, CONCURRENT, SESSIONS, TOKENS = "requests", "concurrent-requests", "sessions", "tokens"

@@ -19,6 +19,7 @@ import msgspec
 
 from db.db_session import DbSession, Piece, new_id, snapshot
 from db.tables import Session, Turn
+from services import search
 from services.access import Access
 from services.actor import SYSTEM, Actor
 from services.admission import Admission, switch_keys
@@ -53,6 +54,7 @@ from services.outcomes import (
     Origin,
     Runner,
     SessionPage,
+    Show,
     Sort,
     Switch,
     SwitchAnswer,
@@ -60,6 +62,7 @@ from services.outcomes import (
     When,
 )
 from services.policies import (
+    DELETED_KEPT,
     SESSION_LIMITS,
     SWITCH_LIMITS,
     TURN_LIMITS,
@@ -261,25 +264,38 @@ class SessionService:
         model: str = "",
         q: str = "",
         sort: Sort = "activity",
+        show: Show = "all",
         owner_id: UUID | None = None,
         group: str = "",
         running: bool = False,
     ) -> SessionPage:
-        """The actor's own sessions; `everybody` for an admin, or those of `owner_id`. Raises Forbidden."""
+        """The actor's own sessions; `everybody` for an admin, or those of `owner_id`. Raises Forbidden.
+
+        `q` looks through what was said in one's own, the newest match first; through titles in everybody's.
+        """
         if everybody and not actor.is_admin:
             raise Forbidden("Only an admin sees everybody's sessions.")
+        ends = (await Rules.now(db_session)).ends(self.now())
+        which: dict[str, Any] = {
+            "limit": limit,
+            "after": after,
+            "ends": ends,
+            "now": self.now(),
+            "state": state,
+            "show": show,
+        }
+        which |= {"model": storable(model), "deleted_after": self.now() - DELETED_KEPT if show == "deleted" else None}
+        if (q := storable(q)) and not everybody:
+            rows, found, following = await search.look(q, db_session, owner_id=actor.id, **which)
+            live = await self.standing.all_of(rows, actor, db_session)
+            return SessionPage([msgspec.structs.replace(one, found=found[one.row.id]) for one in live], following)
         rows, following = await db_session.list_sessions(
             owner_id=owner_id if everybody else actor.id,
-            limit=limit,
-            ends=(await Rules.now(db_session)).ends(self.now()),
-            now=self.now(),
-            after=after,
-            state=state,
-            model=storable(model),
-            q=storable(q),
-            sort=sort,
+            q=q,
+            sort="deletion" if show == "deleted" else sort,
             group=storable(group),
             running=running,
+            **which,
         )
         return SessionPage(await self.standing.all_of(rows, actor, db_session), following)
 
@@ -319,6 +335,7 @@ class SessionService:
                 if session.title != title:
                     session.title = title
                     session.version += 1
+                    await db_session.index_title(session)
                     await self._record("session_renamed", session, actor, db_session)
                 return await self.standing.of(session, actor, db_session)
 
@@ -381,18 +398,59 @@ class SessionService:
                 await self._record("session_reopened", session, actor, db_session)
                 return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
+    async def pin_session(
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, pinned: bool = True, key: str | None = None
+    ) -> LiveSession:
+        """Keep a session at the top of its owner's list, or no longer. Raises NotFound, Forbidden."""
+        did = ("pin_session", "session_pinned") if pinned else ("unpin_session", "session_unpinned")
+        return await self._arrange(*did, session_id, db_session, actor, key, pinned=pinned)
+
+    async def archive_session(
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, archived: bool = True, key: str | None = None
+    ) -> LiveSession:
+        """Put a session out of its owner's list, or back; it lives on as before. Raises NotFound, Forbidden."""
+        did = ("archive_session", "session_archived") if archived else ("unarchive_session", "session_unarchived")
+        return await self._arrange(*did, session_id, db_session, actor, key, archived=archived)
+
     async def delete_session(
-        self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, for_good: bool = False, key: str | None = None
     ) -> None:
-        """Take a session and its turns away; the journal keeps that they were. Raises NotFound."""
-        async with self.units.once("delete_session", key, session_id, actor, db_session) as once:
+        """Take a session away from everybody; for a while its owner can have it back, unless it is `for_good`.
+
+        What runs in it is stopped. Raises NotFound.
+        """
+        async with self.units.once("delete_session", key, (session_id, for_good), actor, db_session) as once:
             if once.answer:
                 return
-            session = await self.access.require(session_id, db_session, actor, lock=True)
+            session = await self.access.require(session_id, db_session, actor, lock=True, deleted=True)
+            if session.deleted_at is not None and not for_good:
+                return
             await self.turns.stop_running(session, actor, db_session)
-            await self._record("session_deleted", session, actor, db_session)
-            await db_session.delete_session(session.id)
+            if for_good:
+                await self._record("session_erased", session, actor, db_session)
+                await db_session.erase_session(session.id)
+            else:
+                await db_session.update(session, deleted_at=self.now(), version=session.version + 1)
+                await self._record("session_deleted", session, actor, db_session)
             self._publish(db_session, Hint(session.id, "session"))
+
+    async def restore_session(
+        self, session_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+    ) -> LiveSession:
+        """Bring a deleted session back as it was, within its owner's quota. Raises NotFound, SessionQuota."""
+        async with self.units.once("restore_session", key, session_id, actor, db_session) as once:
+            if once.answer:
+                return await self._done_before(session_id, SESSION_LIMITS, db_session, actor)
+            session = await self.access.require(session_id, db_session, actor, lock=True, deleted=True)
+            rules = await Rules.now(db_session)
+            allowance: tuple[Allowance, ...] = ()
+            if session.deleted_at is not None:
+                if not await self.standing.over(session, db_session):
+                    allowance = await self.admission.admit_restored(actor.id, actor.group, rules, db_session)
+                await db_session.update(session, deleted_at=None, version=session.version + 1)
+                await self._record("session_restored", session, actor, db_session)
+                self._publish(db_session, Hint(session.id, "session"))
+            return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
     # ------------------------------------------------------------ the model
 
@@ -631,6 +689,30 @@ class SessionService:
 
     # ------------------------------------------------------------ parts of verbs
 
+    async def _arrange(
+        self,
+        verb: str,
+        what: str,
+        session_id: UUID,
+        db_session: DbSession,
+        actor: Actor,
+        key: str | None,
+        **wanted: bool,
+    ) -> LiveSession:
+        """Where a session stands in its owner's list; it need not live, and this is no use of it."""
+        async with self.units.once(verb, key, session_id, actor, db_session) as once:
+            if once.answer:
+                return await self.get_session(session_id, db_session, actor=actor)
+            async with self.access.changing(session_id, db_session, actor, also="closed") as session:
+                if session.owner_id != actor.id:
+                    raise Forbidden("Only its owner arranges a session.")
+                if any(getattr(session, name) != value for name, value in wanted.items()):
+                    for name, value in wanted.items():
+                        setattr(session, name, value)
+                    session.version += 1
+                    await self._record(what, session, actor, db_session)
+                return await self.standing.of(session, actor, db_session)
+
     def _new_session(self, actor: Actor, title: str = "", origin: Origin = "auto") -> Session:
         """A session of the actor's, not yet written."""
         now = self.now()
@@ -651,6 +733,7 @@ class SessionService:
         session = self._new_session(actor, title, origin)
         await db_session.add_account_once(account_of(actor, session.created_at))
         await db_session.add(session)
+        await db_session.index_title(session)
         await self._record("session_created", session, actor, db_session, reason=origin)
         return session
 
@@ -732,6 +815,7 @@ class SessionService:
         if other and not (beside and asked is not None):
             await self._put_model(session, entry.id, actor, "" if switching else why.source, db_session, turn=turn)
         await db_session.add(turn)
+        await db_session.index_turn(turn)
         session.opening = session.opening or title_of(prompt)
         session.head_id, session.turn_count = turn.id, session.turn_count + 1
         session.last_activity_at = turn.created_at

@@ -1,10 +1,25 @@
 """What text may come in, and how long it is counted."""
 
+import re
+
 from services.errors import InvalidRequest, PromptTooLong
 
 PROMPT_CHARACTERS = 100_000
 TITLE_CHARACTERS = 120
 REASON_CHARACTERS = 500
+#: of a prompt, those that a title is made of
+TITLED_CHARACTERS = 2_000
+_CODE = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*\s*$|\Z)", re.S | re.M)
+#: what is markup, and what is left of it
+_MARKUP = (
+    # headings, quotes, lists and tasks; rules and fences
+    (re.compile(r"^[ \t]*(?:(?:#{1,6}|>|[-*+]|\d{1,9}[.)])[ \t]+)*(?:\[[ xX]\][ \t]+)?", re.M), ""),
+    (re.compile(r"^[ \t]*(?:[-*_=]{3,}|(?:`{3,}|~{3,}).*)[ \t]*$", re.M), ""),
+    (re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)"), r"\1"),
+    (re.compile(r"\*\*|__|~~|`|(?<!\w)[*_](?=\w)|(?<=\w)[*_](?!\w)"), ""),
+)
+#: a whole question or call at the beginning
+_QUESTION = re.compile(r".{11,59}?(?:[?!](?=\s)|[？！。])")
 UNSTORABLE = "The text holds characters that cannot be stored."
 
 
@@ -33,8 +48,15 @@ def checked_line(text: str, limit: int, field: str) -> str:
 
 
 def title_of(prompt: str) -> str:
-    """A title for a session that has none: how its first prompt begins."""
-    line = " ".join(prompt.split())
+    """A title for a session that has none: how its first prompt begins, without its Markdown, cut behind a word."""
+    text = prompt[:TITLED_CHARACTERS]
+    # What is said around code tells more than the code.
+    text = _CODE.sub(" ", text) if _CODE.sub("", text).strip() else text
+    for marks, kept in _MARKUP:
+        text = marks.sub(kept, text)
+    line = " ".join(text.split()) or " ".join(prompt.split())
+    if (question := _QUESTION.match(line)) is not None:
+        return question[0]
     return line if len(line) <= 60 else line[:60].rsplit(" ", 1)[0] + "…"
 
 

@@ -167,18 +167,21 @@ class Transfer:
             require_owner(live, actor)
         return live
 
-    async def choose(self, db_session: DbSession, *, actor: Actor, **wanted: Any) -> list[UUID]:
-        """The sessions that a list would show of whom it is asked for, to its end; the latest first."""
+    async def choose(self, db_session: DbSession, *, actor: Actor, q: str = "", **wanted: Any) -> list[UUID]:
+        """The sessions that a list would show of whom it is asked for, to its end; the latest first.
+
+        What was deleted is in no file.
+        """
         began, chosen = self._sessions.now(), dict[UUID, None]()
 
         async def look(since: datetime | None) -> None:
             after = None
             while len(chosen) < MOST_SESSIONS:
                 page = await self._sessions.list_sessions(
-                    db_session, actor=actor, limit=PAGE_SESSIONS, after=after, **wanted
+                    db_session, actor=actor, limit=PAGE_SESSIONS, after=after, q=q, **wanted
                 )
                 chosen.update(dict.fromkeys(live.row.id for live in page.sessions))
-                if (after := page.next) is None or (since is not None and after[0] < since):
+                if (after := page.next) is None or (since is not None and not q and after[0] < since):
                     return
 
         await look(None)

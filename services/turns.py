@@ -194,6 +194,7 @@ class Turns:
             first_reply_at=turn.first_reply_at or (ended_at if reply else None),
             ended_at=ended_at,
         )
+        await db_session.index_turn(turn)
         await db_session.delete_pieces(turn.id)
         day, used = rules.day_of(ended_at), prompt_tokens + reply_tokens
         await db_session.add_usage(turn.owner_id, day, turn.model, used, cost)

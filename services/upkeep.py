@@ -15,7 +15,7 @@ from services.actor import SYSTEM
 from services.errors import NotFound
 from services.event_bus import EventBus, Hint
 from services.idempotency import KEPT
-from services.policies import microseconds
+from services.policies import DELETED_KEPT, microseconds
 from services.records import publish, record
 from services.rules import Rules
 from services.standing import Standing
@@ -32,6 +32,8 @@ ROUNDS = 20
 SWEEP_ROWS = 100
 #: sessions that one sweep marks as expired
 LAPSED_ROWS = 100
+#: turns of a deleted session that one transaction takes away
+ERASED_TURNS = 200
 
 
 class Upkeep:
@@ -56,7 +58,7 @@ class Upkeep:
             return len(lapsed)
         await refusals.settle(self.now, db_session)
         await self.forget(db_session)
-        return len(lapsed) + await self._expire(db_session)
+        return len(lapsed) + await self._expire(db_session) + await self._erase(db_session)
 
     async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool) -> None:
         """End a turn whose worker is gone."""
@@ -79,6 +81,21 @@ class Upkeep:
                 publish(self._bus, Hint(session.id, "session"), db_session)
                 expired += 1
         return expired
+
+    async def _erase(self, db_session: DbSession) -> int:
+        """Take away what was deleted long enough ago, of each session some turns in a transaction."""
+        erased, deleted_before = 0, self.now() - DELETED_KEPT
+        for session_id in await db_session.list_deleted_sessions(deleted_before, LAPSED_ROWS):
+            left = True
+            while left:
+                async with self._units.writing(db_session):
+                    session = await db_session.lock_deleted_session(session_id, deleted_before)
+                    left = session is not None and not await db_session.erase_turns(session_id, ERASED_TURNS)
+                    if session is not None and not left:
+                        await record("session_erased", session, SYSTEM, self.now(), db_session)
+                        await db_session.erase_session(session_id)
+                        erased += 1
+        return erased
 
     async def lapsed_sessions(self, db_session: DbSession) -> list[UUID]:
         """Some of the sessions whose end has passed and is not written down yet; all of them are come to in turn."""

@@ -241,6 +241,7 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
     }
     structs = {
         "Session": views.SessionView,
+        "Found": views.FoundView,
         "Sessions": views.SessionsView,
         "Turn": views.TurnView,
         "Turns": views.TurnsView,

@@ -1,7 +1,7 @@
 """Fragment, page, redirect or JSON: one place decides which form an answer takes."""
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Literal
 
 import msgspec
@@ -112,7 +112,19 @@ def rate_headers(allowance: Sequence[Allowance], at: datetime | None = None) -> 
 
 def _chrome(request: Request) -> dict[str, Any]:
     """What every template may use besides its view."""
-    return {"actor": request.state.get("actor"), "guests": request.app.state.accounts.guests}
+    return {
+        "actor": request.state.get("actor"),
+        "guests": request.app.state.accounts.guests,
+        "zone": _zone(request.cookies.get("tz", "")),
+    }
+
+
+def _zone(minutes: str) -> timezone:
+    """The time zone of whoever asks, as page.js tells it: minutes that UTC is ahead; else UTC."""
+    known = minutes.removeprefix("-")
+    if not (known.isascii() and known.isdigit() and len(known) < 4):
+        return UTC
+    return timezone(timedelta(minutes=-int(minutes)))
 
 
 def _weights(accept: str) -> dict[str, float]:

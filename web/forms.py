@@ -33,6 +33,16 @@ class CloseSession(msgspec.Struct, forbid_unknown_fields=True):
     reason: str = ""
 
 
+class Arrange(msgspec.Struct, forbid_unknown_fields=True):
+    #: where a page goes on: at the session, or at the list
+    back: Literal["session", "list"] = "session"
+
+
+class DeleteSession(Arrange):
+    #: at once, and nobody can have it back
+    for_good: bool = False
+
+
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """A verb that needs no more than its URL."""
 
@@ -87,14 +97,21 @@ class SetUp(msgspec.Struct, forbid_unknown_fields=True):
     password: str
 
 
-class ListSessions(msgspec.Struct):
+class SiftSessions(msgspec.Struct):
     #: where the page before ended
     cursor: str = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
     state: Literal["", "active", "expired", "closed"] = ""
     model: str = ""
-    #: words of the title
+    #: words to look for
     q: str = ""
+
+
+class ListSessions(SiftSessions):
+    #: default: what is in use, neither archived nor deleted; with `q` the archived too
+    show: Literal["", "all", "pinned", "archived", "deleted"] = ""
+    #: one that was just deleted, to offer the way back
+    deleted: UUID | None = None
 
 
 class ExportSession(msgspec.Struct):
@@ -107,11 +124,14 @@ class ExportSessions(msgspec.Struct):
     state: Literal["", "active", "expired", "closed"] = ""
     model: str = ""
     q: str = ""
+    show: Literal["all", "pinned", "archived"] = "all"
 
 
 class ShowSession(msgspec.Struct):
     #: the last turn to show; default: the newest
     before: UUID | None = None
+    #: a turn to show, wherever it stands
+    turn: UUID | None = None
 
 
 class ListTurns(msgspec.Struct):
@@ -425,7 +445,7 @@ class ShowUsage(msgspec.Struct):
     measure: Literal["tokens", "turns", "cost"] = "tokens"
 
 
-class ShowDesk(ListSessions):
+class ShowDesk(SiftSessions):
     #: a name
     owner: str = ""
     group: str = ""

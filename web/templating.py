@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -11,10 +11,12 @@ from uuid import UUID, uuid4
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from services.policies import tightest_first
+from services.policies import instant, tightest_first
 
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"
+#: before its end a session says so
+SOON = timedelta(days=3)
 
 
 @cache
@@ -28,8 +30,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.filters.update(age=age, ago=ago, by_day=by_day, day=day, left=left, spent=spent, tightest=tightest_first)
-    made.filters.update(tokens=tokens, words=words)
+    for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, words):
+        made.filters[filter.__name__] = filter
+    made.filters["tightest"] = tightest_first
     return made
 
 
@@ -55,16 +58,29 @@ def ago(at: datetime) -> str:
     return "just now" if (seconds := (datetime.now(UTC) - at).total_seconds()) < 45 else f"{_span(seconds)} ago"
 
 
-def by_day(sessions: Iterable[Any]) -> list[tuple[str, list[Any]]]:
-    """Sessions, newest activity first, under Today, Yesterday and so on; days are those of UTC."""
-    today = datetime.now(UTC).date()
+def by_day(sessions: Iterable[Any], zone: tzinfo) -> list[tuple[str, list[Any]]]:
+    """Sessions, newest activity first, under Today, Yesterday, the week and the months, as days are in a time zone."""
+    return [(name, list(ones)) for name, ones in groupby(sessions, lambda one: heading(one.last_activity_at, zone))]
 
-    def day(one: Any) -> str:
-        days = (today - one.last_activity_at.date()).days
-        spans = ((1, "Today"), (2, "Yesterday"), (7, "The last seven days"), (30, "The last thirty days"))
-        return next((name for end, name in spans if days < end), "Earlier")
 
-    return [(name, list(ones)) for name, ones in groupby(sessions, day)]
+def heading(at: datetime, zone: tzinfo) -> str:
+    """Today, Yesterday, Previous 7 days, or a month."""
+    today, then = datetime.now(zone).date(), at.astimezone(zone).date()
+    days = (today - then).days
+    if days < 7:
+        return "Today" if days < 1 else "Yesterday" if days < 2 else "Previous 7 days"
+    return f"{then:%B}" if then.year == today.year else f"{then:%B %Y}"
+
+
+def day_of_cursor(cursor: str, zone: tzinfo) -> str:
+    """The day of the session behind which a page begins; empty for the first page."""
+    number = cursor.partition("-")[0]
+    return heading(instant(int(number)), zone) if number.isdigit() else ""
+
+
+def soon(at: datetime | None) -> bool:
+    """Whether an end is so near that it is told without being asked for."""
+    return at is not None and at - datetime.now(UTC) < SOON
 
 
 def day(one: date | str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
+from itertools import pairwise
 from typing import Any, Self
 from uuid import UUID
 
@@ -17,9 +18,9 @@ from services.desk import DeskPage, OnDesk, Outcome, Writing
 from services.governance import GovernedGroup, GovernedLimit, GovernedModel
 from services.model_rule import came_by_itself
 from services.moves import Preview
-from services.outcomes import Extension, LiveSession, Switch
+from services.outcomes import Extension, Found, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
-from services.policies import Allowance, microseconds
+from services.policies import DELETED_KEPT, Allowance, microseconds
 from services.transfer import Taken
 from services.turn_log import Position
 from web.markdown import Grown, begun, html_of
@@ -46,6 +47,26 @@ class OwnerView(View, frozen=True):
         return cls._of(account)
 
 
+class FoundView(View, frozen=True):
+    """Where a session holds what was looked for."""
+
+    #: null where it is the title
+    turn_id: UUID | None
+    text: str
+    #: [from, to) of the words, in characters of the text
+    marks: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, found: Found) -> "FoundView":
+        return cls._of(found)
+
+    @property
+    def parts(self) -> list[tuple[str, bool]]:
+        """The text cut where words begin and end: each part, and whether it is one of them."""
+        cuts = [0, *(place for mark in self.marks for place in mark), len(self.text)]
+        return [(self.text[start:end], bool(n % 2)) for n, (start, end) in enumerate(pairwise(cuts)) if end > start]
+
+
 class SessionView(View, frozen=True):
     id: UUID
     title: str
@@ -60,6 +81,11 @@ class SessionView(View, frozen=True):
     expires_at: datetime | None
     turn_count: int
     running_turn: UUID | None
+    pinned: bool
+    archived: bool
+    deleted_at: datetime | None
+    #: where it was looked for by words
+    found: FoundView | None
 
     @classmethod
     def of(cls, live: LiveSession) -> "SessionView":
@@ -71,6 +97,7 @@ class SessionView(View, frozen=True):
             current_model=live.current,
             expires_at=live.deadline,
             running_turn=live.running_turn,
+            found=FoundView.of(live.found) if live.found is not None else None,
         )
 
     @property
@@ -81,6 +108,17 @@ class SessionView(View, frozen=True):
     def ended_count(self) -> int:
         """Its turns that have ended: what comes late to a page tells by it."""
         return self.turn_count - (self.running_turn is not None)
+
+    @property
+    def place(self) -> str:
+        """Where to read it: at the turn that was found, where one was."""
+        turn_id = self.found.turn_id if self.found is not None else None
+        return f"{self.url}?turn={turn_id}#turn-{turn_id}" if turn_id is not None else self.url
+
+    @property
+    def kept_until(self) -> datetime | None:
+        """Until when a deleted session can be had back."""
+        return self.deleted_at + DELETED_KEPT if self.deleted_at is not None else None
 
 
 class SessionsView(msgspec.Struct, frozen=True):

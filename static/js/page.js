@@ -9,14 +9,14 @@ const openMenus = () => $$("details.menu[open], details.edit[open]");
 
 const keys = {
   "?": () => $("#keys")?.togglePopover(),
-  "/": () => $(".composer-text")?.focus(),
+  "/": () => ($(".composer-text") ?? $("#q"))?.focus(),
 };
 const chords = {
   k: () => {
-    const field = $(".side-search input:not(:disabled)") ?? $("[type=search]");
+    const field = $("#q") ?? $("[type=search]");
     // where the window is narrow the side is a drawer
     if (field?.checkVisibility() === false) $("#side").showPopover();
-    field?.focus();
+    field?.select();
   },
   O: () => $("a.new, a.brand")?.click(),
   M: () => {
@@ -46,6 +46,21 @@ document.addEventListener("keydown", (event) => {
     act();
   }
 });
+
+// ---- arrows go through the list of sessions, from where one types on
+
+const steps = { ArrowDown: 1, ArrowUp: -1 };
+document.addEventListener("keydown", (event) => {
+  const step = steps[event.key];
+  if (!step || !event.target.matches?.("#q, a.row-line")) return;
+  const stops = [$("#q"), ...$$("a.row-line")];
+  event.preventDefault();
+  stops[stops.indexOf(event.target) + step]?.focus();
+});
+
+// ---- the days of the list are those of whoever reads it
+
+document.cookie = `tz=${new Date().getTimezoneOffset()}; path=/; max-age=31536000; samesite=lax`;
 
 // ---- menus close by a click elsewhere; copying: code, or the Markdown of a reply
 

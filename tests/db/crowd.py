@@ -14,6 +14,7 @@ from db.tables import (
     Journal,
     Login,
     RateBucket,
+    Said,
     Session,
     Turn,
     TurnPiece,
@@ -35,7 +36,9 @@ async def crowd(
     await sessions.finish_turn(turn.id, db_session, state="done")
     earlier = "STRFTIME('%Y-%m-%d %H:%M:%f', one.last_activity_at, '-' || n || ' seconds') || '+00:00'"
     id, other_owner = _id("n"), _id(f"1000000000 + n % {owners}")
+    place = "one.no + n"
     if engine.engine_type == "postgres":
+        place = "NEXTVAL(PG_GET_SERIAL_SEQUENCE('said', 'no'))"
         id, other_owner = f"CAST({id} AS UUID)", f"CAST({other_owner} AS UUID)"
         earlier = "one.last_activity_at - n * INTERVAL '1 second'"
     mine = f"n % {owners} = 0"
@@ -51,6 +54,10 @@ async def crowd(
     await sessions.keep_draft(session_id, "half", db_session, actor=actor)
     await _copy(Draft, f"one.session_id = '{session_id}'", rows, session_id=id)
     await _copy(Turn, f"one.id = '{turn.id}'", rows, id=id, owner_id=owner, session_id=inside)
+    await _copy(
+        Said, f"one.turn_id = '{turn.id}'", rows,
+        no=place, turn_id=id, owner_id=owner, session_id=inside,
+    )  # fmt: skip
     begun = f"one.turn_id = '{turn.id}' AND one.what = 'turn_begun'"
     what = "CASE WHEN n % 3 = 0 THEN 'model_switched' ELSE one.what END"
     await _copy(Journal, begun, rows, id=id, owner_id=owner, session_id=inside, what=what, version="n")

@@ -4,6 +4,7 @@ Elsewhere: I1 in tests/test_architecture.py, I12 in tests/web/test_routes.py, an
 it left behind (I5, I6, I9, I11) in test_invariants.py.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import date
@@ -12,7 +13,9 @@ from uuid import UUID
 
 from db.db_session import DbSession
 from db.engine import Engine
+from db.search_index import text_of
 from db.tables import TABLES
+from db.words import mark_of, words_of
 from services.actor import Actor
 from services.errors import Refusal
 from services.event_bus import Hint
@@ -97,7 +100,9 @@ class Ledger:
         for session in rows["session"]:
             the_turns_form_a_tree(session, turns_of[session["id"]])
             the_journal_tells_everything(session, turns_of[session["id"]], rows["journal"])
-        assert {session.row.id for session in live} == {session["id"] for session in rows["session"]}
+        the_index_holds_what_is_said(rows)
+        there = {session["id"] for session in rows["session"] if session["deleted_at"] is None}
+        assert {session.row.id for session in live} == there
         for session in live:
             I10_no_session_outlives_its_absolute_end(session, rows, self._clock)
         J2_the_first_refusal_is_journalled_and_the_others_counted(self._refusals, rows)
@@ -136,6 +141,7 @@ def the_books_are_balanced(rows: Rows) -> None:
         if turn["copied_from"] is None
     ]
     I8_what_was_used_is_the_sum_of_the_turns(charges, set(), rows)
+    the_index_holds_what_is_said(rows)
     turns_of = _by_session(rows["turn"])
     for session_id, switches in _by_session(rows["journal"], "model_switched").items():
         I3_the_switches_form_one_chain(session_id, switches, rows)
@@ -282,6 +288,24 @@ def J2_the_first_refusal_is_journalled_and_the_others_counted(
     assert set(first) == set(refusals), set(first) ^ set(refusals)
     for row in rows["refusal"]:
         assert row["times"] == refusals[row["actor_name"], row["code"], row["minute"]], row
+
+
+def the_index_holds_what_is_said(rows: Rows) -> None:
+    """Every turn once, and every title given by hand, for its owner alone."""
+    said = {
+        (session["id"], None): words_of(session["title"], session["owner_id"], session["id"])
+        for session in rows["session"]
+        if session["title"]
+    }
+    for turn in rows["turn"]:
+        told = text_of(turn["prompt"], turn["reply"])
+        said[turn["session_id"], turn["id"]] = words_of(told, turn["owner_id"], turn["session_id"])
+    assert len(rows["said"]) == len(said)
+    for row in rows["said"]:
+        # PostgreSQL tells them in its own order, each in quotes.
+        held = set(re.findall("[^ ']+", row["words"]))
+        assert held == set(said[row["session_id"], row["turn_id"]].split())
+        assert mark_of(row["owner_id"]) in held
 
 
 def the_turns_form_a_tree(session: Row, turns: list[Row]) -> None:

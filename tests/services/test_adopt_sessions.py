@@ -193,7 +193,7 @@ async def test_O3_I8_what_was_used_goes_along_even_where_no_session_is_left(
 ) -> None:
     turn = (await sessions.begin_turn(None, "Hello", db_session, actor=guest)).turn
     await sessions.finish_turn(turn.id, db_session, state="done", tail="Hi")
-    await sessions.delete_session(turn.session_id, db_session, actor=guest)
+    await sessions.delete_session(turn.session_id, db_session, actor=guest, for_good=True)
     (before,) = (await everything())["usage"]
     assert await sessions.adopt_sessions(guest.id, db_session, actor=ann) == 0
     (after,) = (await everything())["usage"]

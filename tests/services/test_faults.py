@@ -227,7 +227,12 @@ async def test_I5_whichever_call_of_the_database_fails_it_is_all_or_nothing(
     await tell(lambda db: worker.begin_turn(fork.row.id, "More", db, actor=ann, key="12"))
     await tell(lambda db: worker.close_session(fork.row.id, db, actor=ada, reason="done", key="13"))
     other = await tell(lambda db: worker.begin_turn(None, "Soon gone", db, actor=ann, key="14"))
+    await tell(lambda db: worker.pin_session(fork.row.id, db, actor=ann, key="13a"))
+    await tell(lambda db: worker.archive_session(fork.row.id, db, actor=ann, key="13b"))
     await tell(lambda db: worker.delete_session(other.session.row.id, db, actor=ann, key="15"))
+    await tell(lambda db: worker.restore_session(other.session.row.id, db, actor=ann, key="15a"))
+    await tell(lambda db: worker.delete_session(other.session.row.id, db, actor=ann, key="15b"))
+    await tell(lambda db: worker.delete_session(fork.row.id, db, actor=ann, for_good=True, key="15c"))
     await tell(lambda db: worker.begin_turn(id, "Left alone", db, actor=ann, key="16"))
     for _ in range(2):
         with pytest.raises(Refusal) as refused:

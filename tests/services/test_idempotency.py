@@ -207,7 +207,20 @@ async def test_D1_every_verb_of_life_is_done_once_under_its_key(
         assert (one.state, one.row.version) == ("active", 4)
     for one in await twice(lambda: sessions.close_session(session_id, db_session, actor=ann, key="k")):
         assert (one.state, one.row.version) == ("closed", 5)
+    for one in await twice(lambda: sessions.pin_session(session_id, db_session, actor=ann, key="k")):
+        assert (one.row.pinned, one.row.version) == (True, 6)
+    for one in await twice(lambda: sessions.pin_session(session_id, db_session, actor=ann, pinned=False, key="k")):
+        assert (one.row.pinned, one.row.version) == (False, 7)
+    for one in await twice(lambda: sessions.archive_session(session_id, db_session, actor=ann, key="k")):
+        assert (one.row.archived, one.row.version) == (True, 8)
+    for one in await twice(
+        lambda: sessions.archive_session(session_id, db_session, actor=ann, archived=False, key="k")
+    ):
+        assert (one.row.archived, one.row.version) == (False, 9)
     await twice(lambda: sessions.delete_session(session_id, db_session, actor=ann, key="k"))
+    for one in await twice(lambda: sessions.restore_session(session_id, db_session, actor=ann, key="k")):
+        assert (one.row.deleted_at, one.row.version) == (None, 11)
+    await twice(lambda: sessions.delete_session(session_id, db_session, actor=ann, for_good=True, key="gone"))
     assert (await everything())["session"] == []
 
 

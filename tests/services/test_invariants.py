@@ -132,7 +132,7 @@ AT_ONCE = [verb for verb in VERBS if verb not in ALONE]
 OFTEN = ["begin", "begin", "begin", "append", "append", "finish", "switch", "switch", "retry"]
 
 
-@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("seed", range(3, 6))
 async def test_the_invariants_hold_when_everybody_acts_at_once(world: World, at_once: AtOnce, seed: int) -> None:
     pick = random.Random(seed).choice
     for group in ("user", "guest"):

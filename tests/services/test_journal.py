@@ -35,7 +35,13 @@ async def test_J1_every_decision_is_told_in_order(
     await sessions.reopen_session(id, db_session, actor=ann)
     await sessions.close_session(id, db_session, actor=ada, reason="enough")
     assert await chain(id) == ["fast", "smart", "fast"]
+    for yes in (True, False):
+        await sessions.pin_session(id, db_session, actor=ann, pinned=yes)
+    for yes in (True, False):
+        await sessions.archive_session(id, db_session, actor=ann, archived=yes)
     await sessions.delete_session(id, db_session, actor=ann)
+    await sessions.restore_session(id, db_session, actor=ann)
+    await sessions.delete_session(id, db_session, actor=ann, for_good=True)
     rows = await journal()
     assert [
         (row.what, row.actor_name, row.outcome, row.reason, row.from_value, row.to_value, row.version) for row in rows
@@ -53,7 +59,13 @@ async def test_J1_every_decision_is_told_in_order(
         ("session_expired", "system", "done", "", None, None, 8),
         ("session_reopened", "ann", "done", "", None, None, 9),
         ("session_closed", "ada", "done", "enough", None, None, 10),
-        ("session_deleted", "ann", "done", "", None, None, 10),
+        ("session_pinned", "ann", "done", "", None, None, 11),
+        ("session_unpinned", "ann", "done", "", None, None, 12),
+        ("session_archived", "ann", "done", "", None, None, 13),
+        ("session_unarchived", "ann", "done", "", None, None, 14),
+        ("session_deleted", "ann", "done", "", None, None, 15),
+        ("session_restored", "ann", "done", "", None, None, 16),
+        ("session_erased", "ann", "done", "", None, None, 16),
     ]
     assert {row.session_id for row in rows} == {id}
     assert {row.owner_id for row in rows} == {ann.id}

@@ -439,9 +439,9 @@ async def test_a_deleted_session_is_gone_with_its_turns(
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     await sessions.append([Piece(session_id, turn.id, 0, "Once upon")], db_session)
-    await sessions.delete_session(session_id, db_session, actor=ann)
+    await sessions.delete_session(session_id, db_session, actor=ann, for_good=True)
     rows = await everything()
-    assert (rows["session"], rows["turn"], rows["turn_piece"]) == ([], [], [])
+    assert (rows["session"], rows["turn"], rows["turn_piece"], rows["said"]) == ([], [], [], [])
     assert [row["tokens"] for row in rows["usage"]] == [6 + 3]
     assert orders.stopped == [turn.id]
     async with refused("session_not_found"):
@@ -454,8 +454,11 @@ async def test_twenty_at_once_delete_once(
     sessions: SessionService, ann: Actor, session_id: UUID, at_once: AtOnce, journal: JournalRows
 ) -> None:
     results = await at_once(20, lambda _, db: sessions.delete_session(session_id, db, actor=ann))
-    assert (len(results.done), results.codes) == (1, ["session_not_found"] * 19)
+    assert (len(results.done), results.codes) == (20, [])
     assert len(await journal("session_deleted")) == 1
+    results = await at_once(20, lambda _, db: sessions.delete_session(session_id, db, actor=ann, for_good=True))
+    assert (len(results.done), results.codes) == (1, ["session_not_found"] * 19)
+    assert len(await journal("session_erased")) == 1
 
 
 async def test_not_mine_and_unknown_are_the_same_for_every_verb_of_life(
@@ -467,6 +470,10 @@ async def test_not_mine_and_unknown_are_the_same_for_every_verb_of_life(
             lambda id: sessions.reopen_session(id, db_session, actor=bob),
             lambda id: sessions.close_session(id, db_session, actor=bob),
             lambda id: sessions.delete_session(id, db_session, actor=bob),
+            lambda id: sessions.delete_session(id, db_session, actor=bob, for_good=True),
+            lambda id: sessions.restore_session(id, db_session, actor=bob),
+            lambda id: sessions.pin_session(id, db_session, actor=bob),
+            lambda id: sessions.archive_session(id, db_session, actor=bob, archived=False),
             lambda id: sessions.rename_session(id, "Mine", db_session, actor=bob),
         ):
             async with refused("session_not_found") as told:
@@ -481,6 +488,8 @@ async def test_a_failing_database_leaves_every_verb_of_life_undone(
     expired = session_id
     clock.pass_(days=30)
     live = (await sessions.create_session(db_session, actor=ann)).row.id
+    deleted = (await sessions.create_session(db_session, actor=ann)).row.id
+    await sessions.delete_session(deleted, db_session, actor=ann)
     await sessions.begin_turn(live, "Hello", db_session, actor=ann)
     clock.pass_(seconds=1)
     for place in ("journal", "commit"):
@@ -489,6 +498,10 @@ async def test_a_failing_database_leaves_every_verb_of_life_undone(
             lambda: sessions.reopen_session(expired, db_session, actor=ann),
             lambda: sessions.close_session(live, db_session, actor=ann),
             lambda: sessions.delete_session(live, db_session, actor=ann),
+            lambda: sessions.delete_session(deleted, db_session, actor=ann, for_good=True),
+            lambda: sessions.restore_session(deleted, db_session, actor=ann),
+            lambda: sessions.pin_session(live, db_session, actor=ann),
+            lambda: sessions.archive_session(expired, db_session, actor=ann),
             lambda: sessions.rename_session(live, "Rome", db_session, actor=ann),
         ):
             async with refused("storage_unavailable"), storage_fails(place):

@@ -143,14 +143,47 @@ class Verbs:
             key,
         )
 
+    def pin(self, pick: Pick) -> Call:
+        session, key, pinned = self._session(pick), self._key(pick), pick([True, True, False])
+        actor = self._whose(session, pick)
+        return Call(
+            actor,
+            lambda db: self.worker.pin_session(session["id"], db, actor=actor, pinned=pinned, key=key),
+            "pin_session" if pinned else "unpin_session",
+            key,
+            harmless=session.get("pinned") == pinned and key is None,
+        )
+
+    def archive(self, pick: Pick) -> Call:
+        session, key, archived = self._session(pick), self._key(pick), pick([True, True, False])
+        actor = self._whose(session, pick)
+        return Call(
+            actor,
+            lambda db: self.worker.archive_session(session["id"], db, actor=actor, archived=archived, key=key),
+            "archive_session" if archived else "unarchive_session",
+            key,
+            harmless=session.get("archived") == archived and key is None,
+        )
+
     def delete(self, pick: Pick) -> Call:
+        session, key, for_good = self._session(pick), self._key(pick), pick([False, False, True])
+        actor = self._whose(session, pick)
+        return Call(
+            actor,
+            lambda db: self.worker.delete_session(session["id"], db, actor=actor, for_good=for_good, key=key),
+            "delete_session",
+            key,
+        )
+
+    def restore(self, pick: Pick) -> Call:
         session, key = self._session(pick), self._key(pick)
         actor = self._whose(session, pick)
         return Call(
             actor,
-            lambda db: self.worker.delete_session(session["id"], db, actor=actor, key=key),
-            "delete_session",
+            lambda db: self.worker.restore_session(session["id"], db, actor=actor, key=key),
+            "restore_session",
             key,
+            harmless=session.get("deleted_at") is None and key is None,
         )
 
     def fork(self, pick: Pick) -> Call:
@@ -421,10 +454,12 @@ class Verbs:
         """Everything that can be read (I6)."""
         session, turn = self._session(pick), self._turn(pick)
         actor, offset, state = self._whose(session, pick), pick([0, 1, 1000]), pick(["", "active", "expired", "closed"])
+        show = pick(["", "pinned", "archived", "deleted"])
 
         async def read(db: DbSession) -> None:
             reads, id, worker = Reads(self.worker), session["id"], self.worker
             await worker.list_sessions(db, actor=actor, everybody=actor.is_admin, state=state)
+            await worker.list_sessions(db, actor=actor, q="hello", show=show)
             await worker.default_model(db, actor=actor)
             await worker.models(db, actor=actor)
             await worker.allowances(db, actor=actor)
@@ -461,6 +496,10 @@ class Verbs:
                 lambda id, db, actor: worker.close_session(id, db, actor=actor),
                 lambda id, db, actor: worker.reopen_session(id, db, actor=actor),
                 lambda id, db, actor: worker.delete_session(id, db, actor=actor),
+                lambda id, db, actor: worker.delete_session(id, db, actor=actor, for_good=True),
+                lambda id, db, actor: worker.restore_session(id, db, actor=actor),
+                lambda id, db, actor: worker.pin_session(id, db, actor=actor),
+                lambda id, db, actor: worker.archive_session(id, db, actor=actor),
                 lambda id, db, actor: worker.fork_session(id, db, actor=actor),
                 lambda id, db, actor: worker.keep_draft(id, "Mine", db, actor=actor),
                 lambda id, db, actor: worker.switch_model(id, "no-such-model", db, actor=actor, lock=True),

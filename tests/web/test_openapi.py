@@ -308,7 +308,10 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     for file in (exported, exported | {"sessions": []}, {}):
         check(guest.post("/session/import", json=file), "/session/import")
     check(guest.post("/session/import", files={"file": json.dumps(exported)}), "/session/import")
-    for verb, fields in (("rename", {"title": "x"}), ("extend", {}), ("fork", {}), ("close", {}), ("delete", {})):
+    for verb, fields in (
+        ("rename", {"title": "x"}), ("extend", {}), ("fork", {}), ("pin", {}), ("unpin", {}), ("archive", {}),
+        ("unarchive", {}), ("close", {}), ("delete", {}), ("restore", {"back": "list"}), ("delete", {"for_good": True}),
+    ):  # fmt: skip
         check(guest.post(f"/session/{id}/{verb}", json=fields), f"/session/{{session_id}}/{verb}")
     reopened = create(guest)
     check(guest.post(f"/session/{reopened['id']}/reopen", json={}), "/session/{session_id}/reopen")

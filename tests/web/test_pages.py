@@ -153,8 +153,10 @@ def test_a_whole_visit_without_javascript(visitor: httpx.Client) -> None:
     assert session_of(visitor, id)["state"] == "closed"
     assert [form.action for form in Page(answer.text).forms if form.action == "/chat"] == []
     answer = Page(answer.text).form(f"/session/{id}/delete").submit(visitor)
-    assert str(answer.url.path) == "/"
+    assert (str(answer.url.path), "Deleted “<bdi>Named by hand</bdi>”" in answer.text) == ("/session", True)
     assert visitor.get(f"/session/{id}", headers=FORM).status_code == 404
+    answer = Page(answer.text).form(f"/session/{id}/restore").submit(visitor)
+    assert str(answer.url.path) == f"/session/{id}"
 
 
 def test_a_reply_can_be_stopped_without_javascript(guest: httpx.Client) -> None:

@@ -98,7 +98,7 @@ def test_a_plain_form_takes_a_file(server: Server) -> None:
         made = visitor.post("/session/create", data={"title": "by hand"}, headers={"Accept": JSON})
         session_id = made.json()["id"]
         page = visitor.get("/session")
-        assert 'href="/session/export?q="' in page.text
+        assert 'href="/session/export?q=&amp;show=all"' in page.text
         assert f"/session/{session_id}/export" in visitor.get(f"/session/{session_id}").text
         fields = hidden_fields(page.text, "/session/import")
         file = {"file": ("x.json", visitor.get("/session/export").content, JSON)}

@@ -6,15 +6,15 @@ from litestar import Request, Response, get
 
 from web.answer import page
 from web.given import Db, Pool, Sessions, Who
-from web.routes.session import sessions_view
+from web.routes.session import listed
 from web.views import SessionsView, models_view
 
 
 @get("/", opt={"answers": SessionsView})
 async def show_home(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Response[Any]:
     """The composer of a new session, and the actor's sessions."""
-    recent = sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30))
+    side = await listed(sessions, db_session, actor)
     default = await sessions.default_model(db_session, actor=actor)
     models = models_view(await sessions.models(db_session, actor=actor), pool, default.id)
     allowances = await sessions.allowances(db_session, actor=actor)
-    return page(request, "home.html", recent, recent=recent, models=models, default=default, limits=allowances)
+    return page(request, "home.html", side["recent"], **side, models=models, default=default, limits=allowances)

@@ -1,6 +1,6 @@
 """/session — create, list, read and steer sessions."""
 
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -8,17 +8,21 @@ from litestar import Request, Response, get, post
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from db.db_session import Written
+from db.db_session import DbSession, Written
+from services.actor import Actor
 from services.errors import InvalidRequest
 from services.outcomes import SessionPage, Sort
-from services.policies import instant
+from services.policies import Allowance, instant
 from services.reads import Reads, Transcript
+from services.session_service import SessionService
 from services.turn_log import Position
 from web.admin import acts
 from web.answer import answer, json, page, wants
 from web.forms import (
+    Arrange,
     CloseSession,
     CreateSession,
+    DeleteSession,
     FollowSession,
     ForkSession,
     KeepDraft,
@@ -49,6 +53,14 @@ from web.views import (
     texts_of,
 )
 
+#: sessions beside a page, and pinned ones at the top of them
+RECENT, PINNED = 30, 20
+#: verbs about where a session stands in the list
+ARRANGES: dict[str, Any] = {
+    "status_code": 200,
+    "dependencies": {"form": reads(Arrange)},
+    "opt": {"answers": SessionView, "once": True},
+}
 #: what is shown of a session that is somebody else's
 NOTHING = Transcript([], Written(), None)
 
@@ -79,9 +91,15 @@ async def create_session(
 async def list_sessions(
     request: Request, asked: Given[ListSessions], sessions: Sessions, db_session: Db, actor: Who
 ) -> Response[Any]:
-    """The actor's sessions, newest activity first."""
+    """The actor's sessions, newest activity first; with `q` those that hold the words, newest match first."""
     found = await sessions.list_sessions(db_session, actor=actor, **wanted(asked))
-    return page(request, "sessions.html", sessions_view(found), query=asked)
+    if wants(request) in ("json", "stream"):
+        return json(sessions_view(found))
+    context = await listed(sessions, db_session, actor, asked, found)
+    if asked.deleted is not None:
+        gone = await sessions.list_sessions(db_session, actor=actor, show="deleted", limit=1)
+        context["deleted"] = next((SessionView.of(one) for one in gone.sessions if one.row.id == asked.deleted), None)
+    return page(request, "sessions.html", context["recent"], **context)
 
 
 @get("/session/{session_id:uuid}", dependencies={"asked": asks(ShowSession)}, opt={"answers": SessionView})
@@ -101,6 +119,8 @@ async def show_session(
     found, draft, lines, reading = NOTHING, "", {}, Reads(sessions)
     if session.row.owner_id == actor.id:
         found = await reading.transcript(session, db_session, actor=actor, last=asked.before)
+        if asked.turn is not None and all(turn.id != asked.turn for turn in found.turns):
+            found = await reading.transcript(session, db_session, actor=actor, last=asked.turn)
         await ready(texts_of(found.turns))
         await ready_to_grow(*found.written)
         draft = await reading.draft(session, db_session, actor=actor)
@@ -118,7 +138,8 @@ async def show_session(
         draft=draft,
         earlier=found.earlier,
         position=Position.after(found.turns, found.written),
-        recent=sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=30)),
+        newest=not found.turns or found.turns[-1].id == session.row.head_id,
+        **await listed(sessions, db_session, actor),
         **context,
     )
 
@@ -336,20 +357,126 @@ async def fork_session(
 @post(
     "/session/{session_id:uuid}/delete",
     status_code=200,
-    dependencies={"form": reads(Nothing)},
+    dependencies={"form": reads(DeleteSession)},
     opt={"answers": None, "status": 204, "once": True},
 )
 async def delete_session(
     request: Request,
     session_id: FromPath[UUID],
-    form: Given[Nothing],
+    form: Given[DeleteSession],
     sessions: Sessions,
     db_session: Db,
     actor: Who,
 ) -> Response[Any]:
-    """Take a session and its turns away."""
-    await sessions.delete_session(session_id, db_session, actor=actor, key=request.state.key)
-    return answer(request, None, None, location="/")
+    """Take a session away; for a week its owner can have it back, unless it is for good."""
+    for_good = form.for_good
+    await sessions.delete_session(session_id, db_session, actor=actor, for_good=for_good, key=request.state.key)
+    where = "/session?show=deleted" if for_good else f"/session?deleted={session_id}"
+    fragment = "session/deleted.html" if form.back == "list" else None
+    return answer(request, fragment, None, location=where, session_id=session_id, for_good=for_good)
+
+
+@post("/session/{session_id:uuid}/restore", **ARRANGES)
+async def restore_session(
+    request: Request, session_id: FromPath[UUID], form: Given[Arrange], sessions: Sessions, db_session: Db, actor: Who
+) -> Response[Any]:
+    """Bring a deleted session back as it was."""
+    live = await sessions.restore_session(session_id, db_session, actor=actor, key=request.state.key)
+    return _arranged(request, form, SessionView.of(live), {}, allowance=live.allowance)
+
+
+@post("/session/{session_id:uuid}/pin", **ARRANGES)
+async def pin_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[Arrange],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """Keep a session at the top of the list."""
+    live = await sessions.pin_session(session_id, db_session, actor=actor, key=request.state.key)
+    return _arranged(request, form, SessionView.of(live), await controls.of(live))
+
+
+@post("/session/{session_id:uuid}/unpin", **ARRANGES)
+async def unpin_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[Arrange],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """Let a session stand in the list where its last activity puts it."""
+    live = await sessions.pin_session(session_id, db_session, actor=actor, pinned=False, key=request.state.key)
+    return _arranged(request, form, SessionView.of(live), await controls.of(live))
+
+
+@post("/session/{session_id:uuid}/archive", **ARRANGES)
+async def archive_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[Arrange],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """Put a session out of the list; it lives on as before, and is found by its words."""
+    live = await sessions.archive_session(session_id, db_session, actor=actor, key=request.state.key)
+    return _arranged(request, form, SessionView.of(live), await controls.of(live), just="archived")
+
+
+@post("/session/{session_id:uuid}/unarchive", **ARRANGES)
+async def unarchive_session(
+    request: Request,
+    session_id: FromPath[UUID],
+    form: Given[Arrange],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
+) -> Response[Any]:
+    """Put an archived session back into the list."""
+    live = await sessions.archive_session(session_id, db_session, actor=actor, archived=False, key=request.state.key)
+    return _arranged(request, form, SessionView.of(live), await controls.of(live))
+
+
+def _arranged(
+    request: Request,
+    form: Arrange,
+    view: SessionView,
+    shown: dict[str, Any],
+    *,
+    just: str = "",
+    allowance: tuple[Allowance, ...] = (),
+) -> Response[Any]:
+    """What arranging a session answers: its row in the list, or its page."""
+    if form.back == "list":
+        row = "session/arranged.html"
+        return answer(request, row, view, location="/session", allowance=allowance, just=just, here=None)
+    changed = "session/changed.html" if shown else None
+    return answer(request, changed, view, location=view.url, allowance=allowance, **shown)
+
+
+async def listed(
+    sessions: SessionService,
+    db_session: DbSession,
+    actor: Actor,
+    query: ListSessions | None = None,
+    found: SessionPage | None = None,
+) -> dict[str, Any]:
+    """What the list of an actor's sessions shows: recent, pinned, and the query it answers."""
+    query = query or ListSessions()
+    if found is None:
+        found = await sessions.list_sessions(db_session, actor=actor, limit=RECENT, show="")
+    pinned = SessionsView([], None)
+    if query == ListSessions(limit=query.limit, deleted=query.deleted):
+        pinned = sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=PINNED, show="pinned"))
+    return {"recent": sessions_view(found), "pinned": pinned, "query": query}
 
 
 def sessions_view(found: SessionPage) -> SessionsView:
@@ -360,10 +487,14 @@ def sessions_view(found: SessionPage) -> SessionsView:
 def wanted(query: ListSessions) -> dict[str, Any]:
     """A query as `list_sessions` takes it. Raises InvalidRequest."""
     fields = msgspec.structs.asdict(query)
-    return fields | {"after": position_of(fields.pop("cursor"))}
+    fields.pop("deleted", None)
+    if "show" in fields and query.q and not fields["show"]:
+        fields["show"] = "all"
+    sort: Sort | Literal["match"] = "match" if query.q else "activity"
+    return fields | {"after": position_of(fields.pop("cursor"), sort)}
 
 
-def position_of(cursor: str, sort: Sort = "activity") -> tuple[Any, UUID] | None:
+def position_of(cursor: str, sort: Sort | Literal["match"] = "activity") -> tuple[Any, UUID] | None:
     """The position behind a cursor of a list that is sorted so. Raises InvalidRequest."""
     if not cursor:
         return None
@@ -374,6 +505,6 @@ def position_of(cursor: str, sort: Sort = "activity") -> tuple[Any, UUID] | None
             raise OverflowError
         if sort == "age":
             return session_id, session_id
-        return instant(place) if sort == "activity" else place, session_id
+        return instant(place) if sort in ("activity", "deletion") else place, session_id
     except (ValueError, OverflowError) as error:
         raise InvalidRequest("This cursor is not one of ours.", field="cursor") from error

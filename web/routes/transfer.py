@@ -60,7 +60,8 @@ async def export_sessions(
 ) -> Response[Any]:
     """All sessions of the account as one file, or those that a list would show."""
     transfer = Transfer(sessions)
-    chosen = await transfer.choose(db_session, actor=actor, state=asked.state, model=asked.model, q=asked.q)
+    which: dict[str, Any] = {"state": asked.state, "model": asked.model, "q": asked.q, "show": asked.show}
+    chosen = await transfer.choose(db_session, actor=actor, **which)
     write = transfer.as_json if asked.format == "json" else transfer.as_markdown
     pieces = _while_allowed(write(chosen, db_session, actor=actor), logins, proof, actor, db_session)
     return _file(pieces, asked.format, f"sessions-{datetime.now(UTC):%Y-%m-%d}", len(chosen))

@@ -1,0 +1,131 @@
+"""The words of a text, as the search of both databases knows them: small letters, no accents, each word once.
+
+Writing that puts no spaces between words (Chinese, Japanese, Thai and their neighbours) is cut into single characters
+and pairs of them. What comes out holds letters and digits alone, so nothing that somebody types is ever an operator.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from uuid import UUID
+
+#: of one turn, in characters: PostgreSQL holds no more than a megabyte of words for a row
+MOST_CHARACTERS = 100_000
+#: longer ones are cut
+WORD_CHARACTERS = 64
+#: of one search; the others are not looked for
+ASKED_WORDS = 16
+ASKED_CHARACTERS = 1_000
+#: a shorter beginning of a word stands for too many
+PREFIX_CHARACTERS = 2
+
+_WORD = re.compile(r"[^\W_]+")
+#: a word as it was written, with its accents and vowel signs
+_WRITTEN = re.compile("(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff])+")
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007"
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_RUN = re.compile(f"([{_UNSPACED}]+)|[^{_UNSPACED}]+")
+
+
+def folded(text: str) -> str:
+    """Small letters without accents."""
+    if text.isascii():
+        return text.lower()
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    marks = [ord(one) for one in set(apart) if unicodedata.category(one)[0] == "M"]
+    return unicodedata.normalize("NFKC", apart.translate(dict.fromkeys(marks)))
+
+
+def _cut(words: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Each word as it is looked for, and whether it is one character or two of an unspaced writing."""
+    for word in words:
+        if word.isascii():
+            yield word[:WORD_CHARACTERS], False
+            continue
+        for run in _RUN.finditer(word):
+            if (unspaced := run[1]) is None:
+                yield run[0][:WORD_CHARACTERS], False
+            else:
+                yield from ((unspaced[at : at + 2], True) for at in range(max(1, len(unspaced) - 1)))
+
+
+def mark_of(id: UUID) -> str:
+    """A word that no text holds: whose a row is, and of which session."""
+    return f"_{id.hex}"
+
+
+def words_of(text: str, *marks: UUID) -> str:
+    """What the index is told of a text: the marks, and its words with single spaces between them."""
+    found: dict[str, None] = {}
+    for word, unspaced in _cut(dict.fromkeys(_WORD.findall(folded(text)))):
+        found |= dict.fromkeys((word, *word) if unspaced else (word,))
+    told = " ".join([*map(mark_of, marks), *found])
+    return told if len(told) <= MOST_CHARACTERS else told[:MOST_CHARACTERS].rpartition(" ")[0]
+
+
+class Asked:
+    """What is looked for: all of these words, the last of them as the beginning of one."""
+
+    def __init__(self, q: str) -> None:
+        found = dict(_cut(_WORD.findall(folded(q[:ASKED_CHARACTERS]))))
+        self.words = list(found)[:ASKED_WORDS]
+        last = self.words[-1] if self.words else ""
+        #: the last word is still being typed
+        self.open = len(last) >= PREFIX_CHARACTERS and not found[last] and not q[-1:].isspace()
+
+    def __bool__(self) -> bool:
+        return bool(self.words)
+
+    def for_sqlite(self, *marks: UUID) -> str:
+        """As FTS5 reads it."""
+        return self._joined(map(mark_of, marks), '"', " AND ", "*")
+
+    def for_postgres(self, *marks: UUID) -> str:
+        """As a tsquery is written."""
+        return self._joined(map(mark_of, marks), "'", " & ", ":*")
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """From where to where one of the words stands in a text, in order."""
+        known: dict[str, list[tuple[int, int]]] = {}
+        for match in _WRITTEN.finditer(text):
+            if (places := known.get(match[0])) is None:
+                places = known[match[0]] = self._within(match[0])
+            for start, end in places:
+                yield match.start() + start, match.start() + end
+
+    def _within(self, written: str) -> list[tuple[int, int]]:
+        """Where the words stand in one that was written."""
+        small, whole = folded(written), (0, len(written))
+        cut = small[:WORD_CHARACTERS]
+        if cut in self.words or (self.open and cut.startswith(self.words[-1])):
+            return [whole]
+        if small.isascii():
+            return []
+        pieces = [word for word, _ in _cut(self.words) if not word.isascii() and word in small]
+        found = [(at, at + len(piece)) for piece in pieces for at in _places(small, piece)]
+        # Where small letters are more or fewer than the written ones, nobody can say which of them it is.
+        return joined(found) if len(small) == len(written) else [whole] if found else []
+
+    def _joined(self, marks: Iterable[str], quote: str, between: str, beginning: str) -> str:
+        told = between.join(f"{quote}{word}{quote}" for word in [*marks, *self.words])
+        return told + beginning if self.open else told
+
+
+def _places(text: str, piece: str) -> Iterator[int]:
+    at = text.find(piece)
+    while at >= 0:
+        yield at
+        at = text.find(piece, at + 1)
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order, those that meet made one."""
+    told: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if told and start <= told[-1][1]:
+            told[-1] = told[-1][0], max(end, told[-1][1])
+        else:
+            told.append((start, end))
+    return told

@@ -1,0 +1,117 @@
+"""Looking for what was said: the sessions that hold every word, newest match first, and where in them it stands.
+
+A session is found once, by the newest of its turns (or its title) that holds all the words. What is looked through for
+one page is bounded; where that was not enough, the page says from where to go on.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from db.db_session import DbSession
+from db.tables import Session
+from db.words import Asked, joined
+from services.outcomes import Found
+
+#: hits that are read at once, and how often for one page
+HITS, LOOKS = 500, 20
+#: sessions that one page comes to, to show them or to pass them over
+SESSIONS = 1_000
+#: above every number of a hit
+END = 2**63 - 1
+#: characters of a prompt, and of a reply, in which the place is looked for
+TEXT_CHARACTERS = 100_000
+#: characters shown before the first match, and in all
+BEFORE, EXCERPT = 40, 180
+
+#: number and session of the hit behind which the next page begins
+Place = tuple[int, UUID]
+
+
+async def look(
+    q: str, db_session: DbSession, *, owner_id: UUID, limit: int, after: Place | None = None, **which: Any
+) -> tuple[list[Session], dict[UUID, Found], Place | None]:
+    """One owner's sessions that hold what is looked for, where it stands, and behind which hit to go on."""
+    asked = Asked(q)
+    shown: list[tuple[Session, int, UUID | None]] = []
+    following = await _look(asked, shown, db_session, owner_id, limit, after, which) if asked else None
+    found = await _told(shown, asked, db_session)
+    return [session for session, *_ in shown], found, following
+
+
+async def _look(
+    asked: Asked,
+    shown: list[tuple[Session, int, UUID | None]],
+    db_session: DbSession,
+    owner_id: UUID,
+    limit: int,
+    after: Place | None,
+    which: dict[str, Any],
+) -> Place | None:
+    """Fill `shown`; behind which hit to go on."""
+    passed: set[UUID] = set()
+    place = after
+    for _ in range(LOOKS):
+        hits = await db_session.list_hits(asked, owner_id, place[0] if place is not None else END, HITS)
+        new = {id for _, id, _ in hits} - passed
+        rows = await db_session.pick_sessions(list(new), owner_id=owner_id, **which) if new else {}
+        for no, id, turn_id in hits:
+            if len(passed) == SESSIONS:
+                return place
+            place = no, id
+            if id in passed:
+                continue
+            passed.add(id)
+            # One of the pages before has shown what was found by a later hit.
+            if id not in rows or (after is not None and await db_session.has_later_hit(asked, id, after[0] - 1)):
+                continue
+            if len(shown) == limit:
+                last, at, _ = shown[-1]
+                return at, last.id
+            shown.append((rows[id], no, turn_id))
+        if len(hits) < HITS:
+            return None
+    return place
+
+
+async def _told(
+    shown: Sequence[tuple[Session, int, UUID | None]], asked: Asked, db_session: DbSession
+) -> dict[UUID, Found]:
+    """{session: the place that was found in it}."""
+    texts = await db_session.list_texts([turn_id for *_, turn_id in shown if turn_id is not None], TEXT_CHARACTERS)
+    found = {}
+    for session, _, turn_id in shown:
+        said = texts.get(turn_id, ()) if turn_id is not None else (session.title,)
+        excerpts = [excerpt(text, asked) for text in said]
+        text, marks = next((one for one in excerpts if one[1]), excerpts[0] if excerpts else ("", ()))
+        found[session.id] = Found(turn_id, text, marks)
+    return found
+
+
+def excerpt(text: str, asked: Asked) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The part of a text around the first match, on one line, and from where to where the words stand in it."""
+    text, first = unicodedata.normalize("NFC", text), 0
+    spans: list[tuple[int, int]] = []
+    for start, end in asked.spans(text):
+        if not spans:
+            first = _beginning(text, start)
+        if end > first + EXCERPT:
+            break
+        spans.append((start, end))
+    part = re.sub(r"\s", " ", text[first : first + EXCERPT])
+    before, behind = "…" if first else "", "…" if first + EXCERPT < len(text) else ""
+    moved = len(before) - first
+    return (
+        f"{before}{part}{behind}",
+        tuple((start + moved, end + moved) for start, end in joined(spans)),
+    )
+
+
+def _beginning(text: str, start: int) -> int:
+    """Where an excerpt begins whose first match stands at `start`: with a word."""
+    if start <= BEFORE:
+        return 0
+    space = re.compile(r"\s").search(text, start - BEFORE, start)
+    return space.end() if space is not None else start

@@ -1,0 +1,226 @@
+"""Searching: what was said is found by whoever said it, newest first, from the step on that stores it."""
+
+import re
+from uuid import UUID
+
+import pytest
+
+from db.db_session import DbSession
+from db.engine import Engine
+from services import search
+from services.actor import Actor
+from services.brought import Brought
+from services.outcomes import Found
+from services.session_service import SessionService
+from tests.conftest import Clock, Configure, Everything, StorageFails
+
+#: what somebody might type who wants more than words
+HOSTILE = [
+    '"', "'", '" OR 1=1 --', "';DROP TABLE said;--", "*", "a*", "^a", "a NEAR b", "NEAR(a b, 3)", "words : a", "a AND",
+    "NOT a", "(a", "a:*", "!a", "a <-> b", "a & | b", "%", "_", "a_b", "\\", "{words}:a", "-a", "a\nb", "a\u2028b",
+    "\u202eabc", "ａ", "İ", "ﬀ", "👩‍👩‍👧", "\u0301", "x" * 10_000, "a " * 5_000, "库" * 10_000, "_" * 99, "a\x01b",
+]  # fmt: skip
+
+
+async def told(
+    sessions: SessionService,
+    db_session: DbSession,
+    actor: Actor,
+    prompt: str,
+    reply: str,
+    session_id: UUID | None = None,
+) -> UUID:
+    turn = (await sessions.begin_turn(session_id, prompt, db_session, actor=actor)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", tail=reply)
+    return turn.id
+
+
+async def found(
+    sessions: SessionService, db_session: DbSession, actor: Actor, q: str, **which: str
+) -> list[tuple[UUID, Found]]:
+    page = await sessions.list_sessions(db_session, actor=actor, q=q, **which)  # type: ignore[arg-type]
+    return [(live.row.id, live.found) for live in page.sessions if live.found is not None]
+
+
+def marked(one: Found) -> str:
+    text, moved = one.text, 0
+    for start, end in one.marks:
+        text = f"{text[: start + moved]}[{text[start + moved : end + moved]}]{text[end + moved :]}"
+        moved += 2
+    return text
+
+
+async def test_F1_a_message_is_found_when_it_is_accepted_and_its_reply_when_it_has_ended(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock
+) -> None:
+    turn = (await sessions.begin_turn(session_id, "Where is Carthage?", db_session, actor=ann)).turn
+    (one,) = await found(sessions, db_session, ann, "carthage")
+    assert one == (session_id, Found(turn.id, "Where is Carthage?", ((9, 17),)))
+    await sessions.append([Piece(session_id, turn.id, 0, "Near Tunis, ")], db_session)
+    assert await found(sessions, db_session, ann, "tunis") == []
+    await sessions.finish_turn(turn.id, db_session, state="done", tail="in ruins", start=12)
+    assert [marked(one) for _, one in await found(sessions, db_session, ann, "tunis")] == ["Near [Tunis], in ruins"]
+    # Words of the prompt and of the reply together.
+    assert len(await found(sessions, db_session, ann, "ruins carthage")) == 1
+    # A worker that was lost, a stop, an edit: whatever is stored is found.
+    lost = (await sessions.begin_turn(session_id, "And Rome?", db_session, actor=ann)).turn
+    await sessions.append([Piece(session_id, lost.id, 0, "On the Tiber")], db_session)
+    clock.pass_(minutes=1)
+    assert await found(sessions, db_session, ann, "tiber") == []
+    await sessions.sweep(db_session)
+    assert [one.turn_id for _, one in await found(sessions, db_session, ann, "tiber")] == [lost.id]
+    edited = (await sessions.edit_turn(lost.id, "And Troy?", db_session, actor=ann)).turn
+    assert [one.turn_id for _, one in await found(sessions, db_session, ann, "troy")] == [edited.id]
+
+
+async def test_F1_titles_forks_and_imports_are_found_and_what_is_deleted_is_not(
+    sessions: SessionService, db_session: DbSession, engine: Engine, ann: Actor, session_id: UUID,
+    everything: Everything,
+) -> None:  # fmt: skip
+    await sessions.rename_session(session_id, "Plans for Rome", db_session, actor=ann)
+    assert await found(sessions, db_session, ann, "plan") == [(session_id, Found(None, "Plans for Rome", ((0, 5),)))]
+    await sessions.rename_session(session_id, "Nothing", db_session, actor=ann)
+    assert await found(sessions, db_session, ann, "plan") == []
+    await told(sessions, db_session, ann, "Hello", "obelisk", session_id)
+    fork = (await sessions.fork_session(session_id, db_session, actor=ann)).row.id
+    brought = Brought.told("", [("One", "obelisk"), ("Two", "")])
+    brought_in = (await sessions.import_session(brought, db_session, actor=ann)).row.id
+    assert [id for id, _ in await found(sessions, db_session, ann, "obelisk")] == [brought_in, fork, session_id]
+    await sessions.delete_session(fork, db_session, actor=ann)
+    assert [id for id, _ in await found(sessions, db_session, ann, "obelisk")] == [brought_in, session_id]
+    assert [id for id, _ in await found(sessions, db_session, ann, "obelisk", show="deleted")] == [fork]
+    for id in (fork, session_id, brought_in):
+        await sessions.delete_session(id, db_session, actor=ann, for_good=True)
+    assert (await everything())["said"] == []
+    assert await found(sessions, db_session, ann, "obelisk") == []
+    if engine.engine_type == "sqlite":
+        await engine.run("INSERT INTO said_words (said_words, rank) VALUES ('integrity-check', 1)")
+
+
+async def test_F1_what_fails_halfway_is_not_found(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, storage_fails: StorageFails
+) -> None:
+    turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
+    for place in ("journal", "commit"):
+        with pytest.raises(Exception, match=r"storage|database|try again"):
+            async with storage_fails(place):
+                await sessions.finish_turn(turn.id, db_session, state="done", tail="obelisk")
+        assert await found(sessions, db_session, ann, "obelisk") == []
+    await sessions.finish_turn(turn.id, db_session, state="done", tail="obelisk")
+    for place in ("journal", "commit"):
+        with pytest.raises(Exception, match=r"storage|database|try again"):
+            async with storage_fails(place):
+                await sessions.delete_session(session_id, db_session, actor=ann, for_good=True)
+        assert len(await found(sessions, db_session, ann, "obelisk")) == 1
+
+
+async def test_F2_everybody_finds_their_own(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, ada: Actor, guest: Actor, script: Actor
+) -> None:
+    mark = f"_{ann.id.hex}"
+    hers = await told(sessions, db_session, ann, "obelisk", mark)
+    his = await told(sessions, db_session, bob, f"obelisk {mark}", f"words {ann.id.hex}")
+    for actor, expected in ((ann, [hers]), (script, [hers]), (bob, [his]), (ada, []), (guest, [])):
+        assert [one.turn_id for _, one in await found(sessions, db_session, actor, "obelisk")] == expected
+    assert [one.turn_id for _, one in await found(sessions, db_session, ann, mark)] == [hers]
+    # An admin looks through titles given by hand, of everybody's.
+    await sessions.create_session(db_session, actor=bob, title="Obelisk plans")
+    page = await sessions.list_sessions(db_session, actor=ada, everybody=True, q="obelisk")
+    assert [(live.title, live.found) for live in page.sessions] == [("Obelisk plans", None)]
+
+
+async def test_F2_each_session_is_found_once_by_its_newest_match_page_by_page(
+    sessions: SessionService, db_session: DbSession, ann: Actor, monkeypatch: pytest.MonkeyPatch, configure: Configure
+) -> None:
+    await configure("user", turns="0")
+    monkeypatch.setattr(search, "HITS", 3)
+    ids = [(await sessions.create_session(db_session, actor=ann)).row.id for _ in range(5)]
+    newest: dict[UUID, UUID] = {}
+    for number in range(15):
+        id = ids[number * 7 % 5]
+        newest[id] = await told(sessions, db_session, ann, f"obelisk {number}", "", id)
+    in_order = sorted(newest, key=lambda id: newest[id], reverse=True)
+    for limit in (1, 2, 3, 5, 9):
+        after, seen = None, []
+        while True:
+            page = await sessions.list_sessions(db_session, actor=ann, q="obelisk", limit=limit, after=after)
+            seen += [(live.row.id, live.found.turn_id) for live in page.sessions if live.found is not None]
+            if (after := page.next) is None:
+                break
+        assert seen == [(id, newest[id]) for id in in_order], limit
+    # Among very many a page is looked for in part.
+    monkeypatch.setattr(search, "LOOKS", 1)
+    after, seen, pages = None, [], 0
+    while True:
+        page = await sessions.list_sessions(db_session, actor=ann, q="obelisk", limit=9, after=after)
+        seen, pages = seen + [live.row.id for live in page.sessions], pages + 1
+        if (after := page.next) is None:
+            break
+    assert (seen, pages > 4) == (in_order, True)
+
+
+async def test_F2_a_search_is_narrowed_as_the_list_is(
+    sessions: SessionService, db_session: DbSession, ann: Actor
+) -> None:
+    ids = [(await sessions.create_session(db_session, actor=ann, title=f"Plan {n}")).row.id for n in range(4)]
+    await sessions.close_session(ids[0], db_session, actor=ann)
+    await sessions.archive_session(ids[1], db_session, actor=ann)
+    await sessions.switch_model(ids[2], "smart", db_session, actor=ann)
+    for which, expected in (
+        ({}, [3, 2, 1, 0]), ({"show": ""}, [3, 2, 0]), ({"state": "closed"}, [0]), ({"show": "archived"}, [1]),
+        ({"model": "smart"}, [2]), ({"state": "active", "show": ""}, [3, 2]),
+    ):  # fmt: skip
+        assert [id for id, _ in await found(sessions, db_session, ann, "plan", **which)] == [ids[n] for n in expected]
+
+
+async def test_F3_what_is_typed_is_only_ever_words(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure
+) -> None:
+    """It never fails, and finds what it says where that was said, and no more."""
+    await configure("user", turns="0", sessions_created="0", open_sessions=0)
+    for q in HOSTILE:
+        before = await found(sessions, db_session, ann, q)
+        assert len(before) == len(await found(sessions, db_session, ann, re.sub(r"[\W_]+", " ", q))), q
+        turn_id = await told(sessions, db_session, ann, "I typed: " + q, "")
+        if re.search(r"[^\W_]", q):
+            assert (await found(sessions, db_session, ann, q))[0][1].turn_id == turn_id, q
+        else:
+            assert await found(sessions, db_session, ann, q) == [], q
+
+
+async def test_F3_words_are_found_whatever_their_writing(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    said = (
+        "Müller wohnt in der Straße 5, naïve Café\nцарь-колокол ΣΊΣΥΦΟΣ 데이터베이스를 हिन्दी में مُحَمَّد "
+        "我们的数据库很大。東京タワーへ行く. snake_case fooBar v1.2"
+    )
+    await told(sessions, db_session, ann, said, "", session_id)
+    for q, shown in (
+        ("muller", "[Müller]"), ("MÜLLER", "[Müller]"), ("strasse", "[Straße]"), ("naive cafe", "[naïve] [Café]"),
+        ("колокол", "[колокол]"), ("σίσυφος", "[ΣΊΣΥΦΟΣ]"), ("데이터", "[데이터베이스를]"), ("हिन्दी", "[हिन्दी]"),
+        ("محمد", "[مُحَمَّد]"), ("数据库", "我们的[数据库]很大"), ("库", "数据[库]很"), ("東京", "[東京]タワー"),
+        ("东京", ""), ("タワー", "東京[タワー]へ"), ("case", "snake_[case]"), ("snake_case", "[snake]_[case]"),
+        ("foob", "[fooBar]"), ("bar", ""), ("v1 2", "[v1].[2]"), ("wohnt ", "[wohnt]"), ("wohn ", ""), ("m", ""),
+    ):  # fmt: skip
+        texts = [marked(one) for _, one in await found(sessions, db_session, ann, q)]
+        assert len(texts) == bool(shown) and shown in "".join(texts), (q, texts)
+
+
+async def test_F3_of_a_long_text_the_place_is_shown(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    await told(sessions, db_session, ann, "Hello", "word " * 4000 + "the\nobelisk  stands, obelisk! " + "more " * 90)
+    ((_, one),) = await found(sessions, db_session, ann, "obelisk")
+    text = marked(one)
+    assert "the [obelisk]  stands, [obelisk]! more" in text
+    assert text[0] == text[-1] == "…" and len(one.text) <= search.EXCERPT + 2
+
+
+async def test_F2_a_reply_of_very_many_words_is_stored_and_found_by_its_first(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    reply = " ".join(f"wort{number:x}ß" for number in range(300_000))
+    await told(sessions, db_session, ann, "Hello", reply, session_id)
+    assert len(await found(sessions, db_session, ann, "wort1f4ß ")) == 1
+    assert await found(sessions, db_session, ann, "wort493dfß ") == []
