@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,9 @@ LIMITS = GroupConfig(
     sessions_created="1000000/s", turns="1000000/s", switches="1000000/s", concurrent_turns=50, open_sessions=100_000,
     tokens_per_day=10**12, money_per_month=10**6, idle="30d", absolute="300d",
 )  # fmt: skip
+
+
+Fresh = Callable[[], Awaitable[str]]
 
 
 def an_actor(group: str) -> Actor:
@@ -157,7 +160,7 @@ def run_jobs(url: str, jobs: list[bytes]) -> float:
     return done / seconds
 
 
-async def measure(name: str, fresh: Callable[[], Awaitable[str]]) -> None:
+async def measure(name: str, fresh: Fresh) -> None:
     """One database: a line for each number of rows, and one for each number of processes."""
     print(f"\n{name}: an admission beside rows of the same owner, as a ratio to {ROWS[0]} rows")
     print(f"{'rows':>10} " + "".join(f"{verb:>20}" for verb in ("create", "begin", "switch", "refused")))
@@ -181,7 +184,9 @@ async def measure(name: str, fresh: Callable[[], Awaitable[str]]) -> None:
         )
 
 
-def main() -> None:
+@contextmanager
+def fresh_databases() -> Iterator[tuple[Fresh, Fresh]]:
+    """Makers of empty databases: of SQLite, and of PostgreSQL."""
     with tempfile.TemporaryDirectory() as folder, contextmanager(inspect.unwrap(postgres_url))() as server:
         numbers = iter(range(100))
 
@@ -193,8 +198,13 @@ def main() -> None:
             connection = await asyncpg.connect(server)
             await connection.execute(f"CREATE DATABASE {name}")
             await connection.close()
-            return server.rsplit("/", 1)[0] + f"/{name}"
+            return str(server.rsplit("/", 1)[0]) + f"/{name}"
 
+        yield file, database
+
+
+def main() -> None:
+    with fresh_databases() as (file, database):
         asyncio.run(measure("SQLite", file))
         asyncio.run(measure("PostgreSQL", database))
 

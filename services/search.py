@@ -15,7 +15,7 @@ from db.tables import Session
 from db.words import Asked, joined
 from services.outcomes import Found
 
-#: hits that are read at once, and how often for one page
+#: hits that are read at once at most, and how often for one page
 HITS, LOOKS = 500, 20
 #: sessions that one page comes to, to show them or to pass them over
 SESSIONS = 1_000
@@ -52,9 +52,11 @@ async def _look(
 ) -> Place | None:
     """Fill `shown`; behind which hit to go on."""
     passed: set[UUID] = set()
-    place = after
+    place, some = after, limit + 1
     for _ in range(LOOKS):
-        hits = await db_session.list_hits(asked, owner_id, place[0] if place is not None else END, HITS)
+        # As many as are shown, if each is in another session; then more and more at once.
+        some = min(some, HITS)
+        hits = await db_session.list_hits(asked, owner_id, place[0] if place is not None else END, some)
         new = {id for _, id, _ in hits} - passed
         rows = await db_session.pick_sessions(list(new), owner_id=owner_id, **which) if new else {}
         for no, id, turn_id in hits:
@@ -71,8 +73,9 @@ async def _look(
                 last, at, _ = shown[-1]
                 return at, last.id
             shown.append((rows[id], no, turn_id))
-        if len(hits) < HITS:
+        if len(hits) < some:
             return None
+        some *= 2
     return place
 
 

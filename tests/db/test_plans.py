@@ -40,6 +40,10 @@ ALONG = {
     "session_by_turns",
     "session_of_owner",
     "session_open",
+    "session_listed",
+    "session_pinned",
+    "session_archived",
+    "session_deleted",
     "session_pkey",
     "sqlite_autoindex_session_1",
 }
@@ -188,6 +192,7 @@ async def test_neither_an_admission_nor_a_page_scans_sessions_turns_journal_or_k
             {"state": "expired"},
             {"model": "none"},
             {"q": "%x"},
+            *([{"show": show} for show in ("", "pinned", "archived", "deleted")] if not everybody else []),
         ):
             page = await sessions.list_sessions(db_session, actor=actor, everybody=everybody, **wanted)
             if page.next is not None:
@@ -200,7 +205,7 @@ async def test_neither_an_admission_nor_a_page_scans_sessions_turns_journal_or_k
         if seen.next is not None:
             await desk.look(Wanted(**asked), db_session, actor=ada, after=seen.next)
     await sessions.upkeep.lapsed_sessions(db_session)
-    ordered = re.compile(r"ORDER BY (session\.)?(last_activity_at|id|cost_nanos|turn_count)\b")
+    ordered = re.compile(r"ORDER BY (session\.)?(last_activity_at|id|cost_nanos|turn_count|deleted_at)\b")
     lists = {sql: args for sql, args in heard.statements.items() if ordered.search(sql)}
     assert len(lists) > 15
     for sql, args in lists.items():
@@ -212,6 +217,19 @@ async def test_neither_an_admission_nor_a_page_scans_sessions_turns_journal_or_k
         if engine.engine_type == "sqlite":
             assert indexes <= ALONG, plan
             assert not any("TEMP B-TREE FOR ORDER BY" in line for line in plan), plan
+
+    # What was said is found along its index, and the newest of it without sorting all that was found.
+    heard.statements.clear()
+    for q in ("hello", "hel", "hello nowhere", "nowhere"):
+        page = await sessions.list_sessions(db_session, actor=ann, q=q, limit=1)
+        if page.next is not None:
+            await sessions.list_sessions(db_session, actor=ann, q=q, limit=1, after=page.next)
+    assert any("said" in sql for sql in heard.statements)
+    for sql, args in list(heard.statements.items()):
+        plan = await plan_of(sql, args, engine)
+        assert whole(plan) == [], (sql, plan)
+        if "FROM said_words" in sql:
+            assert not any("TEMP B-TREE" in line for line in plan), plan
 
     # The journal is looked through along an index too, whatever is asked of it, and the running ones are few.
     heard.statements.clear()

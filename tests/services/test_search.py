@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from services import search
 from services.actor import Actor

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 
 import services.upkeep
-from db.db_session import DbSession
+from db.db_session import DbSession, Piece
 from db.engine import Engine
 from services.actor import Actor
 from services.event_bus import Hint, MemoryEventBus

@@ -1,0 +1,134 @@
+"""The list of sessions in a browser: search while typing, arrange, delete and undo, and ten thousand of them."""
+
+import os
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.conftest import Chat
+
+#: sessions of one owner; ten thousand with LONG_TESTS=1
+MANY = 10_000 if os.environ.get("LONG_TESTS") else 300
+#: from an input to the frame after it, in milliseconds, for whatever comes first of these
+NEXT_PAINT = """kind => {
+    window.painted = new Promise(done => addEventListener(kind, event =>
+        requestAnimationFrame(() => setTimeout(() => done(performance.now() - event.timeStamp))),
+        {once: true, capture: true}));
+}"""
+#: what may pass from an input to the next frame
+PAINT_MS = 100
+
+
+def test_what_was_said_is_found_while_one_types_and_by_key(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Where is **Carthage**?")
+    chat.see("done")
+    first = chat.page.url
+    chat.begin("Something else")
+    chat.see("done")
+    page = chat.page
+    page.keyboard.press("Control+k")
+    expect(page.locator("#q")).to_be_focused()
+    page.keyboard.type("carth")
+    expect(page.locator("#sessions mark").first).to_have_text("Carthage")
+    expect(page.locator("#sessions .row")).to_have_count(1)
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("a.row-line")).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#q")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{first}?turn=*")
+    expect(chat.turns).to_have_count(1)
+    expect(chat.box).to_be_visible()  # it is the end of the transcript, so one can go on
+    page.locator("#q").fill("nowhere to be found")
+    expect(page.locator("#sessions")).to_contain_text("Nothing holds these words.")
+    page.locator("#q").fill("")
+    expect(page.locator("#sessions .row")).to_have_count(2)
+    assert complaints == []
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_a_session_is_pinned_archived_deleted_and_had_back(open_chat: Callable[..., Chat], javascript: bool) -> None:
+    chat = open_chat(java_script_enabled=javascript)
+    for title in ("one", "two"):
+        answer = chat.page.context.request.post(
+            f"{chat.server.url}/session/create", data={"title": title}, headers={"Accept": "application/json"}
+        )
+        assert answer.ok
+    page = chat.page
+    page.goto(f"{chat.server.url}/session")
+
+    def row(title: str) -> Locator:
+        return page.locator(".row").filter(has_text=title)
+
+    def do(title: str, act: str) -> None:
+        if (menu := row(title).locator("summary")).count():
+            menu.click()
+        with page.expect_response(lambda answer: answer.request.method == "POST" and answer.status < 400):
+            row(title).get_by_role("button", name=act, exact=True).click()
+
+    do("one", "Pin")
+    page.goto(f"{chat.server.url}/session")
+    expect(page.locator("#sessions > *").first).to_have_text("Pinned")
+    expect(page.locator(".row").first).to_contain_text("one")
+    do("one", "Archive")
+    if javascript:
+        expect(row("Archived")).to_have_count(1)
+    page.goto(f"{chat.server.url}/session")
+    expect(page.locator(".row")).to_have_count(1)
+    do("two", "Delete")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("two").first).to_be_visible()
+    page.goto(f"{chat.server.url}/session")
+    do("two", "Delete")
+    expect(page.get_by_role("button", name="Undo")).to_be_visible()
+    page.goto(f"{chat.server.url}/session?show=deleted")
+    do("two", "Delete now")
+    expect(page.get_by_role("button", name="Restore")).to_have_count(0)
+    page.goto(f"{chat.server.url}/session?show=archived")
+    do("one", "Unarchive")
+    page.goto(f"{chat.server.url}/session")
+    expect(page.locator(".row")).to_have_count(1)
+
+
+def test_very_many_sessions_are_sent_by_the_screenful_and_answer_at_once(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.see("done")
+    page, api = chat.page, chat.page.context.request
+    file = api.get(f"{page.url}/export").json()
+    (session,) = file["sessions"]
+    (turn,) = session["turns"]
+    file["sessions"] = []
+    for number in range(MANY):
+        id = str(UUID(int=UUID(turn["id"]).int + number))
+        said = turn | {"id": id, "prompt": f"number {number} {'rare' if number % 10 == 0 else ''}"}
+        file["sessions"].append(session | {"turns": [said], "head_id": id, "opening": "", "title": ""})
+    assert api.post(f"{chat.server.url}/session/import", data=file, timeout=600_000).status == 201
+    with page.expect_response(f"{chat.server.url}/session") as answer:
+        page.goto(f"{chat.server.url}/session")
+    assert answer.value.request.sizes()["responseBodySize"] <= 60_000
+    page.goto(chat.server.url)
+    rows = page.locator(".row")
+    expect(rows).to_have_count(30)
+    page.locator(".side-scroll").evaluate("node => node.scrollTop = node.scrollHeight")
+    expect(rows).to_have_count(80)
+    assert page.locator(".side-day").all_inner_texts() == ["Today"]
+
+    def paint(kind: str, act: Callable[[], None]) -> float:
+        page.evaluate(NEXT_PAINT, kind)
+        act()
+        return float(page.evaluate("painted"))
+
+    taken = {
+        "opening": min(paint("keydown", lambda: page.keyboard.press("Control+k")) for _ in range(3)),
+        "typing": min(paint("input", lambda: page.keyboard.type("r")) for _ in range(3)),
+    }
+    page.locator("#q").fill("rare")
+    expect(page.locator("#sessions mark").first).to_have_text("rare")
+    box = page.locator(".side-scroll").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 40, box["y"] + 80)
+    taken["scrolling"] = min(paint("wheel", lambda: page.mouse.wheel(0, 300)) for _ in range(3))
+    assert max(taken.values()) <= PAINT_MS, taken
