@@ -96,7 +96,9 @@ def test_nothing_in_a_text_acts(
         f"{chat.server.url}/session?q=%22%3E%3Cscript",
     ):
         chat.page.goto(path)
-        expect(chat.page.locator("img[src='/loaded'], [hx-get='/loaded'], script[src='/loaded'], base")).to_have_count(0)
+        expect(chat.page.locator("img[src='/loaded'], [hx-get='/loaded'], script[src='/loaded'], base")).to_have_count(
+            0
+        )
         assert chat.page.title() != "owned"
     assert not [one for one in asked if "loaded" in one]
 
