@@ -22,6 +22,7 @@ const chords = {
   M: () => {
     $("summary.model")?.click();
     $(".picker[id] [open] :is([type=search], :checked)")?.focus();
+    $(".picker[id] [open] [type=search]")?.select();
   },
 };
 
@@ -32,10 +33,18 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !chord && !event.shiftKey && field.matches?.(".composer-text")) {
     event.preventDefault();
     if (field.value.trim()) field.form.requestSubmit();
+  } else if (field.dataset?.filter && ["Enter", "ArrowDown"].includes(event.key)) {
+    const shown = [...field.form.querySelectorAll(`${field.dataset.filter}:not([hidden]) :enabled`)];
+    const one = shown.find((choice) => choice.checked) ?? shown[0];
+    if (one) one.checked = true;
+    if (one && event.key === "Enter") return;
+    event.preventDefault();
+    one?.focus();
   } else if (event.key === "Escape") {
     if ($("[popover]:popover-open")) return;
     const [menu] = openMenus();
     if (menu) {
+      event.preventDefault();
       menu.open = false;
       menu.querySelector("summary").focus();
     } else $("[data-stop]")?.click();
@@ -90,6 +99,24 @@ document.addEventListener("click", ({ target }) => {
 
 document.addEventListener("htmx:after:swap", () => {
   for (const fold of $$(".thoughts")) fold.open = folds.get(fold.id) ?? "open" in fold.firstElementChild.dataset;
+});
+
+// ---- what has the keyboard may be swapped: then what stands in its place has it
+
+const reachable = "summary, button, input:not([type=hidden]), textarea, select, a[href]";
+let held;
+
+document.addEventListener("focusin", ({ target }) => {
+  const places = [];
+  for (let node = target; node; node = node.parentElement) if (node.id) places.push(node.id);
+  held = { node: target, places };
+});
+
+document.addEventListener("htmx:after:swap", () => {
+  if (!held || held.node.isConnected || document.activeElement !== document.body) return;
+  const place = held.places.map((id) => document.getElementById(id)).find(Boolean);
+  const field = place.closest(".composer")?.querySelector(".composer-text");
+  (field ?? (place.matches(reachable) ? place : place.querySelector(reachable)))?.focus();
 });
 
 // ---- a list that shortens while one types

@@ -31,6 +31,41 @@ $$
 
 The end."""
 
+MANY = """
+[[models]]
+id = "priced"
+provider = "builtin"
+upstream = "echo"
+label = "Priced and small"
+context_tokens = 4096
+price_in = 0.15
+price_out = 0.6
+
+[[models]]
+id = "gone"
+provider = "builtin"
+upstream = "echo"
+label = "Priced and gone"
+state = "retired"
+replacement = "smart"
+
+[[models]]
+id = "off"
+provider = "builtin"
+upstream = "echo"
+label = "Off"
+state = "disabled"
+
+[[models]]
+id = "aging"
+provider = "builtin"
+upstream = "echo"
+label = "Aging"
+state = "deprecated"
+replacement = "fast"
+
+[groups"""
+
 
 @pytest.fixture(scope="module", params=os.environ.get("BROWSERS", "chromium").split())
 def which(request: pytest.FixtureRequest) -> str:
@@ -84,8 +119,8 @@ def visit(come: Callable[..., Visit]) -> Visit:
 
 @pytest.fixture(scope="module")
 def strict_server(which: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One without an admin, that takes two prompts from a guest's address and the next in half an hour."""
-    settings = re.sub(r"\nturns = .*", '\nturns = "2/h burst 2"', SETTINGS, count=1)
+    """One without an admin, with many models, that takes two prompts from a guest's address and then none for long."""
+    settings = re.sub(r"\nturns = .*", '\nturns = "2/h burst 2"', SETTINGS, count=1).replace("\n[groups", MANY, 1)
     with a_server(tmp_path_factory.mktemp(which), settings) as running:
         yield running
 
@@ -209,6 +244,34 @@ def test_the_owner_switches_the_model(visit: Visit) -> None:
     visit.say("Who are you?")
     visit.states("done", "done")
     visit.reads(".reply-model", "fast", "smart")
+
+
+def test_a_model_is_found_among_many_by_key(come: Callable[..., Visit], strict_server: Server) -> None:
+    visit, choice = come(to=strict_server), ".choice:not([hidden])"
+    strict_server.people("kim")
+    visit.open("/login")
+    visit.sign_in("kim", PASSWORD)
+    visit.begin("Hello")
+    visit.states("done")
+    visit.press("Control+Shift+M")
+    visit.focused("[data-filter]")
+    visit.shows(".choice", 7)
+    visit.type("priced")
+    visit.shows(choice, 2)
+    visit.tells(choice, "priced · 4096 tokens of context · 0.15 in, 0.60 out per million")
+    visit.tells(choice, "retired gone · free · use smart")
+    assert [one.is_enabled() for one in visit.all(f"{choice} input")] == [True, False]
+    visit.press("Escape")
+    visit.gone(".picker .menu-body")
+    visit.focused("summary.model")
+    visit.press("Control+Shift+M", "Enter")
+    visit.reads("[data-current-model]", "priced")
+    visit.reads("[data-model-reason]", "Chosen by you.")
+    visit.focused("summary.model")
+    visit.press("Control+Shift+M")
+    visit.type("a")
+    visit.press("Down")
+    visit.focused(f"{choice} input")
 
 
 def test_the_owner_sees_at_once_what_an_admin_switches(come: Callable[..., Visit], admin_token: str) -> None:

@@ -1,0 +1,38 @@
+"""The keyboard is never lost: what is swapped while it has the focus hands it on to what stands in its place."""
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Chat
+
+
+def test_what_is_swapped_hands_the_keyboard_on(chat: Chat, complaints: list[str]) -> None:
+    page, keys = chat.page, chat.page.keyboard
+    chat.begin("/hang after 3")
+    expect(chat.replies).to_have_text("tok0 tok1 tok2")
+    page.get_by_role("button", name="Stop").focus()
+    keys.press("Enter")
+    chat.see("stopped")
+    expect(chat.box).to_be_focused()
+
+    page.get_by_role("button", name="Send").focus()
+    chat.box.fill("by button")
+    page.get_by_role("button", name="Send").focus()
+    keys.press("Enter")
+    chat.see("stopped", "done")
+    expect(chat.box).to_be_focused()
+
+    more = page.get_by_label("More about this session")
+    more.focus()
+    keys.press("Enter")
+    page.get_by_label("Title").fill("By key")
+    keys.press("Enter")
+    expect(page.get_by_role("heading", name="By key")).to_be_visible()
+    expect(more).to_be_focused()
+
+
+def test_nobody_is_moved_who_is_elsewhere(chat: Chat) -> None:
+    chat.begin("/tokens 20 /delay 30ms")
+    chat.page.get_by_role("button", name="Stop").focus()
+    chat.page.get_by_role("searchbox").focus()
+    chat.see("done")
+    expect(chat.page.get_by_role("searchbox")).to_be_focused()
