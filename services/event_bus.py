@@ -30,6 +30,11 @@ class Hint(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     offset: int = 0
     text: str = ""
 
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it is told again by itself where it may have been lost."""
+        return self.kind in ("up", "down")
+
 
 class Subscription:
     """The hints of one session since the subscription began."""

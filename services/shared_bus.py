@@ -105,7 +105,7 @@ class SharedEventBus(MemoryEventBus):
         """Tell the readers here at once, and the other processes soon; never fails and never waits."""
         super().publish(hint)
         if not self._connected.is_set():
-            self._withheld = True
+            self._withheld = self._withheld or not hint.is_repeated
             return
         if len(self._outgoing) >= OUTGOING:
             self._outgoing = [MISSED]

@@ -78,7 +78,7 @@ def fill(client: httpx.Client, ids: dict[str, list[str]]) -> None:
     session, ended = create(client, title="fuzz")["id"], create(client, title="closed")["id"]
     turn = chat(client, "hello", session_id=session)
     # It may be sent again, and is waited for then.
-    running = begin(client, "/tokens 100 /delay 200ms")
+    running = begin(client, "/tokens 50 /delay 20ms")
     client.post(f"/session/{ended}/close", json={}).raise_for_status()
     ids["session_id"] += [session, running["session_id"], ended]
     ids["turn_id"] += [turn["id"], running["id"]]

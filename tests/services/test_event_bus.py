@@ -241,6 +241,13 @@ async def test_who_comes_and_goes_having_missed_nothing_makes_nobody_look(
             command.publish(Hint(SESSION, "session", offset=number))
             await command.close()
             await comes(theirs, Hint(SESSION, "session", offset=number), until=until)
+        # What is told again by itself is not missed.
+        early = SharedEventBus(carrier.wire())
+        early.publish(Hint(OTHER, "up", offset=1, text="near"))
+        await early.open()
+        early.publish(Hint(SESSION, "session", offset=3))
+        await comes(theirs, Hint(SESSION, "session", offset=3), until=until)
+        await early.close()
         assert MISSED not in theirs.hints
 
 
