@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import asyncpg
@@ -23,7 +25,7 @@ from redis.asyncio import Redis
 from tests.servers import free_port
 from tests.web import wire
 from tests.web.people import PASSWORD
-from tests.web.running import PLAIN, Server
+from tests.web.running import PLAIN, SETTINGS, Server
 from tests.web.wire import (
     HTMX,
     IN_TIME,
@@ -44,11 +46,33 @@ LONG = bool(os.environ.get("LONG_TESTS"))
 SECRET = "a secret that both machines share, long enough"
 
 
+class Upstream(ThreadingHTTPServer):
+    """A provider that answers whatever it is asked with nothing, until it is gone."""
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), self.Answering)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def go(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
 class Cluster:
-    """One database, and the servers on it."""
+    """One database, the servers on it, and a provider that both can reach."""
 
     def __init__(self, url: str, redis: str, folder: Path) -> None:
         self.url, self.redis = url, redis
+        self.upstream = Upstream()
         self.first, self.second = (self._server(folder / name) for name in ("first", "second"))
         self.first.arguments = ("--workers", "2")
         self.both = (self.first, self.second)
@@ -56,7 +80,17 @@ class Cluster:
     def _server(self, folder: Path) -> Server:
         folder.mkdir()
         settings = {"DATABASE_URL": self.url, "REDIS_URL": self.redis, "SECRET_KEY": SECRET}
-        return Server(folder, **{f"TURNKEEPER_{name}": value for name, value in settings.items()})
+        near = f"""
+            [[providers]]
+            id = "near"
+            kind = "openai"
+            base_url = "http://127.0.0.1:{self.upstream.server_port}/v1"
+            [[models]]
+            id = "far"
+            provider = "near"
+        """
+        known = {f"TURNKEEPER_{name}": value for name, value in settings.items()}
+        return Server(folder, SETTINGS + dedent(near), **known)
 
     def rows(self, statement: str, *values: Any) -> list[Any]:
         """Straight from the database."""
@@ -126,6 +160,7 @@ def started(
         for server in cluster.both:
             if server.process is not None and server.process.poll() is None:
                 server.stop()
+        cluster.upstream.go()
         rows(postgres_url, "DROP DATABASE several WITH (FORCE)")
     for server in cluster.both:
         if server.noise:
@@ -418,6 +453,26 @@ def test_who_signs_in_at_one_is_known_at_the_other_until_signed_out(cluster: Clu
         assert create(there)["owner"]["name"] == "bob"
         there.post("/logout", json={})
         assert create(here)["owner"]["name"] != "bob"
+
+
+def test_M8_a_provider_that_one_process_cannot_reach_is_down_in_all(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+
+    def up(client: httpx.Client) -> bool | None:
+        models = {model["id"]: model for model in client.get("/models").json()["models"]}
+        found: bool | None = models["far"]["provider_up"]
+        return found
+
+    wait_until(lambda: {up(client) for client in ann for _ in range(8)} == {True})
+    cluster.upstream.go()
+    turn = there.post("/chat", json={"prompt": "x", "model": "far"}).json()
+    assert turn["error"]["code"] == "provider_unreachable"
+    wait_until(lambda: {up(client) for client in ann for _ in range(8)} == {False}, SOON)
+    for _ in range(8):
+        refusal = here.post("/chat", json={"prompt": "x", "model": "far"})
+        assert (refusal.status_code, refusal.json()["code"]) == (503, "model_unavailable")
 
 
 def test_sessions_go_on_wherever_they_are_asked_for(cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]) -> None:
