@@ -68,7 +68,10 @@ INSERT INTO session
 INSERT INTO turn
     (id, session_id, owner_id, parent_id, prompt, reply, model, state, prompt_tokens, reply_tokens, estimated,
      cost_nanos, reserved_tokens, reserved_nanos, context_left_out, lease_owner, lease_until, created_at, ended_at)
-    VALUES ('{first}', '{session}', '{ann}', NULL, 'Hello', 'Hi there', 'fast', 'done', 1, 2, TRUE, 0, 0, 0, 0, '{ann}',
+    VALUES ('{first}', '{session}', '{ann}', NULL, 'Hello', '<think>
+  Hm? </think>
+
+Hi there', 'fast', 'done', 1, 2, TRUE, 0, 0, 0, 0, '{ann}',
             '{at}', '{at}', '{at}'),
            ('{second}', '{session}', '{ann}', '{first}', 'And?', NULL, 'fast', 'running', 1, 0, TRUE, 0, 9, 0, 0,
             '{ann}', '{at}', '{at}', NULL);
@@ -114,9 +117,9 @@ async def whole(engine: Engine, ann: Actor) -> None:
     (live,) = (await sessions.list_sessions(db_session, actor=ann)).sessions
     assert (live.title, live.row.last_model, live.state) == ("How it began", "fast", "active")
     found = await Reads(sessions).transcript(live, db_session, actor=ann)
-    assert [(turn.prompt, turn.reply, turn.state, turn.depth) for turn in found.turns] == [
-        ("Hello", "Hi there", "done", 1),
-        ("And?", "shown ", "interrupted", 2),
+    assert [(turn.prompt, turn.reasoning, turn.reply, turn.state, turn.depth) for turn in found.turns] == [
+        ("Hello", "Hm? ", "Hi there", "done", 1),
+        ("And?", "", "shown ", "interrupted", 2),
     ]
     # What was used before models were told apart is kept as such; what the sweep has ended came to it.
     used = await db_session.sum_usage("model", now.date(), now.date(), limit=9)

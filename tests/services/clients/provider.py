@@ -125,9 +125,9 @@ def data(value: object) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-def event(text: str | None = None, *, finish: str | None = None) -> bytes:
-    """One chunk of a reply."""
-    return data({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]})
+def event(text: str | None = None, *, finish: str | None = None, **more: object) -> bytes:
+    """One chunk of a reply; `more` stands beside its text."""
+    return data({"choices": [{"index": 0, "delta": {"content": text, **more}, "finish_reason": finish}]})
 
 
 def usage(prompt_tokens: Any, completion_tokens: Any) -> bytes:

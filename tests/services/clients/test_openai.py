@@ -18,7 +18,7 @@ import msgspec
 import openai.resources.chat  # noqa: F401  so that no test's clock counts a second of imports
 import pytest
 
-from services.clients import Ask, ClientError, Message, Text, Usage, transport
+from services.clients import Ask, ClientError, Message, Reasoning, Said, Text, Usage, transport
 from services.clients.openai import Bounds, OpenAIClient
 from services.clients.openai_wire import Reply
 from tests.conftest import Until
@@ -96,16 +96,21 @@ async def ask(url: str, ask: Ask = ASK, bounds: Bounds = CALM) -> tuple[str, Usa
         await client.aclose()
 
 
-async def listen(client: OpenAIClient, ask: Ask = ASK) -> tuple[str, Usage | None]:
+async def listen(client: OpenAIClient, ask: Ask = ASK, thoughts: list[str] | None = None) -> tuple[str, Usage | None]:
+    """Text and usage; what is reasoned goes into `thoughts`."""
     text, counted = "", None
     async with aclosing(client.stream(ask)) as pieces:
         async for piece in pieces:
+            assert counted is None, "usage comes last"
+            if isinstance(piece, Usage):
+                counted = piece
+                continue
+            assert piece.text
             if isinstance(piece, Text):
-                assert counted is None, "usage comes last"
-                assert piece.text
                 text += piece.text
             else:
-                counted = piece
+                assert thoughts is not None, "nothing was to be reasoned"
+                thoughts.append(piece.text)
     return text, counted
 
 
@@ -265,6 +270,77 @@ async def test_a_stream_may_be_cut_anywhere_and_reads_the_same() -> None:
         assert "".join(piece.text for piece in said) == "Grüße 👩‍🚀\n\r\x0b\u2028\ufeff"
         assert reply.usage == Usage(1, 2)
         assert reply.ended
+
+
+# Reasoning, as servers send it beside the reply or inside it
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        event(None, reasoning_content="Let ") + event(None, reasoning_content="me see") + event("Forty-two"),
+        event("", reasoning="Let me see") + event("Forty-", reasoning=None) + event("two"),
+        # vLLM tells both for a while, and the same in both
+        event(None, reasoning="Let me see", reasoning_content="Let me see") + event("Forty-two"),
+        # after its first words, in the same chunk, and beside forms that nobody knows
+        event("Forty", reasoning_content="Let ") + event("-two", reasoning_content="me see", reasoning_details=[{}]),
+        event("<thi") + event("nk>\nLet me") + event(" see</") + event("think>\n\nForty-two"),
+        event("<think> see</think>Forty-two", reasoning_content="Let me ").replace(b"> see", b">see"),
+    ],
+)
+async def test_reasoning_is_told_apart_however_it_is_sent(stream: bytes) -> None:
+    thoughts: list[str] = []
+    async with provider(answering(STREAM_HEAD, stream, FINISH, usage(3, 9), DONE)) as served:
+        client = OpenAIClient(served.url, KEY, bounds=CALM)
+        assert await listen(client, thoughts=thoughts) == ("Forty-two", Usage(3, 9))
+        assert "".join(thoughts) == "Let me see"
+        await client.aclose()
+
+
+async def test_reasoning_of_a_whole_document_is_told_apart() -> None:
+    message = {"content": "Forty-two", "reasoning_content": "Let me\0 see"}
+    thoughts: list[str] = []
+    async with provider(answering(whole(json.dumps({"choices": [{"message": message}]}).encode()))) as served:
+        client = OpenAIClient(served.url, KEY, bounds=CALM)
+        assert await listen(client, thoughts=thoughts) == ("Forty-two", None)
+        assert thoughts == ["Let me\ufffd see"]
+        await client.aclose()
+
+
+@pytest.mark.parametrize("odd", [None, "", 7, {"text": "a"}, ["a"], True])
+async def test_reasoning_in_a_form_nobody_knows_costs_nothing_but_itself(odd: object) -> None:
+    stream = event("Forty-", reasoning=odd) + event("two", reasoning_content=odd)
+    async with provider(answering(STREAM_HEAD, stream, FINISH, DONE)) as served:
+        assert await ask(served.url) == ("Forty-two", None)
+
+
+async def test_a_reply_that_may_be_a_tag_stands_where_the_provider_breaks_off() -> None:
+    heard: list[Said] = []
+    async with provider(answering(STREAM_HEAD, event("<th"))) as served:
+        client = OpenAIClient(served.url, KEY, bounds=CALM)
+        with pytest.raises(ClientError):
+            async for said in client.stream(ASK):
+                heard.append(said)
+        await client.aclose()
+    assert heard == [Text("<th")]
+
+
+async def test_32_reasoning_without_end_is_cut_where_a_reply_is() -> None:
+    heard: list[Said] = []
+    piece = event(None, reasoning_content="hmm " * 250)
+
+    async def script(asked: Asked, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD, *[piece] * 30, every=0.002)
+
+    async with provider(script) as served:
+        client = OpenAIClient(served.url, KEY, bounds=CALM)
+        with pytest.raises(ClientError) as caught:
+            async for said in client.stream(ASK):
+                heard.append(said)
+        await client.aclose()
+    assert caught.value.code == "provider_broken"
+    assert {type(said) for said in heard} == {Reasoning}
+    assert sum(len(said.text) for said in heard if isinstance(said, Reasoning)) <= CALM.reply_characters
 
 
 async def test_a_character_may_arrive_byte_by_byte() -> None:
