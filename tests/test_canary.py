@@ -37,9 +37,9 @@ TITLE, REASON, KEY = "canary-title-31aa", "canary-reason-31aa", "canary-key-31aa
 
 #: where each may be stored; whatever is not here may be nowhere
 BELONGS = {
-    TEXTS["prompt"]: {"turn.prompt", "turn.reply", "turn_piece.text", "session.opening"},
+    TEXTS["prompt"]: {"turn.prompt", "turn.reply", "turn.reasoning", "turn_piece.text", "session.opening"},
     TEXTS["edited"]: {"turn.prompt", "turn.reply", "turn_piece.text"},
-    TEXTS["guest"]: {"turn.prompt", "turn.reply", "turn_piece.text", "session.opening"},
+    TEXTS["guest"]: {"turn.prompt", "turn.reply", "turn.reasoning", "turn_piece.text", "session.opening"},
     TEXTS["system"]: {"session.instructions"},
     TITLE: {"session.title"},
     REASON: {"journal.reason"},
@@ -162,6 +162,7 @@ def everything_a_person_can_do(person: Person, word: str) -> dict[str, str]:
     person.post(f"/chat/{turn['id']}/retry", model="echo")
     edited = person.post(f"/chat/{turn['id']}/edit", prompt=TEXTS["edited"]).json()
     person.post("/chat", session_id=session, prompt="next", parent_id=turn["id"])
+    assert person.post("/chat", session_id=session, prompt=f"/reason {word}").json()["reasoning"] == word
     failed = person.post("/chat", session_id=session, prompt=word, model="parrot").json()
     assert failed["state"] == "failed" and not found(SECRETS.values(), repr(failed))
     person.post("/models/switch", session_id=session, model="echo")
@@ -315,10 +316,10 @@ def test_J3_marked_words_turn_up_only_where_they_belong(
         # One is being written while we look, and another was when the server stopped.
         people["ann"].client.cookies.clear()
         with people["ann"].client.stream(
-            "POST", "/chat", json={"prompt": f"{TEXTS['prompt']} and more, word by word /delay 300ms", "model": "echo"},
+            "POST", "/chat", json={"prompt": f"/delay 300ms /reason {TEXTS['prompt']} and more, word by word"},
             headers={"Accept": STREAM},
         ) as stream:  # fmt: skip
-            any(b"event: delta" in chunk for chunk in stream.iter_raw())
+            any(b"event: reasoning" in chunk for chunk in stream.iter_raw())
             while_written = stored(url)
         for person in people.values():
             person.client.close()

@@ -133,6 +133,19 @@ def test_a_streamed_completion_is_the_same_text(client: openai.OpenAI, ann: http
     assert {chunk.id for chunk in chunks} == {f"chatcmpl-{turn['id']}"}
 
 
+def test_reasoning_stands_beside_the_content(client: openai.OpenAI) -> None:
+    asked = "/reason Let me see\n/text Forty-two"
+    message = completed(client, [{"role": "user", "content": asked}])[0].choices[0].message
+    assert (message.content, message.reasoning_content) == ("Forty-two", "Let me see")
+    told = [{"role": "user", "content": "Hi"}, message.model_dump(), {"role": "user", "content": asked}]
+    chunks = client.chat.completions.create(model="fast", messages=told, stream=True)
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == "Forty-two"
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Let me see"
+    message = completed(client)[0].choices[0].message
+    assert "reasoning_content" not in message.model_dump()
+
+
 def test_a_turn_appears_live_on_the_page_of_its_session(
     open_server: Server, client: openai.OpenAI, ann: httpx.Client
 ) -> None:

@@ -56,20 +56,21 @@ def say(client: httpx.Client, prompt: str, **fields: object) -> list[Event]:
 
 
 def assert_whole(events: list[Event], already: str = "") -> None:
-    """`turn` first, deltas that join without gap or double, `end` last."""
+    """`turn` first, reasoning and deltas that join without gap or double, `end` last."""
     assert [events[0].name, events[-1].name] == ["turn", "end"]
-    assert {event.name for event in events[1:-1]} <= {"delta", "turn"}
+    assert {event.name for event in events[1:-1]} <= {"reasoning", "delta", "turn"}
     turn, end = assert_turn(events[0].json), assert_turn(events[-1].json)
     assert turn["id"] == end["id"]
-    text = already
+    texts = {"reasoning": "", "delta": already}
     for event in events[1:-1]:
-        if event.name == "delta":
+        if event.name in texts:
             assert event.json["turn_id"] == turn["id"]
-            assert event.json["offset"] == len(text)
+            assert event.json["offset"] == len(texts[event.name])
             assert event.json["text"]
-            text += event.json["text"]
-            assert event.id == f"{turn['id']}:{len(text)}"
-    assert text == end["reply"]
+            texts[event.name] += event.json["text"]
+            thought = f":{len(texts['reasoning'])}" if texts["reasoning"] else ""
+            assert event.id == f"{turn['id']}:{len(texts['delta'])}{thought}"
+    assert texts == {"reasoning": end["reasoning"], "delta": end["reply"]}
 
 
 # ---------------------------------------------------------------- the answer in its forms
@@ -190,6 +191,24 @@ def test_odd_text_comes_back_whole_and_forges_no_event(guest: httpx.Client, prom
     assert events[-1].json["prompt"] == prompt
     again = follow(guest, events[-1].json["id"])
     assert text_of(again) == reply
+
+
+def test_reasoning_comes_beside_the_reply_and_goes_on_at_any_place(guest: httpx.Client) -> None:
+    events = say(guest, "/reason Let\u2028 me 🦊 see\n/text It is forty-two")
+    turn = assert_turn(events[-1].json)
+    assert (turn["reply"], turn["reasoning"]) == ("It is forty-two", "Let\u2028 me 🦊 see")
+    assert (text_of(events), text_of(events, "reasoning")) == (turn["reply"], turn["reasoning"])
+    assert turn["first_text_at"] <= turn["first_reply_at"] <= turn["ended_at"]
+    assert turn["reply_tokens"] == 7, "a provider counts both"
+    for place in [event.id for event in events if event.id] + [f"{turn['id']}:3", f"{turn['id']}:15:1"]:
+        offset, _, thought = place.partition(":")[2].partition(":")
+        rest = follow(guest, turn["id"], place)
+        ended = offset == "end"
+        assert text_of(rest) == ("" if ended else turn["reply"][int(offset) :])
+        assert text_of(rest, "reasoning") == ("" if ended else turn["reasoning"][int(thought or 0) :])
+        assert rest[-1].json == turn
+    again = chat(guest, "And?", session_id=turn["session_id"])
+    assert again["prompt_tokens"] == len(f"{turn['prompt']} {turn['reply']} And?".split()), "no model is told it again"
 
 
 @pytest.mark.parametrize("prompt", ODD.values(), ids=ODD)

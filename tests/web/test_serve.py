@@ -26,6 +26,7 @@ from tests.web.wire import (
     begin,
     chat,
     create,
+    ended,
     follow,
     session_of,
     streaming,
@@ -330,6 +331,28 @@ def test_after_a_kill_every_character_that_was_shown_is_there_and_the_session_go
         assert limits["concurrent_turns"] == 0
         rows = client.get(f"/session/{sessions[0]}/journal").json()["journal"]
         assert [row["outcome"] for row in rows if row["what"] == "turn_ended"].count("interrupted") == 2
+
+
+def test_after_a_kill_every_thought_that_was_shown_is_there(own: Server) -> None:
+    thoughts = " ".join(f"step{number}" for number in range(3000))
+    with own.guest(Accept=JSON) as client:
+        with streaming(client, "/chat", method="POST", json={"prompt": f"/delay 3ms /reason {thoughts}"}) as stream:
+            turn, seen = stream.next("turn").json, [stream.next("reasoning") for _ in range(5)]
+            assert own.process is not None
+            own.process.kill()
+            own.process.wait(60)
+        own.start()
+        shown, kept = text_of(seen, "reasoning"), ended(client, turn["id"])
+        assert (kept["state"], kept["reply"]) == ("interrupted", "")
+        assert thoughts.startswith(kept["reasoning"]) and kept["reasoning"].startswith(shown) and len(shown) > 5
+        # A reader that comes back in the middle of the reasoning gets the rest of it and the end.
+        assert seen[-1].id == f"{turn['id']}:0:{len(shown)}"
+        rest = follow(client, turn["id"], seen[-1].id)
+        assert shown + text_of(rest, "reasoning") == kept["reasoning"]
+        assert rest[-1].name == "end" and rest[-1].json == kept
+        # Nothing of it is told to the model, and the session goes on.
+        after = chat(client, "said after", session_id=turn["session_id"])
+        assert (after["reply"], after["prompt_tokens"]) == ("said after", 2)
 
 
 def test_who_one_is_outlives_a_restart(own: Server) -> None:

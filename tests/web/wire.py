@@ -236,11 +236,11 @@ def follow(client: httpx.Client, turn_id: str, after: str = "") -> list[Event]:
         return stream.rest()
 
 
-def text_of(events: list[Event]) -> str:
-    """The text of all deltas, each in its place."""
+def text_of(events: list[Event], name: str = "delta") -> str:
+    """The text of all deltas, or of all `reasoning`, each in its place."""
     text = ""
     for event in events:
-        if event.name == "delta":
+        if event.name == name:
             assert set(event.json) == {"turn_id", "offset", "text"}
             text += event.json["text"]
     return text
