@@ -71,21 +71,24 @@ document.addEventListener("keydown", (event) => {
 
 document.cookie = `tz=${new Date().getTimezoneOffset()}; path=/; max-age=31536000; samesite=lax`;
 
-// ---- menus close by a click elsewhere; copying: code, or the Markdown of a reply
+// ---- menus close by a click elsewhere; copying: code, what an element says, or the Markdown of a reply or a session
+
+async function copied({ dataset: { copy } }, code) {
+  if (!copy) return code.querySelector("code").textContent;
+  if (copy.startsWith("#")) return $(copy).textContent;
+  const answer = await fetch(copy, { headers: { Accept: "application/json" } });
+  return answer.headers.get("Content-Type").includes("json") ? (await answer.json()).reply : answer.text();
+}
 
 document.addEventListener("click", async ({ target }) => {
   for (const menu of $$("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
   const copy = target.closest?.("[data-copy], .copy");
   if (!copy) return;
-  let text = copy.closest(".code")?.querySelector("code").textContent;
-  if (copy.dataset.copy) {
-    const answer = await fetch(copy.dataset.copy, { headers: { Accept: "application/json" } });
-    text = (await answer.json()).reply;
-  }
-  await navigator.clipboard?.writeText(text);
+  await navigator.clipboard?.writeText(await copied(copy, copy.closest(".code")));
   const label = copy.querySelector("span") ?? copy;
+  label.dataset.said ??= label.textContent;
   label.textContent = "Copied";
-  setTimeout(() => (label.textContent = "Copy"), 2000);
+  setTimeout(() => (label.textContent = label.dataset.said), 2000);
 });
 
 // ---- reasoning folds once the reply begins, and otherwise stays as its reader has left it

@@ -47,12 +47,15 @@ def test_25_nothing_in_a_text_acts_in_a_browser(
     watch = Watch(chat)
     chat.begin(LABEL)
     text = "\n\n".join(attack for attack in ATTACKS if "\x01" not in attack)
-    chat.say(f"/delay 1ms /hang after 9999 {text}")
+    thoughts = " ".join(attack for attack in ATTACKS if not {"\n", "\r", "\x01"} & set(attack))
+    chat.say(f"/reason {thoughts}\n/delay 1ms /hang after 9999 {text}")
     chat.see("done", "running")
     expect(chat.replies.last).to_contain_text("xml-stylesheet")
+    expect(chat.page.locator(".window")).to_contain_text("onerror")
 
     def quiet() -> None:
-        assert chat.page.locator(f".text :is({ACTS}), .text [href^='javascript:' i], .text [hx-get]").count() == 0
+        said = chat.page.locator(".text, .window")
+        assert said.locator(f":is({ACTS}), [href^='javascript:' i], [hx-get]").count() == 0
         assert watch.heard == []
 
     quiet()

@@ -173,6 +173,68 @@ def test_code_and_replies_are_copied_as_they_were_written(chat: Chat, complaints
     whole.click()
     expect(whole).to_have_text("Copied")
     assert chat.page.evaluate("navigator.clipboard.readText()") == "**two**\n```py\nx = '<b>'\n```"
+    chat.page.get_by_label("More about this session").click()
+    conversation = chat.page.locator(".head [data-copy]")
+    conversation.click()
+    expect(conversation).to_have_text("Copied")
+    text = chat.page.evaluate("navigator.clipboard.readText()")
+    assert text == chat.page.request.get(f"{chat.page.url}/export?format=md").text()
+    assert "> **two**\n> ```py\n" in text
+    expect(conversation).to_have_text("Copy as Markdown")
+
+
+def test_reasoning_is_open_while_it_is_written_and_folds_once_the_reply_begins(
+    chat: Chat, complaints: list[str]
+) -> None:
+    page = chat.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    fold, window = page.locator(".thoughts"), page.locator(".window")
+    chat.begin("/hang\n/reason Let **me** see")
+    expect(fold.locator("summary")).to_have_text("Reasoning …")
+    expect(window.locator("strong")).to_have_text("me")
+    expect(fold).to_have_attribute("open", "")
+    for live in page.locator("[aria-live]:not([aria-live='off']), [role='status'], [role='alert']").all():
+        assert "see" not in live.inner_text()
+    # What the reader has folded stays so, also at the end.
+    fold.locator("summary").press("Enter")
+    expect(fold).not_to_have_attribute("open", "")
+    page.keyboard.press("Escape")
+    chat.see("stopped")
+    expect(fold.locator("summary")).to_have_text(re.compile("Reasoned for"))
+    expect(fold).not_to_have_attribute("open", "")
+    # It folds by itself once the reply begins, and stays open where it was opened again.
+    chat.say("/hang after 99\n/reason Now **this**\n/text It is forty-two")
+    expect(chat.replies.last).to_contain_text("forty-two")
+    expect(fold.last.locator("summary")).to_have_text(re.compile("Reasoned for"))
+    expect(fold.last).not_to_have_attribute("open", "")
+    fold.last.locator("summary").click()
+    expect(window.last).to_be_visible()
+    page.keyboard.press("Escape")
+    chat.see("stopped", "stopped")
+    expect(fold.last).to_have_attribute("open", "")
+    # What was streamed is what a reload shows; a reply is copied without it.
+    streamed = [one.inner_html().strip() for one in window.all()]
+    page.reload()
+    assert [one.inner_html().strip() for one in window.all()] == streamed
+    expect(fold.last).not_to_have_attribute("open", "")
+    chat.turns.last.locator(".foot [data-copy]").click()
+    expect(chat.turns.last.locator(".foot [data-copy]")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "It is forty-two"
+
+
+def test_a_reply_tells_which_model_wrote_it_and_why_without_javascript(plain: Chat) -> None:
+    plain.begin("/reason Let me see\n/text It is forty-two", model="fast")
+    plain.see("done")
+    facts = plain.turns.last.locator(".facts-line")
+    expect(facts.locator("dl")).not_to_be_visible()
+    facts.locator("summary").click()
+    expect(facts.locator("dl")).to_contain_text("fast")
+    expect(facts.locator("dl")).to_contain_text("Asked for with this message.")
+    expect(facts.locator("dl")).to_contain_text("out, with the reasoning")
+    expect(facts.locator("dl")).to_contain_text("First text")
+    fold = plain.turns.last.locator(".thoughts")
+    fold.locator("summary").click()
+    expect(fold.locator(".window")).to_have_text("Let me see")
 
 
 def test_a_reload_in_the_middle_shows_everything_once_and_goes_on(chat: Chat, complaints: list[str]) -> None:
