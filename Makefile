@@ -58,7 +58,7 @@ format: .venv/.dev ## format the code and sort its imports
 	@$(PY) -m ruff check --quiet --fix --exit-zero
 	@$(PY) -m ruff format
 
-bench: .venv/.dev ## measure (ARGS= goes to the benchmarks)
+bench: .venv/.dev browser ## measure (ARGS= goes to the benchmarks)
 	@$(PY) -m benchmarks $(ARGS)
 
 soak: .venv/.dev ## an hour of mixed load: does anything grow, fail or get lost? (SECONDS=, PEOPLE=, SEED=)

@@ -1,4 +1,5 @@
-"""make bench: cold start, idle memory, the CPU of a token beside a bare relay, what admissions cost, what readers do.
+"""make bench: cold start, idle memory, the CPU of a token beside a bare relay, what admissions cost, what readers do,
+and what a long session costs a browser.
 
 Turnkeeper decodes, stores, limits, journals and re-emits each token; the relay only copies bytes. The ratio is what to
 read: the microseconds drift with the machine.
@@ -17,7 +18,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from benchmarks import admission, readers
+from benchmarks import admission, interaction, readers
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -138,3 +139,4 @@ if __name__ == "__main__":
     main()
     admission.main()
     asyncio.run(readers.main())
+    interaction.main()

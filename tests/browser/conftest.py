@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect
@@ -98,6 +99,19 @@ def complaints(chat: Chat) -> Iterator[list[str]]:
     chat.page.context.on("weberror", lambda error: heard.append(str(error.error)))
     yield heard
     assert not heard
+
+
+def long_session(page: Page, server: Server, turns: int) -> str:
+    """A session of so many turns, each like the only one of the session the page shows; its URL."""
+    api = page.context.request
+    file = api.get(f"{page.url}/export").json()
+    (session,) = file["sessions"]
+    (one,) = session["turns"]
+    ids = [str(UUID(int=UUID(one["id"]).int + number)) for number in range(turns)]
+    session["turns"] = [one | {"id": id, "parent_id": before} for before, id in zip([None, *ids], ids, strict=False)]
+    session["head_id"] = ids[-1]
+    made = api.post(f"{server.url}/session/import", data=file, headers={"Accept": "application/json"}).json()
+    return f"{server.url}/session/{made['sessions'][0]['id']}"
 
 
 def sign_in(chat: Chat, name: str) -> None:
