@@ -1,7 +1,8 @@
 """A real llama.cpp server with a model of half a megabyte that is made on the spot.
 
 The model has no layers that do anything: each token's embedding points at one follower. So its replies are known:
-`REPLY` to every prompt, and ` round0 round1 …` until the context is full to a prompt that ends with `ENDLESS`.
+`REPLY` to every prompt, ` round0 round1 …` until the context is full to a prompt that ends with `ENDLESS`, and to one
+that ends with `THINKING` first `THOUGHT` between the tags of reasoning, and then `SO`.
 
     python tests/peers/llama_cpp.py PORT        serves it from the current folder
 """
@@ -19,6 +20,9 @@ WORDS = [f" word{n}" for n in range(24)]
 REPLY = "".join(WORDS)
 ENDLESS = "~"
 ROUND = [f" round{n}" for n in range(16)]
+THINKING = "^"
+THOUGHT, SO = "".join(f" hm{n}" for n in range(9)), "".join(f" so{n}" for n in range(5))
+REASONED = ["<think>", *(f" hm{n}" for n in range(9)), "</think>", *(f" so{n}" for n in range(5))]
 CONTEXT_TOKENS = 65_536
 SLOTS = 2
 
@@ -50,7 +54,8 @@ def write_model(path: Path) -> None:
     bos, eos, bytes_at = 1, 2, 3
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words_at, round_at = len(tokens), len(tokens) + len(WORDS)
-    tokens += [word.replace(" ", "\u2581") for word in WORDS + ROUND]
+    reasoned_at = round_at + len(ROUND)
+    tokens += [word.replace(" ", "\u2581") for word in WORDS + ROUND + REASONED]
     kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.BYTE] * 256]
     kinds += [gguf.TokenType.NORMAL] * (len(tokens) - len(kinds))
 
@@ -71,8 +76,10 @@ def write_model(path: Path) -> None:
 
     embedding[:] = plain = direction()
     embedding[bytes_at + ord(ENDLESS)] = endless = direction()
+    embedding[bytes_at + ord(THINKING)] = thinking = direction()
     chain(plain, words_at, len(WORDS), eos)
     chain(endless, round_at, len(ROUND), round_at)
+    chain(thinking, reasoned_at, len(REASONED), eos)
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(CONTEXT_TOKENS)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.peers.llama_cpp import ENDLESS, REPLY
+from tests.peers.llama_cpp import ENDLESS, REPLY, SO, THINKING, THOUGHT
 from tests.web.running import Server, a_server
 
 SETTINGS = """
@@ -44,6 +44,13 @@ def test_a_reply_is_streamed_and_counted(llama_server: Server) -> None:
     assert not turn["estimated"]
     assert turn["reply_tokens"] > 0
     assert turn["cost"] == pytest.approx((turn["prompt_tokens"] * 1.0 + turn["reply_tokens"] * 2.0) / 1e6)
+
+
+def test_what_it_thinks_aloud_is_kept_apart(llama_server: Server) -> None:
+    with llama_server.guest() as ann:
+        turn = ann.post("/chat", json={"prompt": f"Hello{THINKING}"}).json()
+    assert (turn["state"], turn["reasoning"].strip(), turn["reply"].strip()) == ("done", THOUGHT.strip(), SO.strip())
+    assert turn["reply_tokens"] >= len((THOUGHT + SO).split()) + 2, "the tags are counted as well"
 
 
 def test_the_second_turn_sends_the_first_along(llama_server: Server) -> None:
