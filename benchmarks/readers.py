@@ -231,7 +231,8 @@ class Bench:
             database.execute(f"INSERT INTO turn SELECT {chosen} FROM turn LIMIT 1")
             database.execute(
                 "INSERT INTO turn_piece (turn_id, reasoning, start, text) WITH RECURSIVE numbers (n) AS "
-                "(SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?) SELECT ?, FALSE, n * 4, 'text' FROM numbers",
+                "(SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?) "
+                "SELECT ?, FALSE, n * 4, 'text' FROM numbers",
                 (PIECES - 1, self.turn),
             )
 

@@ -21,6 +21,11 @@ CHANGES = """() => {
                 if (node.querySelectorAll) window.added += 1 + node.querySelectorAll("*").length;
     }).observe(document.querySelector("main"), {childList: true, subtree: true});
 }"""
+#: the blocks of the last turn that nothing is added to any more: of its reasoning, and of its reply
+FINISHED = """() => {
+    const turn = [...document.querySelectorAll("article.turn")].at(-1);
+    window.finished = [turn.querySelector(".window p"), turn.querySelector(".text.rich > p")];
+}"""
 TEXT = """A **paragraph** of some words.
 
 - one
@@ -64,11 +69,18 @@ def test_nothing_jumps_while_a_reply_is_written(chat: Chat, complaints: list[str
     chat.begin("Hello")
     chat.see("done")
     chat.page.reload()
-    chat.say(f"/delay 30ms {TEXT}")
-    expect(chat.replies.last).to_contain_text("words")
+    thoughts = "Let **me** `see`. " * 15
+    chat.say(f"/hang after 9999 /delay 20ms /reason {thoughts}\n{TEXT}")
+    expect(chat.page.locator(".window")).to_contain_text("Let me see")
     expect(chat.box).to_have_value("")
     since = chat.page.evaluate("performance.now()")
-    chat.see("done", "done")
+    expect(chat.replies.last.locator("li")).to_have_count(2)
+    # What is finished is sent once: these very elements stay while the rest is written.
+    chat.page.evaluate(FINISHED)
+    expect(chat.replies.last).to_contain_text("and the end.")
+    assert chat.page.evaluate("finished.map(block => block.isConnected)") == [True, True]
+    chat.page.keyboard.press("Escape")
+    chat.see("done", "stopped")
     shift = chat.page.evaluate(SHIFTS, since)
     assert shift < 0.05, shift
 
