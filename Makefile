@@ -27,7 +27,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel lock clean browser browsers
+.PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel lock clean browser browsers pictures
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ format: .venv/.dev ## format the code and sort its imports
 
 bench: .venv/.dev browser ## measure (ARGS= goes to the benchmarks)
 	@$(PY) -m benchmarks $(ARGS)
+
+pictures: .venv/.dev browser ## take the pictures of the README again
+	@$(PY) -m benchmarks.pictures
 
 soak: .venv/.dev ## an hour of mixed load: does anything grow, fail or get lost? (SECONDS=, PEOPLE=, SEED=)
 	@SECONDS='$(SECONDS)' PEOPLE='$(PEOPLE)' SEED='$(SEED)' $(PY) -m benchmarks.soak

@@ -110,7 +110,9 @@ def explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
     """The session's own choice, with who made it and why, as the journal tells."""
     if current.source != "session" or switch is None:
         return current
-    by_somebody = f"Chosen by {switch.actor_name}{f': {switch.reason}' if switch.reason else ''}."
+    by_somebody = (
+        f"Chosen by {switch.actor_name}{f': {switch.reason}' if switch.reason else ''}".removesuffix(".") + "."
+    )
     whose = BY_ITSELF[switch.reason] if came_by_itself(switch) else by_somebody
     return msgspec.structs.replace(current, reason=current.reason.replace(CHOSEN, whose))
 

@@ -11,6 +11,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
+_SOURCE = re.compile(r"\bsrc(?:set)?=\"([^\"]+)\"")
 
 
 def read(name: str) -> str:
@@ -63,7 +64,8 @@ def bare(cell: str) -> str:
 
 def links(text: str) -> list[tuple[bool, str]]:
     """Every link: whether it is a picture, and where it leads."""
-    return [(bool(mark), target) for mark, target in _LINK.findall(prose(text))]
+    found = [(bool(mark), target) for mark, target in _LINK.findall(prose(text))]
+    return found + [(True, target) for target in _SOURCE.findall(prose(text))]
 
 
 def anchors(text: str) -> set[str]:

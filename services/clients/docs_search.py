@@ -21,7 +21,7 @@ _WEIGHTS = {"heading": 3, "title": 2, "body": 1}
 _HEADING = re.compile(r"#{1,6}[ \t]+(.+?)[ \t]*#*$")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)")
+_IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|<picture>.*?</picture>", re.DOTALL)
 #: a link that leads elsewhere in the docs, which no chat page can follow
 _INNER_LINK = re.compile(r"\[([^\]\n]+)\]\((?!https?://)[^)\n]*\)")
 _WORD = re.compile(r"\w+")

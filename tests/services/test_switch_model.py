@@ -473,11 +473,11 @@ async def test_S13_an_admin_gives_a_reason_and_the_owner_sees_it(
         async with refused("invalid_request") as told:
             await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason=reason)
         assert told.facts == {"field": "reason"}
-    switch = await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="it is cheaper")
+    switch = await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="it is cheaper.")
     assert switch.changed is True
     (row,) = await journal("model_switched")
     assert (row.actor_kind, row.actor_id, row.actor_name) == ("admin", ada.id, "ada")
-    assert (row.owner_id, row.reason) == (ann.id, "it is cheaper")
+    assert (row.owner_id, row.reason) == (ann.id, "it is cheaper.")
     seen = await sessions.get_session(session_id, db_session, actor=ann)
     assert seen.current.reason == "Chosen by ada: it is cheaper."
     assert seen.last_switch is not None

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.anyio
 
 README = """# Turnkeeper
 A governed chat. <!-- nobody sees this -->
+<picture><source srcset="dark.png"><img alt="a picture" src="light.png"></picture>
 """
 SESSIONS = """\
 # Sessions
