@@ -127,8 +127,11 @@ class ClientPool:
             self._tell(provider_id)
 
     def _learn(self, provider_id: str, at: int, up: bool) -> None:
-        """Take over what is newer than what is known, so that all processes end with the same."""
-        if provider_id in self._probed and (at, up) > self._known.get(provider_id, (0, False)):
+        """Take over what is newer than what is known, and set right who tells what is older: all end with the same."""
+        known = self._known.get(provider_id, (0, False))
+        if (at, up) < known:
+            self._tell(provider_id)
+        elif (at, up) > known and provider_id in self._probed:
             if self.is_up(provider_id) != up:
                 log.log(logging.INFO if up else logging.WARNING, "provider %s is %s", provider_id, _word(up))
             self._known[provider_id] = (at, up)
