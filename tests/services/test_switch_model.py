@@ -481,7 +481,7 @@ async def test_S13_an_admin_gives_a_reason_and_the_owner_sees_it(
     seen = await sessions.get_session(session_id, db_session, actor=ann)
     assert seen.current.reason == "Chosen by ada: it is cheaper."
     assert seen.last_switch is not None
-    assert (seen.last_switch.actor_name, seen.last_switch.reason) == ("ada", "it is cheaper")
+    assert (seen.last_switch.actor_name, seen.last_switch.reason) == ("ada", "it is cheaper.")
 
 
 async def test_S13_a_locked_model_is_the_admins(
