@@ -598,7 +598,8 @@ class DbSession:
         rows = await self._rows(
             Session,
             "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
-            f"WHERE session.id IN ({_marks(session_ids)}) AND session.owner_id = {{}} "
+            # COALESCE, so that the ids bound it: one owner may have very many more.
+            f"WHERE session.id IN ({_marks(session_ids)}) AND COALESCE(session.owner_id, session.id) = {{}} "
             f"AND {' AND '.join([SHOWN[show], *alike])}",
             *session_ids,
             owner_id,
