@@ -209,7 +209,7 @@ def test_nothing_in_the_description_breaks_the_server(world: World) -> None:
         assert client.get("/session").status_code == 200, who
     assert chat(world.clients["ann"], "still there")["state"] == "done"
     assert {who for who, _, _ in tried} == set(world.clients)
-    assert len({path for _, _, path in tried}) > 0.9 * len({path for _, path, _ in asked})
+    assert len({path for _, _, path in tried}) > 0.8 * len({path for _, path, _ in asked})
     assert answered[200] > 0.1 * answered.total(), answered
 
 
