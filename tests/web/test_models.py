@@ -96,7 +96,8 @@ def test_only_those_who_may_use_a_model_see_it(
     for client in (newcomer(), bob):
         answer = client.get("/models")
         assert "hidden" not in answer.text
-        assert "hidden" not in client.get("/models", headers=FORM).text.lower().replace('type="hidden"', "")
+        page = client.get("/models", headers=FORM).text.lower()
+        assert "hidden" not in page.replace('type="hidden"', "").replace('aria-hidden="true"', "")
     assert "hidden" in {model["id"] for model in boss.get("/models").json()["models"]}
 
 
