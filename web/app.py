@@ -38,6 +38,7 @@ from web.guard import Guard
 from web.live import provide_controls
 from web.routes import ROUTES
 from web.settings import Settings
+from web.shelf import provide_shelf
 from web.templating import STATIC
 from web.welcome import Models
 
@@ -109,6 +110,7 @@ def create_app(
             "db_session": Provide(open_session, sync_to_thread=False),
             "actor": Provide(provide_actor),
             "controls": Provide(provide_controls),
+            "shelf": Provide(provide_shelf, sync_to_thread=False),
             "proof": Provide(provide_proof, sync_to_thread=False),
             "sessions": _from_state("sessions"),
             "log": _from_state("log"),

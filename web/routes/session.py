@@ -12,7 +12,7 @@ from db.db_session import DbSession, Written
 from services.actor import Actor
 from services.errors import InvalidRequest
 from services.outcomes import SessionPage, Sort
-from services.policies import Allowance, instant
+from services.policies import instant
 from services.reads import Reads, Transcript
 from services.session_service import SessionService
 from services.turn_log import Position
@@ -39,6 +39,7 @@ from web.forms import (
 from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.live import Controls
 from web.markdown import ready, ready_to_grow
+from web.shelf import Shelf
 from web.sse import for_pages, for_scripts, stream
 from web.views import (
     DecisionView,
@@ -55,12 +56,6 @@ from web.views import (
 
 #: sessions beside a page, and pinned ones at the top of them
 RECENT, PINNED = 30, 20
-#: verbs about where a session stands in the list
-ARRANGES: dict[str, Any] = {
-    "status_code": 200,
-    "dependencies": {"form": reads(Arrange)},
-    "opt": {"answers": SessionView, "once": True},
-}
 #: what is shown of a session that is somebody else's
 NOTHING = Transcript([], Written(), None)
 
@@ -376,90 +371,39 @@ async def delete_session(
     return answer(request, fragment, None, location=where, session_id=session_id, for_good=for_good)
 
 
-@post("/session/{session_id:uuid}/restore", **ARRANGES)
-async def restore_session(
-    request: Request, session_id: FromPath[UUID], form: Given[Arrange], sessions: Sessions, db_session: Db, actor: Who
-) -> Response[Any]:
+@post("/session/{session_id:uuid}/restore", **acts(Arrange, SessionView))
+async def restore_session(session_id: FromPath[UUID], form: Given[Arrange], shelf: Given[Shelf]) -> Response[Any]:
     """Bring a deleted session back as it was."""
-    live = await sessions.restore_session(session_id, db_session, actor=actor, key=request.state.key)
-    return _arranged(request, form, SessionView.of(live), {}, allowance=live.allowance)
+    live = await shelf.sessions.restore_session(session_id, **shelf.asks)
+    return await shelf.answer(live, form)
 
 
-@post("/session/{session_id:uuid}/pin", **ARRANGES)
-async def pin_session(
-    request: Request,
-    session_id: FromPath[UUID],
-    form: Given[Arrange],
-    sessions: Sessions,
-    db_session: Db,
-    actor: Who,
-    controls: Given[Controls],
-) -> Response[Any]:
+@post("/session/{session_id:uuid}/pin", **acts(Arrange, SessionView))
+async def pin_session(session_id: FromPath[UUID], form: Given[Arrange], shelf: Given[Shelf]) -> Response[Any]:
     """Keep a session at the top of the list."""
-    live = await sessions.pin_session(session_id, db_session, actor=actor, key=request.state.key)
-    return _arranged(request, form, SessionView.of(live), await controls.of(live))
+    live = await shelf.sessions.pin_session(session_id, **shelf.asks)
+    return await shelf.answer(live, form)
 
 
-@post("/session/{session_id:uuid}/unpin", **ARRANGES)
-async def unpin_session(
-    request: Request,
-    session_id: FromPath[UUID],
-    form: Given[Arrange],
-    sessions: Sessions,
-    db_session: Db,
-    actor: Who,
-    controls: Given[Controls],
-) -> Response[Any]:
+@post("/session/{session_id:uuid}/unpin", **acts(Arrange, SessionView))
+async def unpin_session(session_id: FromPath[UUID], form: Given[Arrange], shelf: Given[Shelf]) -> Response[Any]:
     """Let a session stand in the list where its last activity puts it."""
-    live = await sessions.pin_session(session_id, db_session, actor=actor, pinned=False, key=request.state.key)
-    return _arranged(request, form, SessionView.of(live), await controls.of(live))
+    live = await shelf.sessions.pin_session(session_id, pinned=False, **shelf.asks)
+    return await shelf.answer(live, form)
 
 
-@post("/session/{session_id:uuid}/archive", **ARRANGES)
-async def archive_session(
-    request: Request,
-    session_id: FromPath[UUID],
-    form: Given[Arrange],
-    sessions: Sessions,
-    db_session: Db,
-    actor: Who,
-    controls: Given[Controls],
-) -> Response[Any]:
+@post("/session/{session_id:uuid}/archive", **acts(Arrange, SessionView))
+async def archive_session(session_id: FromPath[UUID], form: Given[Arrange], shelf: Given[Shelf]) -> Response[Any]:
     """Put a session out of the list; it lives on as before, and is found by its words."""
-    live = await sessions.archive_session(session_id, db_session, actor=actor, key=request.state.key)
-    return _arranged(request, form, SessionView.of(live), await controls.of(live), just="archived")
+    live = await shelf.sessions.archive_session(session_id, **shelf.asks)
+    return await shelf.answer(live, form, just="archived")
 
 
-@post("/session/{session_id:uuid}/unarchive", **ARRANGES)
-async def unarchive_session(
-    request: Request,
-    session_id: FromPath[UUID],
-    form: Given[Arrange],
-    sessions: Sessions,
-    db_session: Db,
-    actor: Who,
-    controls: Given[Controls],
-) -> Response[Any]:
+@post("/session/{session_id:uuid}/unarchive", **acts(Arrange, SessionView))
+async def unarchive_session(session_id: FromPath[UUID], form: Given[Arrange], shelf: Given[Shelf]) -> Response[Any]:
     """Put an archived session back into the list."""
-    live = await sessions.archive_session(session_id, db_session, actor=actor, archived=False, key=request.state.key)
-    return _arranged(request, form, SessionView.of(live), await controls.of(live))
-
-
-def _arranged(
-    request: Request,
-    form: Arrange,
-    view: SessionView,
-    shown: dict[str, Any],
-    *,
-    just: str = "",
-    allowance: tuple[Allowance, ...] = (),
-) -> Response[Any]:
-    """What arranging a session answers: its row in the list, or its page."""
-    if form.back == "list":
-        row = "session/arranged.html"
-        return answer(request, row, view, location="/session", allowance=allowance, just=just, here=None)
-    changed = "session/changed.html" if shown else None
-    return answer(request, changed, view, location=view.url, allowance=allowance, **shown)
+    live = await shelf.sessions.archive_session(session_id, archived=False, **shelf.asks)
+    return await shelf.answer(live, form)
 
 
 async def listed(
