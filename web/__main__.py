@@ -30,6 +30,12 @@ def main() -> None:
 
     Settings come from flags, TURNKEEPER_* variables, and turnkeeper.toml, in this order. The exit code is 0 when it is
     done, 1 when it is not and one line says why, 2 when it was called in a wrong way.
+
+    \b
+    turnkeeper serve
+    turnkeeper account create ann                    # asks for the password
+    turnkeeper token create --account ann --name ci  # prints a key for scripts
+    turnkeeper session list --json
     """
 
 
@@ -40,7 +46,7 @@ def main() -> None:
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes; more need PostgreSQL."
 )
 def serve(host: str | None, port: int | None, workers: int) -> None:
-    """Serve the pages and the JSON interface; migrates the database first."""
+    """Serve the pages and the JSON interface. The database is migrated first."""
     from web.welcome import greet
     from web.workers import NoneStarted, Workers
     from web.workers import serve as serve_here

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -92,8 +93,24 @@ def test_every_command_says_what_it_does(path: tuple[str, ...]) -> None:
         told = CliRunner().invoke(main, [*path, flag])
         assert told.exit_code == 0
         assert "Usage:" in told.output
+        # Nothing that is listed is cut off.
+        assert "..." not in told.output.replace("[ARGS]...", "")
         prose = told.output.split("\n\n")[1]
         assert re.search(r"[A-Za-z]{3,}.*[.;:]", prose), prose
+
+
+def test_what_the_help_shows_can_be_typed() -> None:
+    shown = 0
+    for path in ALL:
+        for line in CliRunner().invoke(main, [*path, "--help"]).output.splitlines():
+            if line.startswith("  turnkeeper "):
+                command: click.Command = main
+                words = shlex.split(line, comments=True)[1:]
+                while isinstance(command, click.Group):
+                    command = command.commands[words.pop(0)]
+                command.make_context("turnkeeper", words)
+                shown += 1
+    assert shown >= 8
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)

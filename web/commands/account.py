@@ -18,7 +18,7 @@ def account() -> None:
 @click.option("--group", default="", help="The group whose limits apply (default: the role).")
 @as_json_option
 def create(name: str, role: Any, group: str, as_json: bool) -> None:
-    """Make an account; the password is asked for, or read from standard input."""
+    """Make an account. The password is asked for, or read from standard input."""
     password = password_from()
 
     async def do(place: Place) -> Any:
@@ -60,7 +60,7 @@ def list_(search: str, as_json: bool) -> None:
 @reason_option
 @as_json_option
 def disable(name: str, reason: str, as_json: bool) -> None:
-    """Take away somebody's way in: logins, tokens and open pages end at once, sessions stay."""
+    """Take away somebody's way in. Logins, tokens and open pages end at once, sessions stay."""
     _put_disabled(name, True, reason, as_json)
 
 
@@ -78,7 +78,7 @@ def enable(name: str, reason: str, as_json: bool) -> None:
 @reason_option
 @as_json_option
 def passwd(name: str, reason: str, as_json: bool) -> None:
-    """Give an account another password, asked for or read from standard input; its logins end, its tokens stay."""
+    """Give an account another password. It is asked for, or read from standard input; logins end, tokens stay."""
     password = password_from()
 
     async def do(place: Place) -> Any:
@@ -100,7 +100,7 @@ def passwd(name: str, reason: str, as_json: bool) -> None:
 @reason_option
 @as_json_option
 def change(name: str, role: str | None, group: str | None, reason: str, as_json: bool) -> None:
-    """Give an account another role or group; what is left out stays."""
+    """Give an account another role or group. What is left out stays."""
     asked = {"role": role, "group": group}
     if not any(asked.values()):
         raise click.UsageError("Name a --role or a --group.")
@@ -112,7 +112,7 @@ def change(name: str, role: str | None, group: str | None, reason: str, as_json:
 @click.argument("name")
 @as_json_option
 def signout(name: str, as_json: bool) -> None:
-    """End every login of an account; its tokens stay."""
+    """End every login of an account. Its tokens stay."""
 
     async def do(place: Place) -> int:
         from services.actor import SYSTEM

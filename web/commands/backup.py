@@ -32,7 +32,7 @@ def backup(file: Path, as_json: bool) -> None:
 @file_argument
 @as_json_option
 def restore(file: Path, as_json: bool) -> None:
-    """Put the copy in FILE in the place of the database, which is kept beside it. SQLite, no server running."""
+    """Put a copy in the place of the database. That is kept beside it; SQLite, no server running."""
     from db.backup import BackupError
     from db.backup import restore as put_back
 

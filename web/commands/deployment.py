@@ -24,7 +24,7 @@ def migrate(as_json: bool) -> None:
 @click.option("--deploy", is_flag=True, help="Also warn about what matters on the open network.")
 @as_json_option
 def check(deploy: bool, as_json: bool) -> None:
-    """Check the configuration, the database, and whether every provider answers. Exit code 0 or 1."""
+    """Check configuration, database and every provider. Exit code 0 or 1."""
     from web.check import findings
 
     found = asyncio.run(findings(settings_of(), deploy=deploy))

@@ -9,13 +9,13 @@ from web.commands.console import HELP, Place, as_json_option, at_place, reason_o
 
 @click.group(context_settings=HELP)
 def group() -> None:
-    """The groups that accounts are in, and their limits; `*` is the server as a whole."""
+    """The groups that accounts are in, and their limits. `*` is the server as a whole."""
 
 
 @group.command("list", context_settings=HELP)
 @as_json_option
 def list_(as_json: bool) -> None:
-    """List every limit of every group; they come from the configuration, at the start of the server."""
+    """List every limit of every group. They come from the configuration, at the start of the server."""
 
     async def do(place: Place) -> list[Any]:
         from services.actor import SYSTEM
@@ -41,7 +41,12 @@ def list_(as_json: bool) -> None:
 @reason_option
 @as_json_option
 def limit(name: str, limit: str, value: str | None, reason: str, as_json: bool) -> None:
-    """Set a limit, written as in the configuration; without a value, give it back to that."""
+    """Set a limit, or give it back to the configuration. A value is written as it is there.
+
+    \b
+    turnkeeper group limit user turns "30/min burst 10"
+    turnkeeper group limit user turns                    # back to the configuration
+    """
 
     async def do(place: Place) -> None:
         from services.actor import SYSTEM

@@ -18,7 +18,7 @@ def model() -> None:
 @model.command("list", context_settings=HELP)
 @as_json_option
 def list_(as_json: bool) -> None:
-    """List every model with its state; they come from the configuration, at the start of the server."""
+    """List every model with its state. They come from the configuration, at the start of the server."""
 
     async def do(place: Place) -> list[Any]:
         from services.actor import SYSTEM
@@ -50,7 +50,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name", metavar="MODEL")
 @as_json_option
 def test(name: str, as_json: bool) -> None:
-    """Ask a model something short, past sessions and limits; 1 if no reply comes."""
+    """Ask a model something short, past sessions and limits. 1 if no reply comes."""
 
     async def do(place: Place) -> Any:
         from services.actor import SYSTEM
@@ -80,7 +80,7 @@ def enable(name: str, reason: str, as_json: bool) -> None:
 @reason_option
 @as_json_option
 def disable(name: str, why: str, reason: str, as_json: bool) -> None:
-    """Switch a model off; sessions on it use a fallback until it is back."""
+    """Switch a model off. Sessions on it use a fallback until it is back."""
     _put_state(name, "disabled", why, None, reason, as_json)
 
 
@@ -91,7 +91,7 @@ def disable(name: str, why: str, reason: str, as_json: bool) -> None:
 @reason_option
 @as_json_option
 def retire(name: str, replacement: str | None, why: str, reason: str, as_json: bool) -> None:
-    """Take a model out of use for good; sessions on it go on with its replacement."""
+    """Take a model out of use for good. Sessions on it go on with its replacement."""
     _put_state(name, "retired", why, replacement, reason, as_json)
 
 

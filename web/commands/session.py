@@ -25,7 +25,7 @@ from web.commands.transfer import export, import_
 
 @click.group(context_settings=HELP)
 def session() -> None:
-    """Everybody's sessions; what is said in them is not shown, but goes into files."""
+    """Everybody's sessions. What is said in them is not shown, but goes into files."""
 
 
 session.add_command(export)
@@ -137,7 +137,7 @@ def switch(session_id: UUID, model: str, reason: str, lock: bool | None, when: A
 @reason_option
 @as_json_option
 def close(session_id: UUID, reason: str, as_json: bool) -> None:
-    """End a session for good; a reply that is being written is stopped, and everything stays readable."""
+    """End a session for good. A reply that is being written is stopped, and everything stays readable."""
 
     async def do(place: Place) -> Any:
         from services.actor import SYSTEM
@@ -154,7 +154,7 @@ def close(session_id: UUID, reason: str, as_json: bool) -> None:
 @session_argument
 @as_json_option
 def stop(session_id: UUID, as_json: bool) -> None:
-    """Stop the reply that is being written in a session; its text so far stays."""
+    """Stop the reply that is being written. Its text so far stays."""
 
     async def do(place: Place) -> UUID | None:
         from services.actor import SYSTEM
@@ -174,7 +174,7 @@ def stop(session_id: UUID, as_json: bool) -> None:
 @session_argument
 @as_json_option
 def extend(session_id: UUID, as_json: bool) -> None:
-    """Let a session live longer, as if it had just been used; one that has expired stays so."""
+    """Let a session live longer. It counts as just used; one that has expired stays so."""
 
     async def do(place: Place) -> Any:
         from services.actor import SYSTEM

@@ -40,7 +40,11 @@ class Expiry(click.ParamType):
 @click.option("--expires", type=Expiry(), help="When it ends: 90d, or 2027-01-31 (default: never).")
 @as_json_option
 def create(account_name: str, name: str, scopes: tuple[str, ...], expires: datetime | None, as_json: bool) -> None:
-    """Make a token and print it, once. `chat` includes `read`; `admin` includes both."""
+    """Make a token and print it, once. `chat` includes `read`; `admin` includes both.
+
+    \b
+    turnkeeper token create --account ann --name nightly --scope read --expires 90d
+    """
 
     async def do(place: Place) -> str:
         made = place.accounts.create_token(account_name, name, scopes, place.db_session, expires_at=expires)
@@ -54,7 +58,7 @@ def create(account_name: str, name: str, scopes: tuple[str, ...], expires: datet
 @click.option("--account", "account_name", required=True, help="The account they act for.")
 @as_json_option
 def list_(account_name: str, as_json: bool) -> None:
-    """List the tokens of an account that are good; what they are is told only when they are made."""
+    """List the good tokens of an account. Their text is told only when they are made."""
 
     async def do(place: Place) -> list[Any]:
         from services.actor import SYSTEM
@@ -72,7 +76,7 @@ def list_(account_name: str, as_json: bool) -> None:
 @click.argument("token_id", metavar="ID", type=click.UUID)
 @as_json_option
 def revoke(token_id: UUID, as_json: bool) -> None:
-    """End a token at once; `token list` tells its id."""
+    """End a token at once. `token list` tells its id."""
 
     async def do(place: Place) -> None:
         from services.actor import SYSTEM

@@ -54,7 +54,12 @@ def export(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Write sessions to a file: those that are named, an account's, or everybody's. Needs the setting admins_read."""
+    """Write sessions to a file. Those that are named, an account's, or everybody's; needs the setting admins_read.
+
+    \b
+    turnkeeper session export --account ann --reason "moving house" --output ann.json
+    turnkeeper session export 01890000-0000-7000-8000-000000000000 --format md --reason "asked for"
+    """
     if bool(session_ids) + bool(account) + everybody != 1:
         raise click.UsageError("Name sessions, or --account, or --everybody.")
     if session_ids and (state or model or search):
@@ -142,7 +147,11 @@ async def _behind(first: UUID | None, others: AsyncIterator[UUID]) -> AsyncItera
 @click.option("--account", required=True, help="Whose they will be.")
 @as_json_option
 def import_(files: tuple[Path, ...], account: str, as_json: bool) -> None:
-    """Make sessions of exported files, or of standard input (-); the same file again goes on where it ended."""
+    """Make sessions of exported files. - is standard input; the same file again goes on where it ended.
+
+    \b
+    turnkeeper session import ann.json --account ann
+    """
 
     async def do(place: Place) -> list[dict[str, Any]]:
         from services.actor import acting_for

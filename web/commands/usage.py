@@ -23,7 +23,7 @@ from web.commands.console import HELP, Day, Place, as_json_option, at_place, say
 @click.option("--model", default="", help="Only what this model was used for.")
 @as_json_option
 def usage(by: Any, days: int, last: datetime | None, as_json: bool, **of: str) -> None:
-    """Add up messages, tokens and money of the replies that ended in some days."""
+    """Add up what was used. Counted are the replies that ended in those days."""
 
     async def do(place: Place) -> Any:
         from services.actor import SYSTEM
