@@ -7,8 +7,10 @@ from pathlib import Path
 def main() -> None:
     """Run the command line, with our own packages found before anybody else's `web` or `db`."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from web.__main__ import main as run
-
+    try:
+        from web.__main__ import main as run
+    except KeyboardInterrupt:  # before there is a command that could say so
+        sys.exit(1)
     run()
 
 

@@ -696,6 +696,25 @@ def test_a_shell_completes_commands_options_and_their_values() -> None:
         assert (set(done.stdout.split()), done.stderr) == (offered, "")
 
 
+def test_no_room_for_what_is_printed_is_one_line_and_nobody_to_read_it_none(tmp_path: Path) -> None:
+    there = Server(tmp_path, TURNKEEPER_ADMINS_READ="true")
+    assert Here.run(Here(tmp_path), "account", "create", "ann", stdin=PASSWORD).returncode == 0
+    export = ("session", "export", "--account", "ann", "--reason", "x")
+    for arguments in (export, ("account", "list")):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*there.command, *arguments], cwd=tmp_path, env=there.environment, stdout=full, stderr=subprocess.PIPE
+            )
+        assert (done.returncode, done.stderr.decode()) == (1, "Error: standard output: No space left on device.\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*there.command, *export], cwd=tmp_path, env=there.environment, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_how_far_a_long_command_is_stands_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
     there = Server(tmp_path)
     here = Here(tmp_path)

@@ -6,6 +6,7 @@ terminal alone; so a person and cron read the same.
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import sys
@@ -179,7 +180,20 @@ def password_from(confirm: bool = True) -> str:
 
 def say(as_json: bool, told: Any, words: str) -> None:
     """The same for a script and for a person."""
-    click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() if as_json else words)
+    with to_standard_output():
+        click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() if as_json else words)
+        sys.stdout.flush()
+
+
+@contextmanager
+def to_standard_output() -> Iterator[None]:
+    """What is written in here may find no room; that nobody reads on is no fault, and click's to see to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise click.ClickException(f"standard output: {error.strerror}.") from error
 
 
 class Progress:

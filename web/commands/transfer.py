@@ -19,6 +19,7 @@ from web.commands.console import (
     say,
     search_option,
     state_option,
+    to_standard_output,
 )
 
 
@@ -97,7 +98,9 @@ def export(
         return do
 
     if output is None:
-        at_place(to(sys.stdout.buffer))
+        with to_standard_output():
+            at_place(to(sys.stdout.buffer))
+            sys.stdout.flush()
         return
     from db.backup import BackupError, new_file
 
