@@ -72,7 +72,7 @@ def families(counts: Counts, gauges: Gauges) -> list[Family]:
         Family(
             "turnkeeper_first_text_seconds",
             "histogram",
-            "From accepting a message to the first text of its reply.",
+            "From accepting a message to the first text, of reasoning or of the reply.",
             [sample for model in counts.waited for sample in _waits(counts, model)],
         ),
         by(

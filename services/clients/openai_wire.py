@@ -64,8 +64,15 @@ class EventSplitter:
         yield from self.feed(b"\n\n")
 
 
+class _Part(msgspec.Struct):
+    """A piece of content where that is a list, as Mistral sends what its models reason."""
+
+    text: str | None = None
+    thinking: "str | list[_Part] | None" = None
+
+
 class _Message(msgspec.Struct):
-    content: str | None = None
+    content: str | list[_Part] | None = None
     #: what OpenAI sends instead of content when the model declines
     refusal: str | None = None
     #: DeepSeek, vLLM, llama.cpp, Qwen
@@ -74,10 +81,14 @@ class _Message(msgspec.Struct):
     reasoning: Any = None
 
     @property
-    def thought(self) -> str:
-        """What of it is reasoning; a form that nobody knows must not cost the reply."""
-        said = self.reasoning_content or self.reasoning
-        return said if isinstance(said, str) else ""
+    def said(self) -> tuple[str, str]:
+        """(reasoning, text); reasoning in a form that nobody knows must not cost the reply."""
+        thought = self.reasoning_content or self.reasoning
+        thought = thought if isinstance(thought, str) else ""
+        if not isinstance(self.content, list):
+            return thought, self.content or self.refusal or ""
+        thoughts = (_joined(part.thinking) for part in self.content)
+        return thought + "".join(thoughts), _joined(self.content)
 
 
 class _Choice(msgspec.Struct):
@@ -197,7 +208,12 @@ class Reply:
         if choice.finish_reason or choice.message:
             self.finished = True
         message = choice.delta or choice.message
-        return (message.thought, message.content or message.refusal or "") if message else ("", "")
+        return message.said if message else ("", "")
+
+
+def _joined(parts: str | list[_Part] | None) -> str:
+    """The text of content, which may be in parts."""
+    return parts or "" if not isinstance(parts, list) else "".join(part.text or "" for part in parts)
 
 
 def _pieces(thought: str, text: str) -> list[Reasoning | Text]:

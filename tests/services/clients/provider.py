@@ -125,7 +125,7 @@ def data(value: object) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-def event(text: str | None = None, *, finish: str | None = None, **more: object) -> bytes:
+def event(text: object = None, *, finish: str | None = None, **more: object) -> bytes:
     """One chunk of a reply; `more` stands beside its text."""
     return data({"choices": [{"index": 0, "delta": {"content": text, **more}, "finish_reason": finish}]})
 

@@ -282,6 +282,10 @@ async def test_a_stream_may_be_cut_anywhere_and_reads_the_same() -> None:
         event("", reasoning="Let me see") + event("Forty-", reasoning=None) + event("two"),
         # vLLM tells both for a while, and the same in both
         event(None, reasoning="Let me see", reasoning_content="Let me see") + event("Forty-two"),
+        # Mistral
+        event([{"type": "thinking", "thinking": [{"type": "text", "text": "Let me"}]}])
+        + event([{"type": "thinking", "thinking": " see"}, {"type": "text", "text": "Forty-"}, {"type": "image"}])
+        + event("two"),
         # after its first words, in the same chunk, and beside forms that nobody knows
         event("Forty", reasoning_content="Let ") + event("-two", reasoning_content="me see", reasoning_details=[{}]),
         event("<thi") + event("nk>\nLet me") + event(" see</") + event("think>\n\nForty-two"),
