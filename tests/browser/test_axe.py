@@ -2,6 +2,10 @@
 
 import json
 import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Chat, sign_in
+from tests.web.running import SETTINGS, Server, a_server
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 SERIOUS = ("serious", "critical")
@@ -59,18 +64,42 @@ def faults(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"] if os.environ.get("LONG_TESTS") else ["light"])
-def test_axe_finds_nothing_serious(chat: Chat, admin_token: str, scheme: Any) -> None:
+class Looks:
+    """Goes from state to state and keeps what axe finds in each."""
+
+    def __init__(self, scheme: Any) -> None:
+        self.scheme, self.found = scheme, dict[str, list[str]]()
+
+    def __call__(self, page: Page, state: str, *also: Any) -> None:
+        for scheme in (self.scheme, *also):
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            if seen := faults(page):
+                self.found[f"{state}, {scheme}"] = seen
+        if also:
+            page.emulate_media(color_scheme=self.scheme)
+
+
+@pytest.fixture(params=["light", "dark"] if os.environ.get("LONG_TESTS") else ["light"])
+def looks(request: pytest.FixtureRequest) -> Iterator[Looks]:
+    """A test that asks for it finds nothing serious."""
+    looking = Looks(request.param)
+    yield looking
+    assert looking.found == {}
+
+
+@pytest.fixture(scope="module")
+def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that takes two prompts from a guest, and whose admins may read."""
+    settings = re.sub(r"\nturns = .*", '\nturns = "2/h burst 2"', SETTINGS, count=1)
+    with a_server(tmp_path_factory.mktemp("axe"), settings, TURNKEEPER_ADMINS_READ="true") as running:
+        yield running
+
+
+def test_axe_finds_nothing_serious(chat: Chat, admin_token: str, looks: Looks) -> None:
     page = chat.page
-    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-    found: dict[str, list[str]] = {}
 
     def look(state: str, *also: Any) -> None:
-        for one in (scheme, *also):
-            page.emulate_media(color_scheme=one)
-            if seen := faults(page):
-                found[f"{state}, {one}"] = seen
-        page.emulate_media(color_scheme=scheme)
+        looks(page, state, *also)
 
     page.goto(f"{chat.server.url}/login")
     look("signing in")
@@ -139,7 +168,74 @@ def test_axe_finds_nothing_serious(chat: Chat, admin_token: str, scheme: Any) ->
     page.get_by_role("button", name="Close for good").click()
     expect(page.locator(".ended-note")).to_be_visible()
     look("a closed session")
-    assert found == {}
+
+
+def test_axe_finds_nothing_serious_where_people_seldom_are(
+    chat: Chat, open_chat: Callable[..., Chat], strict_server: Server, looks: Looks
+) -> None:
+    admin = open_chat()
+    chat.server = admin.server = strict_server
+    page, theirs, home = chat.page, admin.page, strict_server.url
+    if found := re.search(r"http://\S+/setup/\S+", strict_server.output):
+        theirs.goto(found[0])
+        looks(theirs, "becoming the admin")
+        strict_server.people("ada:admin")
+    page.goto(f"{home}/login")
+    page.get_by_label("Name").fill("nobody")
+    page.get_by_label("Password").fill("wrong and wrong")
+    page.get_by_role("button", name="Sign in").click()
+    looks(page, "a wrong password", "dark")
+
+    url = chat.begin("/hang after 3")
+    expect(chat.replies).to_contain_text("tok2")
+    sign_in(admin, "ada")
+    theirs.goto(f"{home}/admin")
+    expect(theirs.get_by_text("writing").first).to_be_visible()
+    looks(theirs, "the desk while a reply is written")
+    theirs.locator(f"#row-{url.rsplit('/', 1)[1]}").get_by_role("checkbox").check()
+    act = theirs.locator("#act")
+    act.get_by_label("With those chosen").select_option("lock")
+    act.get_by_label("Reason").fill("an axe test")
+    act.get_by_role("button", name="Do it").click()
+    expect(admin.notice).to_contain_text("1 of 1 done.")
+    looks(theirs, "what became of an act")
+    expect(page.locator("main")).to_contain_text("locked")
+    chat.say("too early")
+    expect(chat.notice).to_have_attribute("data-code", "session_busy")
+    looks(page, "a locked session and a refusal", "dark")
+    page.get_by_role("button", name="Stop").click()
+    chat.see("stopped")
+    chat.say("another")
+    chat.see("stopped", "done")
+    chat.say("one too many")
+    expect(page.locator("[data-countdown]")).to_be_visible()
+    looks(page, "a countdown")
+    page.goto(home)
+    chat.box.fill("one too many")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.get_by_label("What you wrote is still here")).to_be_visible()
+    looks(page, "a refusal that is a page")
+
+    theirs.goto(url)
+    looks(theirs, "a session of somebody else's")
+    theirs.get_by_label("Reason to read it").fill("an axe test")
+    theirs.get_by_role("button", name="Read it").click()
+    expect(theirs.locator("article.turn").first).to_be_visible()
+    looks(theirs, "a session of somebody else's, read")
+    for path in ("/admin/accounts/ada", f"{url[len(home) :]}/journal", "/session?q=nothing-like-it"):
+        theirs.goto(home + path)
+        looks(theirs, path)
+    theirs.goto(f"{home}/account")
+    theirs.get_by_label("What it is for").fill("axe")
+    theirs.get_by_role("button", name="Make a token").click()
+    expect(theirs.get_by_role("heading", name="A new token")).to_be_visible()
+    looks(theirs, "a new token")
+
+    with closing(sqlite3.connect(strict_server.folder / "var" / "turnkeeper.db", timeout=60)) as database, database:
+        database.execute("UPDATE session SET expires_at = '2020-01-01 00:00:00+00:00'")
+    page.goto(url)
+    expect(page.locator(".ended-note")).to_contain_text("expired")
+    looks(page, "an expired session", "dark")
 
 
 def test_axe_sees_a_fault(chat: Chat) -> None:

@@ -103,6 +103,17 @@ def test_nothing_in_a_text_acts(
     assert not [one for one in asked if "loaded" in one]
 
 
+def test_a_text_runs_the_way_its_script_does(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("سؤال عن الجدول\n\n- عنصر\n\n| أ | ب |\n|---|---|\n| 1 | 2 |\n\n```py\nx = 1\n```")
+    chat.see("done")
+    runs: dict[str, str] = chat.page.evaluate("""() => Object.fromEntries(
+        ["h1", ".side-title", ".prompt .text", ".reply .text p", ".reply ul", ".reply table", ".reply pre", ".composer"]
+            .map(place => [place, getComputedStyle(document.querySelector(place)).direction]))""")
+    assert [place for place, way in runs.items() if way == "ltr"] == [".reply pre", ".composer"]
+    chat.box.fill("وسؤال آخر")
+    assert chat.box.evaluate("node => getComputedStyle(node).direction") == "rtl"
+
+
 def test_the_keyboard_reaches_the_content_first(chat: Chat) -> None:
     chat.page.goto(f"{chat.server.url}/models")
     chat.page.keyboard.press("Tab")
