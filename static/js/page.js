@@ -29,7 +29,8 @@ const chords = {
 document.addEventListener("keydown", (event) => {
   const field = event.target;
   const chord = event.ctrlKey || event.metaKey;
-  if (event.isComposing || event.altKey) return;
+  // The Enter that ends a word in WebKit comes after the word, and only its number tells.
+  if (event.isComposing || event.keyCode === 229 || event.altKey) return;
   if (event.key === "Enter" && !chord && !event.shiftKey && field.matches?.(".composer-text")) {
     event.preventDefault();
     if (field.value.trim()) field.form.requestSubmit();

@@ -121,6 +121,36 @@ def test_a_draft_is_kept_on_the_server_until_it_is_sent(
     expect(third.box).to_have_value("")
 
 
+def test_enter_belongs_to_the_input_method_while_a_word_is_composed(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.see("done")
+    chat.box.fill("にほん")
+    enter = """(field, more) => !field.dispatchEvent(
+        new KeyboardEvent("keydown", {key: "Enter", bubbles: true, cancelable: true, ...more}))"""
+    for composing in ({"isComposing": True}, {"keyCode": 229}):
+        assert not chat.box.evaluate(enter, composing)
+    chat.see("done")
+    assert chat.box.evaluate(enter, {})
+    chat.see("done", "done")
+
+
+def test_the_box_grows_with_what_is_typed_up_to_a_part_of_the_window(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("Hello")
+    chat.see("done")
+
+    def height() -> float:
+        box = chat.box.bounding_box()
+        assert box is not None
+        return box["height"]
+
+    one = height()
+    chat.box.fill("\n".join("abcd"))
+    assert height() > 2 * one
+    chat.box.fill("\n".join("line" for _ in range(200)))
+    assert height() < chat.page.evaluate("innerHeight") * 0.6
+    expect(chat.page.get_by_role("button", name="Send")).to_be_in_viewport()
+
+
 def test_a_message_on_its_way_is_no_draft(chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]) -> None:
     url = chat.begin("Hello")
     chat.see("done")
