@@ -258,7 +258,8 @@ def test_a_model_is_found_among_many_by_key(come: Callable[..., Visit], strict_s
     visit.shows(".choice", 7)
     visit.type("priced")
     visit.shows(choice, 2)
-    visit.tells(choice, "priced · 4096 tokens of context · 0.15 in, 0.60 out per million")
+    visit.tells(choice, "priced · 4096")
+    visit.tells(choice, "0.15 in, 0.60 out per million")
     visit.tells(choice, "retired gone · free · use smart")
     assert [one.is_enabled() for one in visit.all(f"{choice} input")] == [True, False]
     visit.press("Escape")
