@@ -27,6 +27,8 @@ LOCAL_PORTS: Mapping[str, int] = {"ollama": 11434, "llamacpp": 8080, "lmstudio":
 DISCOVERY_SECONDS = 1.4
 #: what processes tell each other about their providers goes under this id, which is no session's
 NEWS = UUID(int=1)
+#: news from further ahead is not believed: nothing could follow it
+AHEAD_SECONDS = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +158,8 @@ class ClientPool:
                 await news.woken.wait()
                 for hint in news.take():
                     if hint.kind in ("up", "down"):
-                        self._learn(hint.text, hint.offset, hint.kind == "up")
+                        if hint.offset <= (time.time() + AHEAD_SECONDS) * 1e6:
+                            self._learn(hint.text, hint.offset, hint.kind == "up")
                     else:  # something was lost, here or there
                         for provider_id in self._probed:
                             if provider_id in self._known:

@@ -17,7 +17,7 @@ from db.engine import Engine
 from db.wire import PostgresWire
 from services import shared_bus
 from services.actor import Actor
-from services.client_pool import ClientPool, Provider
+from services.client_pool import NEWS, ClientPool, Provider
 from services.event_bus import Hint, MemoryEventBus, Subscription
 from services.redis_wire import RedisWire
 from services.session_service import SessionService
@@ -465,6 +465,12 @@ async def test_M8_what_one_process_finds_out_about_a_provider_the_others_tell_to
         for pool in (pools[0], pools[1], pools[0]):
             pool.note("near", not pool.is_up("near"))
         last = pools[0].is_up("near")
+        await until(lambda: {pool.is_up("near") for pool in pools} == {last})
+        # What nothing could follow is not believed.
+        buses[0].publish(Hint(NEWS, "down" if last else "up", offset=2**64 - 1, text="near"))
+        pools[0].note("near", not last)
+        await until(lambda: {pool.is_up("near") for pool in pools} == {not last})
+        pools[1].note("near", bool(last))
         await until(lambda: {pool.is_up("near") for pool in pools} == {last})
         # Who does not know that provider does not learn of it.
         pools[1].note("elsewhere", True)
