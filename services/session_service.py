@@ -733,7 +733,8 @@ class SessionService:
         session = self._new_session(actor, title, origin)
         await db_session.add_account_once(account_of(actor, session.created_at))
         await db_session.add(session)
-        await db_session.index_title(session)
+        if title:
+            await db_session.index_title(session)
         await self._record("session_created", session, actor, db_session, reason=origin)
         return session
 

@@ -47,7 +47,7 @@ async def test_C1_an_id_that_a_client_brings_is_never_adopted(
             await ask()
     # Not even where a session of that id was.
     deleted = (await sessions.create_session(db_session, actor=ann, key="k1")).row.id
-    await sessions.delete_session(deleted, db_session, actor=ann)
+    await sessions.delete_session(deleted, db_session, actor=ann, for_good=True)
     async with refused("session_not_found"):
         await sessions.begin_turn(deleted, "Hello", db_session, actor=ann)
     await sessions.create_session(db_session, actor=ann, key=str(brought))
