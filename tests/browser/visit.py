@@ -7,7 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, WebDriverException
+from selenium.common.exceptions import (
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+    WebDriverException,
+)
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -55,7 +60,8 @@ class Visit:
                 if found := look():
                     return found
                 last: object = found
-            except (NoSuchElementException, StaleElementReferenceException) as gone:
+            # WebKit says “not interactable” of what is out of sight.
+            except (NoSuchElementException, StaleElementReferenceException, ElementNotInteractableException) as gone:
                 last = gone.msg
             assert time.monotonic() < deadline, f"{last!r} at {self.url}:\n{self._shown}"
             time.sleep(0.05)
