@@ -137,5 +137,5 @@ async def test_a_draft_is_its_owners_and_has_an_end(
     async with refused("invalid_request"):
         await sessions.keep_draft(session_id, "\0", db_session, actor=ann)
     await sessions.keep_draft(session_id, "x", db_session, actor=ann)
-    await sessions.delete_session(session_id, db_session, actor=ann)
+    await sessions.delete_session(session_id, db_session, actor=ann, for_good=True)
     assert await db_session.find_draft(session_id) == ""
