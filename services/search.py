@@ -4,15 +4,16 @@ A session is found once, by the newest of its turns (or its title) that holds al
 one page is bounded; where that was not enough, the page says from where to go on.
 """
 
+import asyncio
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
 from db.db_session import DbSession
 from db.tables import Session
-from db.words import Asked, joined
+from db.words import Asked, composed, joined
 from services.outcomes import Found
 
 #: hits that are read at once at most, and how often for one page
@@ -23,6 +24,8 @@ SESSIONS = 1_000
 END = 2**63 - 1
 #: characters of a prompt, and of a reply, in which the place is looked for
 TEXT_CHARACTERS = 100_000
+#: turns that are read together; what one page reads in all, in characters; and of each text where that was not enough
+READ_TURNS, PAGE_CHARACTERS, FEW_CHARACTERS = 10, 1_000_000, 2_000
 #: characters shown before the first match, and in all
 BEFORE, EXCERPT = 40, 180
 
@@ -83,7 +86,21 @@ async def _told(
     shown: Sequence[tuple[Session, int, UUID | None]], asked: Asked, db_session: DbSession
 ) -> dict[UUID, Found]:
     """{session: the place that was found in it}."""
-    texts = await db_session.list_texts([turn_id for *_, turn_id in shown if turn_id is not None], TEXT_CHARACTERS)
+    found, left = dict[UUID, Found](), PAGE_CHARACTERS
+    for start in range(0, len(shown), READ_TURNS):
+        some = shown[start : start + READ_TURNS]
+        turn_ids = [turn_id for *_, turn_id in some if turn_id is not None]
+        texts = await db_session.list_texts(turn_ids, TEXT_CHARACTERS if left > 0 else FEW_CHARACTERS)
+        left -= sum(map(len, chain(*texts.values())))
+        # Beside the loop: long texts take their time.
+        found |= await asyncio.to_thread(_places, some, texts, asked)
+    return found
+
+
+def _places(
+    shown: Sequence[tuple[Session, int, UUID | None]], texts: Mapping[UUID, tuple[str, str]], asked: Asked
+) -> dict[UUID, Found]:
+    """The same of some sessions, whose turns hold these texts."""
     found = {}
     for session, _, turn_id in shown:
         said = texts.get(turn_id, ()) if turn_id is not None else (session.title,)
@@ -95,7 +112,7 @@ async def _told(
 
 def excerpt(text: str, asked: Asked) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The part of a text around the first match, on one line, and from where to where the words stand in it."""
-    text, first = unicodedata.normalize("NFC", text), 0
+    text, first = composed(text), 0
     spans: list[tuple[int, int]] = []
     for start, end in asked.spans(text):
         if not spans:

@@ -1,12 +1,14 @@
 """Searching: what was said is found by whoever said it, newest first, from the step on that stores it."""
 
 import re
+import time
 from uuid import UUID
 
 import pytest
 
 from db.db_session import DbSession, Piece
 from db.engine import Engine
+from db.words import folded, words_of
 from services import search
 from services.actor import Actor
 from services.brought import Brought
@@ -224,3 +226,33 @@ async def test_F2_a_reply_of_very_many_words_is_stored_and_found_by_its_first(
     await told(sessions, db_session, ann, "Hello", reply, session_id)
     assert len(await found(sessions, db_session, ann, "wort1f4ß ")) == 1
     assert await found(sessions, db_session, ann, "wort493dfß ") == []
+
+
+async def test_F3_no_text_takes_long_to_be_found(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    """Marks that are not in their order were put into it one past another: a minute for this one, for everybody."""
+    many = "\u0301" * 49_000 + "\u0323" * 49_000
+    began = time.process_time()
+    await told(sessions, db_session, ann, f"obe\u0301lisk a{many}", f"{many}\ufdfa" * 10, session_id)
+    ((_, one),) = await found(sessions, db_session, ann, "obelisk")
+    assert time.process_time() - began < 20
+    assert marked(one).startswith("[obélisk] á") and len(one.text) <= search.EXCERPT + 1
+
+
+async def test_F2_long_texts_are_looked_through_for_the_first_of_a_page(
+    sessions: SessionService, db_session: DbSession, ann: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "READ_TURNS", 2)
+    monkeypatch.setattr(search, "PAGE_CHARACTERS", 9_000)
+    for number in range(5):
+        await told(sessions, db_session, ann, f"{number} {'word ' * 800}obelisk", "")
+    texts = [marked(one) for _, one in await found(sessions, db_session, ann, "obelisk")]
+    assert ["[obelisk]" in text for text in texts] == [True] * 4 + [False]
+    assert texts[4] == f"0 {'word ' * 800}"[: search.EXCERPT] + "…"
+
+
+def test_F2_a_long_text_is_cut_between_words() -> None:
+    told = [f"wört{number}" for number in range(9_000)] + ["库库", "数据", "据库"]
+    text = " ".join(told[:-3]) + " " + "库" * 30_000 + "数据库"
+    assert set(words_of(text).split()) == {*map(folded, told), "库", "数", "据", "库数"}
