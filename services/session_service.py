@@ -427,8 +427,7 @@ class SessionService:
                 return
             await self.turns.stop_running(session, actor, db_session)
             if for_good:
-                await self._record("session_erased", session, actor, db_session)
-                await db_session.erase_session(session.id)
+                await self.upkeep.erase(session, actor, db_session)
             else:
                 await db_session.update(session, deleted_at=self.now(), version=session.version + 1)
                 await self._record("session_deleted", session, actor, db_session)

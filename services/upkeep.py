@@ -5,13 +5,15 @@ No rule depends on any of it. Each transaction is bounded, and several processes
 
 import logging
 from contextlib import suppress
+from datetime import UTC, datetime
 from uuid import UUID
 
 from db.db_session import DbSession
+from db.tables import Session
 from services import refusals
 from services.access import Access
 from services.accounts import SIGN_INS
-from services.actor import SYSTEM
+from services.actor import SYSTEM, Actor
 from services.errors import NotFound
 from services.event_bus import EventBus, Hint
 from services.idempotency import KEPT
@@ -32,8 +34,12 @@ ROUNDS = 20
 SWEEP_ROWS = 100
 #: sessions that one sweep marks as expired
 LAPSED_ROWS = 100
-#: turns of a deleted session that one transaction takes away
-ERASED_TURNS = 200
+#: turns of a deleted session that one transaction takes away; the words of long ones take their time
+ERASED_TURNS = 50
+#: such transactions in one sweep
+ERASED_ROUNDS = 100
+#: when a session was deleted that nobody can have back, whatever the clock says
+FOR_GOOD = datetime.fromtimestamp(0, UTC)
 
 
 class Upkeep:
@@ -82,19 +88,30 @@ class Upkeep:
                 expired += 1
         return expired
 
+    async def erase(self, session: Session, actor: Actor, db_session: DbSession) -> bool:
+        """Take away a session that is locked, of a long one some turns; whether that was all.
+
+        Nobody can have back what is left, and the sweep goes on with it.
+        """
+        if session.deleted_at != FOR_GOOD:
+            await record("session_erased", session, actor, self.now(), db_session)
+            await db_session.update(session, deleted_at=FOR_GOOD)
+        if not await db_session.erase_turns(session.id, ERASED_TURNS):
+            return False
+        await db_session.erase_session(session.id)
+        return True
+
     async def _erase(self, db_session: DbSession) -> int:
-        """Take away what was deleted long enough ago, of each session some turns in a transaction."""
-        erased, deleted_before = 0, self.now() - DELETED_KEPT
+        """Take away what was deleted long enough ago."""
+        erased, rounds, deleted_before = 0, 0, self.now() - DELETED_KEPT
         for session_id in await db_session.list_deleted_sessions(deleted_before, LAPSED_ROWS):
-            left = True
-            while left:
+            over = False
+            while not over and rounds < ERASED_ROUNDS:
+                rounds += 1
                 async with self._units.writing(db_session):
                     session = await db_session.lock_deleted_session(session_id, deleted_before)
-                    left = session is not None and not await db_session.erase_turns(session_id, ERASED_TURNS)
-                    if session is not None and not left:
-                        await record("session_erased", session, SYSTEM, self.now(), db_session)
-                        await db_session.erase_session(session_id)
-                        erased += 1
+                    over = session is None or await self.erase(session, SYSTEM, db_session)
+                    erased += session is not None and over
         return erased
 
     async def lapsed_sessions(self, db_session: DbSession) -> list[UUID]:

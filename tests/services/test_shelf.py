@@ -9,6 +9,7 @@ import services.upkeep
 from db.db_session import DbSession, Piece
 from db.engine import Engine
 from services.actor import Actor
+from services.brought import Brought
 from services.event_bus import Hint, MemoryEventBus
 from services.outcomes import Show
 from services.policies import DELETED_KEPT
@@ -247,6 +248,34 @@ async def test_E10_after_a_week_it_is_gone_and_the_sweep_takes_it_away_in_parts(
     assert (erased.actor_kind, erased.session_id, erased.reason) == ("system", gone, "")
     assert [row.to_dict() for row in (await journal())[: len(told)]] == [row.to_dict() for row in told]
     assert (await sessions.restore_session(kept, db_session, actor=ann)).title == "Kept"
+
+
+async def test_E10_a_long_session_goes_for_good_at_once_and_its_turns_some_at_a_time(
+    sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock, everything: Everything,
+    journal: JournalRows, refused: Refused, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In one transaction it kept every other writer waiting for seconds."""
+    monkeypatch.setattr(services.upkeep, "ERASED_TURNS", 2)
+    brought = Brought.told("", [("Hello", "obelisk")] * 7)
+    gone = (await sessions.import_session(brought, db_session, actor=ann)).row.id
+    await sessions.delete_session(gone, db_session, actor=ann, for_good=True)
+    assert len((await everything())["turn"]) == 5
+    clock.pass_(days=-30)  # a clock that is set back brings nothing back
+    for show in ("all", "deleted"):
+        assert await shown(sessions, db_session, ann, show) == []
+        assert (await sessions.list_sessions(db_session, actor=ann, q="obelisk", show=show)).sessions == []
+    for do in (sessions.restore_session, sessions.get_session, sessions.delete_session, sessions.fork_session):
+        async with refused("session_not_found"):
+            await do(gone, db_session, actor=ann)
+    monkeypatch.setattr(services.upkeep, "ERASED_ROUNDS", 1)
+    clock.pass_(days=30)
+    await sessions.sweep(db_session)
+    assert len((await everything())["turn"]) == 3
+    monkeypatch.setattr(services.upkeep, "ERASED_ROUNDS", 9)
+    await sessions.sweep(db_session)
+    rows = await everything()
+    assert (rows["session"], rows["turn"], rows["said"]) == ([], [], [])
+    assert [row.actor_name for row in await journal("session_erased")] == ["ann"]
 
 
 async def test_O3_what_a_guest_has_deleted_can_be_had_back_by_the_account(
