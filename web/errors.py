@@ -138,7 +138,9 @@ def _told(
             response = json(OpenError.of(status, code, detail, facts.get("field")), status)
             headers = refusal_headers(status, code, headers)
         case "fragment":
-            response = html(render("refusal/refused.html", problem=problem), status)
+            response = html(
+                render("refusal/refused.html", problem=problem, signed_out=_signed_out(request, problem)), status
+            )
         case "page":
             response = html(_page(request, problem), status)
         case _:
@@ -157,4 +159,11 @@ def _page(request: Request, problem: dict[str, Any]) -> str:
     if problem["status"] == 401 or path == "/login":
         onward = typed.get("next") or ("/" if path.startswith(("/login", "/setup")) else path)
         return render("login.html", next=onward, typed_name=typed.get("name", ""), **context)
-    return render("refusal.html", typed=typed, **context)
+    return render("refusal.html", typed=typed, signed_out=_signed_out(request, problem), **context)
+
+
+def _signed_out(request: Request, problem: dict[str, Any]) -> bool:
+    """Whether signing in might help: a login may have ended while its page stayed open."""
+    actor = request.state.get("actor")
+    mine = problem["code"] == "session_not_found" and (actor is None or actor.kind == "guest")
+    return mine or problem["status"] == 401

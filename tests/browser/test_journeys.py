@@ -334,6 +334,7 @@ def test_a_draft_outlives_a_reload_another_tab_and_signing_in_again(
     visit.driver.delete_all_cookies()
     visit.say("half a thought")
     visit.tells("#notice", "no such session")
+    visit.tells("#notice", "Are you signed out? Sign in")
     visit.holds("half a thought")
     visit.open(f"/login?next=/session/{url.rsplit('/', 1)[1]}")
     visit.sign_in("ann", PASSWORD)

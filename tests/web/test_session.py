@@ -701,3 +701,16 @@ def test_a_refused_htmx_request_is_a_notice(guest: httpx.Client) -> None:
     assert 'hx-target="#notice"' in answer.text
     assert 'role="alert"' in answer.text
     assert 'data-code="session_not_found"' in answer.text
+
+
+def test_whoever_may_be_signed_out_is_told_where_to_sign_in_and_keeps_the_text(
+    guest: httpx.Client, ann: httpx.Client
+) -> None:
+    sent = {"session_id": ABSENT, "prompt": "half a thought"}
+    assert '<a href="/login" target="_blank">' in guest.post("/chat", data=sent, headers=HTMX).text
+    page = guest.post("/chat", data=sent, headers={"Accept": "text/html"}).text
+    assert '<a href="/login" target="_blank">' in page and "half a thought" in page
+    assert (
+        f'href="/login?next=/session/{ABSENT}"' in guest.get(f"/session/{ABSENT}", headers={"Accept": "text/html"}).text
+    )
+    assert 'target="_blank"' not in ann.post("/chat", data=sent, headers=HTMX).text
