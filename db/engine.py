@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: how long a writer waits for another process's transaction before it gives up
 BUSY_SECONDS = 10.0
+#: how long one statement may take on PostgreSQL, and how long one of a migration, or the wait for another process's
+COMMAND_SECONDS, MIGRATION_SECONDS = 30.0, 86_400.0
 #: how long one look at SQLite's write lock lasts; SQLite looks again after 1, 2, 5, 10 … 100 ms
 LOOK_MS = 5
 SQLITE_READERS = 3
@@ -406,6 +408,8 @@ def _is_programming(error: sqlite3.Error) -> bool:
 class PostgresTransaction(_Transaction):
     engine: "PooledPostgresEngine"
     queued = False
+    #: how long one statement may take; None for as long as any other
+    seconds: float | None = None
 
     async def begin(self) -> None:
         try:
@@ -432,7 +436,7 @@ class PostgresTransaction(_Transaction):
         await self.transaction.start()
 
     async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
-        return await _postgres(lambda: self.connection.fetch(sql, *args))
+        return await _postgres(lambda: self.connection.fetch(sql, *args, timeout=self.seconds))
 
     async def end(self, commit: bool) -> None:
         try:
@@ -510,7 +514,7 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
                         min_size=0,
                         max_size=POSTGRES_CONNECTIONS,
                         timeout=BUSY_SECONDS,
-                        command_timeout=3 * BUSY_SECONDS,
+                        command_timeout=COMMAND_SECONDS,
                     )
                 )
         return self.pool
@@ -596,6 +600,7 @@ async def migrate(engine: Engine) -> list[str]:
     """Bring the schema up to date in one transaction, also when several start at once; the migrations that ran."""
     async with engine.transaction() as transaction:
         if engine.engine_type == "postgres":
+            transaction.seconds = MIGRATION_SECONDS
             await transaction.run("SELECT pg_advisory_xact_lock(7307199)")
         before = set(await Migration.get_migrations_which_ran()) if await _has_migrations(engine) else set()
         with redirect_stdout(StringIO()) as said:

@@ -65,7 +65,7 @@ BOTH = (
     "CREATE INDEX said_of_session ON said (session_id, no)",
 )
 #: rows that are read and written at once: what it takes in memory does not grow with the database
-BATCH = 200
+BATCH = 50
 
 
 async def fill() -> None:

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
+import db.engine
 from db.db_session import DbSession
 from db.engine import Engine, migrate, open_engine
 from db.piccolo_app import APP_CONFIG
@@ -170,4 +171,20 @@ async def test_45_a_migration_that_is_killed_has_never_been_and_the_next_one_goe
     await engine.start()
     assert await migrate(engine) == MIGRATIONS
     assert await tables_of(engine) == {"migration", *(table._meta.tablename for table in TABLES)}
+    await engine.stop()
+
+
+@pytest.mark.parametrize("fresh", ["postgres"], indirect=True)
+async def test_45_a_migration_takes_as_long_as_it_takes(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waited for another one's, or a statement over very many rows, was given up after half a minute."""
+    url = await fresh()
+    monkeypatch.setattr(db.engine, "COMMAND_SECONDS", 2.0)
+    other, engine = await asyncpg.connect(url), open_engine(url)
+    await other.execute("SELECT pg_advisory_lock(7307199)")
+    await engine.start()
+    migrating = asyncio.create_task(migrate(engine))
+    await asyncio.sleep(3)
+    assert not migrating.done()
+    await other.close()
+    assert await migrating == MIGRATIONS
     await engine.stop()
