@@ -73,9 +73,12 @@ def heading(at: datetime, zone: tzinfo) -> str:
 
 
 def day_of_cursor(cursor: str, zone: tzinfo) -> str:
-    """The day of the session behind which a page begins; empty for the first page."""
+    """The day of the session behind which a page begins; empty for the first page, and for no day there is."""
     number = cursor.partition("-")[0]
-    return heading(instant(int(number)), zone) if number.isdigit() else ""
+    try:
+        return heading(instant(int(number)), zone) if number.isdigit() else ""
+    except OverflowError:
+        return ""
 
 
 def soon(at: datetime | None) -> bool:

@@ -1,6 +1,7 @@
 """The list of sessions over HTTP: searched, arranged, deleted with a way back, small however much there is."""
 
 import re
+from uuid import UUID
 
 import httpx
 import pytest
@@ -49,6 +50,14 @@ def test_a_turn_that_was_found_is_shown_wherever_it_stands(guest: httpx.Client) 
 def test_whatever_is_looked_for_is_answered(guest: httpx.Client, q: str) -> None:
     for accept in ("application/json", BROWSER):
         assert guest.get(f"/session?q={q}", headers={"Accept": accept}).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("zone", ["-900", "900", "x"])
+def test_a_place_behind_every_day_there_is_is_the_end(guest: httpx.Client, zone: str) -> None:
+    """The last second that there is, is in some time zones none any more."""
+    guest.cookies.set("tz", zone)
+    last = guest.get("/session", params={"cursor": f"253402300799000000-{UUID(int=0)}"}, headers=FORM)
+    assert last.status_code == 200
 
 
 def test_a_session_is_arranged_by_forms_and_by_htmx(guest: httpx.Client) -> None:
