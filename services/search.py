@@ -29,6 +29,9 @@ READ_TURNS, PAGE_CHARACTERS, FEW_CHARACTERS = 10, 1_000_000, 2_000
 #: characters shown before the first match, and in all
 BEFORE, EXCERPT = 40, 180
 
+#: whoever looks through long texts waits for whoever does already: the threads are for everybody
+_READING = asyncio.Semaphore(1)
+
 #: number and session of the hit behind which the next page begins
 Place = tuple[int, UUID]
 
@@ -90,10 +93,11 @@ async def _told(
     for start in range(0, len(shown), READ_TURNS):
         some = shown[start : start + READ_TURNS]
         turn_ids = [turn_id for *_, turn_id in some if turn_id is not None]
-        texts = await db_session.list_texts(turn_ids, TEXT_CHARACTERS if left > 0 else FEW_CHARACTERS)
-        left -= sum(map(len, chain(*texts.values())))
-        # Beside the loop: long texts take their time.
-        found |= await asyncio.to_thread(_places, some, texts, asked)
+        async with _READING:
+            texts = await db_session.list_texts(turn_ids, TEXT_CHARACTERS if left > 0 else FEW_CHARACTERS)
+            left -= sum(map(len, chain(*texts.values())))
+            # Beside the loop: long texts take their time.
+            found |= await asyncio.to_thread(_places, some, texts, asked)
     return found
 
 

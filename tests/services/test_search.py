@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,7 +15,7 @@ from services.actor import Actor
 from services.brought import Brought
 from services.outcomes import Found
 from services.session_service import SessionService
-from tests.conftest import Clock, Configure, Everything, StorageFails
+from tests.conftest import AtOnce, Clock, Configure, Everything, StorageFails
 
 #: what somebody might type who wants more than words
 HOSTILE = [
@@ -250,6 +251,25 @@ async def test_F2_long_texts_are_looked_through_for_the_first_of_a_page(
     texts = [marked(one) for _, one in await found(sessions, db_session, ann, "obelisk")]
     assert ["[obelisk]" in text for text in texts] == [True] * 4 + [False]
     assert texts[4] == f"0 {'word ' * 800}"[: search.EXCERPT] + "…"
+
+
+async def test_F2_many_searches_at_once_take_one_thread(
+    sessions: SessionService, db_session: DbSession, ann: Actor, at_once: AtOnce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threads are those in which replies are stored and rendered too."""
+    looks, inside, excerpt = list[int](), list[int](), search.excerpt
+
+    def watched(*asked: Any) -> Any:
+        inside.append(1)
+        time.sleep(0.01)
+        looks.append(len(inside))
+        inside.pop()
+        return excerpt(*asked)
+
+    await told(sessions, db_session, ann, "obelisk", "Hello")
+    monkeypatch.setattr(search, "excerpt", watched)
+    results = await at_once(8, lambda _, db: sessions.list_sessions(db, actor=ann, q="obelisk"))
+    assert (len(results.done), results.codes, looks) == (8, [], [1] * 16)
 
 
 def test_F2_a_long_text_is_cut_between_words() -> None:
