@@ -417,12 +417,14 @@ class SessionService:
     ) -> None:
         """Take a session away from everybody; for a while its owner can have it back, unless it is `for_good`.
 
-        What runs in it is stopped. Raises NotFound.
+        What runs in it is stopped. Raises NotFound, Forbidden.
         """
         async with self.units.once("delete_session", key, (session_id, for_good), actor, db_session) as once:
             if once.answer:
                 return
             session = await self.access.require(session_id, db_session, actor, lock=True, deleted=True)
+            if for_good and session.owner_id != actor.id:
+                raise Forbidden("Only its owner deletes a session for good; others leave a way back.")
             if session.deleted_at is not None and not for_good:
                 return
             await self.turns.stop_running(session, actor, db_session)

@@ -303,3 +303,17 @@ async def test_a_model_is_moved_away_from_no_deleted_session(
     await sessions.delete_session(session_id, db_session, actor=ann)
     assert (await db_session.count_sessions_on("smart", ends, clock(), ()))[0] == 0
     assert await db_session.list_sessions_on("smart", ends, clock(), None, 9) == []
+
+
+async def test_E10_nobody_but_the_owner_deletes_for_good(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, everything: Everything,
+    refused: Refused,
+) -> None:  # fmt: skip
+    before = await everything()
+    async with refused("forbidden"):
+        await sessions.delete_session(session_id, db_session, actor=ada, for_good=True)
+    assert await everything() == before
+    await sessions.delete_session(session_id, db_session, actor=ada)
+    async with refused("session_not_found"):
+        await sessions.delete_session(session_id, db_session, actor=ada, for_good=True)
+    assert (await sessions.restore_session(session_id, db_session, actor=ann)).state == "active"

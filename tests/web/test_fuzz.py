@@ -187,10 +187,9 @@ def test_nothing_in_the_description_breaks_the_server(world: World) -> None:
     asked, tried, answered = operations(world.description), set(), Counter[int]()
     assert len(asked) > 20
 
-    @settings(FEW, max_examples=6000 if os.environ.get("LONG_TESTS") else 300)
-    @given(st.data())
-    def send(data: st.DataObject) -> None:
-        method, path, operation = data.draw(st.sampled_from(asked))
+    @settings(FEW, max_examples=100 if os.environ.get("LONG_TESTS") else 5)
+    @given(data=st.data())
+    def send(method: str, path: str, operation: dict[str, Any], data: st.DataObject) -> None:
         who = data.draw(st.sampled_from(sorted(world.clients)))
         url, request = drawn(data, path, operation, world)
         answer = world.clients[who].request(method.upper(), url, **request)
@@ -203,13 +202,13 @@ def test_nothing_in_the_description_breaks_the_server(world: World) -> None:
         tried.add((who, method, path))
         answered[answer.status_code] += 1
 
-    send()
+    for one in asked:
+        send(*one)
     # Nobody has become somebody else, and there was something to be found.
     for who, client in world.clients.items():
         assert client.get("/session").status_code == 200, who
     assert chat(world.clients["ann"], "still there")["state"] == "done"
     assert {who for who, _, _ in tried} == set(world.clients)
-    assert len({path for _, _, path in tried}) > 0.8 * len({path for _, path, _ in asked})
     assert answered[200] > 0.1 * answered.total(), answered
 
 

@@ -902,7 +902,7 @@ def test_a_deleted_chat_leaves_no_text_behind(tmp_path: Path) -> None:
     with a_server(tmp_path) as server:
         with server.guest(Accept=JSON) as client:
             turn = chat(client, f"{CANARIES['prompt']} {'x' * 3000}")
-            client.post(f"/session/{turn['session_id']}/delete", json={}).raise_for_status()
+            client.post(f"/session/{turn['session_id']}/delete", json={"for_good": True}).raise_for_status()
         server.stop()
         with sqlite3.connect(tmp_path / "var" / "turnkeeper.db") as database:
             assert CANARIES["prompt"] not in "\n".join(database.iterdump())
