@@ -25,7 +25,7 @@ WELL_SECONDS = 10.0
 PAUSE_SECONDS = (0.5, 10.0)
 #: how long workers may take to stop before they are killed
 STOP_SECONDS = 15.0
-#: connections that are let in together; four times as many may be on their way in and out again, each with an open file,
+#: connections that are let in together; four times as many may be on their way in and out again, each with a file,
 #: and there must be room for them beside `room_for_connections`
 AT_ONCE = 8
 #: how many may wait to be let in
