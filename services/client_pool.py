@@ -11,8 +11,10 @@ from uuid import UUID
 import msgspec
 
 from services.clients import Client, ClientError
+from services.clients.anthropic import AnthropicClient, Thinking
 from services.clients.builtin import BuiltinClient
-from services.clients.openai import Bounds, OpenAIClient
+from services.clients.openai import OpenAIClient
+from services.clients.remote import Bounds
 from services.event_bus import EventBus, Hint, MemoryEventBus
 
 PROBE_EVERY_SECONDS = 30.0
@@ -20,8 +22,7 @@ PROBE_EVERY_SECONDS = 30.0
 PROBE_SECONDS = 10.0
 
 OPENAI_URL = "https://api.openai.com/v1"
-# Anthropic's own wire form has no adapter yet: this is its OpenAI-compatible endpoint, which serves chat completions.
-ANTHROPIC_URL = "https://api.anthropic.com/v1/"
+ANTHROPIC_URL = "https://api.anthropic.com"
 #: ids and usual ports of model servers on this machine
 LOCAL_PORTS: Mapping[str, int] = {"ollama": 11434, "llamacpp": 8080, "lmstudio": 1234, "vllm": 8000}
 DISCOVERY_SECONDS = 1.4
@@ -38,11 +39,13 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omi
 
     id: str
     kind: Literal["openai", "anthropic", "builtin"]
-    #: ends where `/chat/completions` begins; default for anthropic: its own
+    #: ends where `/chat/completions` or `/messages` begins; for anthropic also before `/v1`. Default: their own
     base_url: str = ""
     api_key: str = ""
     #: read by the settings; nobody looks at it here
     api_key_file: str = ""
+    #: for anthropic: how its models are asked to think
+    reasoning: Thinking = 0
 
     def __repr__(self) -> str:
         """The key stays out of logs and tracebacks."""
@@ -61,10 +64,8 @@ def client_for(provider: Provider, bounds: Bounds | None = None) -> Client:
         case "openai":
             return OpenAIClient(provider.base_url or OPENAI_URL, provider.api_key, bounds=bounds)
         case "anthropic":
-            # Its list of models is its own form's, and wants the key under that form's name.
-            listing = {"x-api-key": provider.api_key, "anthropic-version": "2023-06-01"}
-            return OpenAIClient(
-                provider.base_url or ANTHROPIC_URL, provider.api_key, listing_headers=listing, bounds=bounds
+            return AnthropicClient(
+                provider.base_url or ANTHROPIC_URL, provider.api_key, thinking=provider.reasoning, bounds=bounds
             )
 
 

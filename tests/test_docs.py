@@ -152,6 +152,10 @@ def test_rates_and_spans_are_written_as_the_docs_say() -> None:
     assert [parse_span(span).total_seconds() for span in examples] == [45, 1800, 43200, 30 * 86400, 0]
 
 
+#: the variables that examples take keys from
+KEYS = ("LOCAL_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page.read_text(), "toml")], ids=lambda page: page.stem
 )
@@ -159,7 +163,7 @@ def test_every_example_of_a_configuration_loads(page: Path, tmp_path: Path) -> N
     for number, example in enumerate(blocks(page.read_text(), "toml")):
         file = tmp_path / f"{number}.toml"
         file.write_text(example)
-        settings = load({"TURNKEEPER_CONFIG": str(file), "LOCAL_KEY": "a-key", "OPENAI_API_KEY": "another"})
+        settings = load({"TURNKEEPER_CONFIG": str(file), **dict.fromkeys(KEYS, "a-key")})
         assert settings.models
         assert all(not provider.api_key.startswith("$") for provider in settings.providers)
 

@@ -16,6 +16,7 @@ import msgspec
 
 from services.catalogue import EVERYBODY, ModelConfig
 from services.client_pool import Provider
+from services.clients.anthropic import MIN_REASONING_TOKENS
 from services.configuration import GroupConfig, InstanceConfig
 from services.policies import check_rule, parse_zone
 
@@ -241,6 +242,12 @@ def _checked(settings: Settings) -> Settings:
     for place, provider in enumerate(settings.providers):
         if provider.base_url and urlsplit(provider.base_url).scheme not in ("http", "https"):
             raise SettingsError(f"$.providers[{place}].base_url: it begins with http:// or https://")
+        if provider.reasoning and provider.kind != "anthropic":
+            raise SettingsError(f"$.providers[{place}].reasoning: only a provider of kind “anthropic” is asked for it")
+        if provider.reasoning != "adaptive" and 0 != provider.reasoning < MIN_REASONING_TOKENS:
+            raise SettingsError(
+                f"$.providers[{place}].reasoning: it is “adaptive”, 0, or {MIN_REASONING_TOKENS} or more"
+            )
     ids = [model.id for model in settings.models]
     names = set(ids)
     for place, model in enumerate(settings.models):

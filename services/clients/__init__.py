@@ -81,7 +81,8 @@ class ClientError(Exception):
     """A provider gave no reply, or not all of it.
 
     provider_unreachable    no connection could be made; the only one that says the provider is down
-    provider_refused        it will not serve this: key, payment, permission, or a request it does not accept (4xx)
+    provider_refused        it will not serve this: key, payment, permission, a request it does not accept (4xx), or the
+                            model declined
     provider_rate_limited   it wants fewer requests, or its quota is used up (429)
     provider_failed         it is overloaded or failed inside (5xx)
     provider_timeout        it fell silent, or took longer than a reply may take

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from services.clients import Ask, ClientError, Reasoning, Said, Text, Usage
-from services.clients.openai_wire import broken, refusal_of
+from services.clients.wire import broken, refusal_of
 
 MAX_TOKENS = 100_000
 MAX_DELAY_SECONDS = 10.0

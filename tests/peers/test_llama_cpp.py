@@ -1,4 +1,4 @@
-"""The OpenAI adapter against a real llama.cpp."""
+"""Both wire forms against a real llama.cpp, which speaks both."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,9 +9,11 @@ import httpx
 import pytest
 
 from services.client_pool import discover
-from services.clients import Ask, ClientError, Message, Text, Usage
+from services.clients import Ask, ClientError, Message, Reasoning, Said, Text, Usage
+from services.clients.anthropic import AnthropicClient
 from services.clients.openai import OpenAIClient
-from tests.peers.llama_cpp import CONTEXT_TOKENS, ENDLESS, MODEL, REPLY, SLOTS, WORDS
+from services.clients.remote import RemoteClient
+from tests.peers.llama_cpp import CONTEXT_TOKENS, ENDLESS, MODEL, REPLY, SLOTS, SO, THINKING, THOUGHT, WORDS
 from tests.web.wire import SOON
 
 pytestmark = pytest.mark.anyio
@@ -23,9 +25,9 @@ async def in_time() -> AsyncIterator[None]:
         yield
 
 
-@pytest.fixture
-async def client(llama_cpp_url: str) -> AsyncIterator[OpenAIClient]:
-    client = OpenAIClient(llama_cpp_url)
+@pytest.fixture(params=[OpenAIClient, AnthropicClient])
+async def client(llama_cpp_url: str, request: pytest.FixtureRequest) -> AsyncIterator[RemoteClient]:
+    client: RemoteClient = request.param(llama_cpp_url)
     yield client
     await client.aclose()
 
@@ -34,7 +36,7 @@ def asking(prompt: str, max_reply_tokens: int = 0, model: str = MODEL) -> Ask:
     return Ask(model, (Message("system", "Be brief."), Message("user", prompt)), max_reply_tokens)
 
 
-async def told(client: OpenAIClient, ask: Ask) -> tuple[list[str], Usage | None]:
+async def told(client: RemoteClient, ask: Ask) -> tuple[list[str], Usage | None]:
     pieces: list[str] = []
     async with aclosing(client.stream(ask)) as stream:
         async for piece in stream:
@@ -51,7 +53,7 @@ async def busy_slots(url: str) -> int:
     return sum(slot["is_processing"] for slot in slots)
 
 
-async def test_a_reply_is_streamed_with_its_usage(client: OpenAIClient) -> None:
+async def test_a_reply_is_streamed_with_its_usage(client: RemoteClient) -> None:
     pieces, usage = await told(client, asking("Hi."))
     assert "".join(pieces) == REPLY
     assert usage is not None
@@ -59,14 +61,23 @@ async def test_a_reply_is_streamed_with_its_usage(client: OpenAIClient) -> None:
     assert usage.prompt_tokens >= len("Be brief.\nHi.")
 
 
-async def test_the_cap_on_the_reply_holds(client: OpenAIClient) -> None:
+async def test_what_it_reasons_is_told_apart(client: RemoteClient) -> None:
+    said: dict[type[Said], str] = {Reasoning: "", Text: ""}
+    async with aclosing(client.stream(asking(f"Hi.{THINKING}"))) as stream:
+        async for piece in stream:
+            if not isinstance(piece, Usage):
+                said[type(piece)] += piece.text
+    assert {kind: text.strip() for kind, text in said.items()} == {Reasoning: THOUGHT.strip(), Text: SO.strip()}
+
+
+async def test_the_cap_on_the_reply_holds(client: RemoteClient) -> None:
     pieces, usage = await told(client, asking("Hi.", 5))
     assert "".join(pieces) == "".join(WORDS[:5])
     assert usage is not None
     assert usage.reply_tokens == 5
 
 
-async def test_it_is_up_and_lists_its_model(client: OpenAIClient) -> None:
+async def test_it_is_up_and_lists_its_model(client: RemoteClient) -> None:
     assert await client.is_up()
     assert await client.models() == (MODEL,)
 
@@ -77,25 +88,25 @@ async def test_it_is_found_on_its_port(llama_cpp_url: str) -> None:
     assert found.models == (MODEL,)
 
 
-async def test_a_server_with_one_model_answers_under_any_name(client: OpenAIClient) -> None:
+async def test_a_server_with_one_model_answers_under_any_name(client: RemoteClient) -> None:
     pieces, _ = await told(client, asking("Hi.", model="no-such-model"))
     assert "".join(pieces) == REPLY
 
 
-async def test_a_conversation_that_does_not_fit_is_an_overflow(client: OpenAIClient) -> None:
+async def test_a_conversation_that_does_not_fit_is_an_overflow(client: RemoteClient) -> None:
     with pytest.raises(ClientError) as caught:
         await told(client, asking("long " * (CONTEXT_TOKENS // 4)))
     assert caught.value.code == "context_overflow"
 
 
-async def test_replies_run_side_by_side(client: OpenAIClient) -> None:
+async def test_replies_run_side_by_side(client: RemoteClient) -> None:
     replies = await asyncio.gather(*(told(client, asking(f"{n}")) for n in range(6)))
     assert {"".join(pieces) for pieces, _ in replies} == {REPLY}
 
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
 async def test_stopping_in_the_middle_frees_the_server_within_a_second(
-    client: OpenAIClient, llama_cpp_url: str, how: str
+    client: RemoteClient, llama_cpp_url: str, how: str
 ) -> None:
     begun = asyncio.Event()
 

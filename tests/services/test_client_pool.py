@@ -11,6 +11,7 @@ import pytest
 from services import client_pool
 from services.client_pool import ClientPool, Found, Provider, UnknownProvider, discover, openai_chat_models
 from services.clients import Ask, Client, ClientError, Message, Said, Text, Usage
+from services.clients.anthropic import AnthropicClient
 from services.clients.openai import OpenAIClient
 from tests.conftest import Until
 from tests.services.clients.provider import Asked, Wire, provider, whole
@@ -99,9 +100,19 @@ async def test_every_kind_gets_its_client() -> None:
     kinds = [Provider("a", "openai", "http://127.0.0.1:9/v1", KEY), Provider("b", "anthropic", api_key=KEY)]
     pool = ClientPool(kinds)
     assert isinstance(pool.client_of("a"), OpenAIClient)
-    assert isinstance(pool.client_of("b"), OpenAIClient)
+    assert isinstance(pool.client_of("b"), AnthropicClient)
     assert pool.is_up("a") is None
     await pool.aclose()
+
+
+async def test_a_provider_is_asked_to_think_as_its_entry_says() -> None:
+    async with provider(lambda asked, wire: wire.send(whole(b"{}"))) as served:
+        for reasoning, wanted in (("adaptive", "adaptive"), (2048, "enabled"), (0, None)):
+            pool = ClientPool([Provider("a", "anthropic", served.url, KEY, reasoning=reasoning)])
+            with pytest.raises(ClientError):
+                await anext(pool.client_of("a").stream(Ask("m", (Message("user", "Hi"),), 0)))
+            assert served.asked[-1].json.get("thinking", {}).get("type") == wanted
+            await pool.aclose()
 
 
 async def test_two_providers_of_one_name_are_refused() -> None:
@@ -238,8 +249,12 @@ async def test_a_server_that_never_answers_does_not_hold_up_the_start(monkeypatc
 
 async def test_keys_find_their_providers(monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(asked: Asked, wire: Wire) -> None:
-        assert asked.headers["authorization"] == f"Bearer {KEY}"
-        names = ["claude-b", "claude-a"] if "x-api-key" in asked.headers else ["gpt-4o", "gpt-9", "whisper-1"]
+        if "x-api-key" in asked.headers:
+            assert asked.headers["x-api-key"] == KEY
+            names = ["claude-b", "claude-a"]
+        else:
+            assert asked.headers["authorization"] == f"Bearer {KEY}"
+            names = ["gpt-4o", "gpt-9", "whisper-1"]
         await wire.send(whole(msgspec.json.encode({"data": [{"id": name} for name in names]})))
 
     async with provider(script) as served:

@@ -1,4 +1,4 @@
-"""What the transport owes HTTP beyond what `test_openai` shows of it."""
+"""What the transport owes HTTP beyond what `test_remote` shows of it."""
 
 import asyncio
 from collections.abc import AsyncIterator
