@@ -30,7 +30,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, words):
+    for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, wait, words):
         made.filters[filter.__name__] = filter
     made.filters["tightest"] = tightest_first
     return made
@@ -121,6 +121,14 @@ def spent(seconds: float) -> str:
         return f"{max(seconds, 0.1):.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def wait(seconds: int) -> str:
+    """How long to wait, as the countdown in page.js goes on with it: 42 s, 2 min 5 s, 13 h 5 min."""
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def words(name: str) -> str:

@@ -105,6 +105,11 @@ class SessionView(View, frozen=True):
         return f"/session/{self.id}"
 
     @property
+    def seal(self) -> str:
+        """Whether a page shows it as it is: other whenever the live stream tells of a change."""
+        return f"{self.version}-{self.state}-{self.current_model.id}-{self.current_model.source}"
+
+    @property
     def ended_count(self) -> int:
         """Its turns that have ended: what comes late to a page tells by it."""
         return self.turn_count - (self.running_turn is not None)

@@ -1,4 +1,4 @@
-// What forms cannot do alone: keys, copying, drafts, countdowns, and a word where the server is silent.
+// What forms cannot do alone.
 
 const $ = (selector) => document.querySelector(selector);
 const $$ = (selector) => document.querySelectorAll(selector);
@@ -72,7 +72,7 @@ document.addEventListener("keydown", (event) => {
 
 document.cookie = `tz=${new Date().getTimezoneOffset()}; path=/; max-age=31536000; samesite=lax`;
 
-// ---- menus close by a click elsewhere; copying: code, what an element says, or the Markdown of a reply or a session
+// ---- menus close by a click elsewhere; copying: code, an element, or Markdown
 
 async function copied({ dataset: { copy } }, code) {
   if (!copy) return code.querySelector("code").textContent;
@@ -92,6 +92,20 @@ document.addEventListener("click", async ({ target }) => {
   setTimeout(() => (label.textContent = label.dataset.said), 2000);
 });
 
+// ---- a menu opens where there is room; a message that is edited has the keyboard
+
+document.addEventListener(
+  "toggle",
+  ({ target }) => {
+    if (target.matches(".edit[open]")) target.querySelector("textarea").focus();
+    const log = target.matches(".menu.up[open]") && target.closest(".scroller");
+    if (!log) return;
+    const room = target.getBoundingClientRect().top - log.getBoundingClientRect().top;
+    target.classList.toggle("down", target.lastElementChild.offsetHeight > room);
+  },
+  true,
+);
+
 // ---- reasoning folds once the reply begins, and otherwise stays as its reader has left it
 
 const folds = new Map();
@@ -104,6 +118,14 @@ document.addEventListener("click", ({ target }) => {
 document.addEventListener("htmx:after:swap", () => {
   for (const fold of $$(".thoughts")) fold.open = folds.get(fold.id) ?? "open" in fold.firstElementChild.dataset;
 });
+
+// ---- in the side, the session that is shown is marked, and in sight
+
+document.addEventListener("htmx:after:swap", () => {
+  if (location.pathname === "/") return;
+  for (const row of $$(`.side .row-line[href^="${location.pathname}"]:not([aria-current])`)) row.ariaCurrent = "page";
+});
+$(".row-line[aria-current]")?.scrollIntoView({ block: "nearest" });
 
 // ---- what has the keyboard may be swapped: then what stands in its place has it
 
@@ -138,7 +160,7 @@ document.addEventListener("input", ({ target }) => {
   }
 });
 
-// ---- the composer: what was typed outlives a reload until it was accepted; the server keeps it too
+// ---- the composer: what was typed outlives a reload until it was accepted
 
 const draft = `draft ${location.pathname}`;
 const remember = (text) => (text ? sessionStorage.setItem(draft, text) : sessionStorage.removeItem(draft));
@@ -228,10 +250,16 @@ for (const all of $$("[data-all]")) {
   });
 }
 
+const wait = (seconds) => {
+  const minutes = Math.floor(seconds / 60);
+  if (minutes > 59) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  return `${minutes ? `${minutes} min ` : ""}${seconds % 60} s`;
+};
+
 setInterval(() => {
   for (const node of $$("[data-countdown]")) {
     const left = Math.max(node.dataset.countdown - 1, 0);
     node.dataset.countdown = left;
-    node.textContent = left ? `Try again in ${left} s.` : "You can try again now.";
+    node.textContent = left ? `Try again in ${wait(left)}.` : "You can try again now.";
   }
 }, 1000);

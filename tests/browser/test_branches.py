@@ -30,6 +30,22 @@ def test_a_retry_and_an_edit_take_the_place_of_the_turn(either: Chat) -> None:
     expect(either.replies).to_have_text("second")
 
 
+def test_a_menu_opens_where_there_is_room_and_an_edit_is_taken_back(chat: Chat, complaints: list[str]) -> None:
+    chat.begin("one")
+    chat.see("done")
+    chat.say("/tokens 2000")
+    chat.see("done", "done")
+    foot = chat.turns.first.locator(".foot")
+    foot.evaluate("node => node.scrollIntoView({block: 'start'})")
+    foot.locator(".facts-line > summary").click()
+    expect(foot.locator(".facts")).to_be_in_viewport(ratio=1)
+    chat.page.keyboard.press("Escape")
+    chat.turns.first.get_by_text("Edit", exact=True).click()
+    expect(chat.page.get_by_label("The message to ask instead").first).to_be_focused()
+    chat.turns.first.get_by_text("Cancel", exact=True).click()
+    expect(chat.page.locator(".prompt").first).to_be_visible()
+
+
 def test_another_tab_shows_the_version_that_is_chosen_here(
     chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
 ) -> None:

@@ -19,6 +19,12 @@ WIDER = """width => [...document.querySelectorAll("body *")].filter(node => node
     .map(node => `${node.tagName} ${node.className} ${node.textContent.trim().slice(0, 40)}`).slice(0, 9)"""
 
 
+#: tables of which a part can neither be seen nor be scrolled to
+CUT = """() => [...document.querySelectorAll(".table")]
+    .filter(node => node.scrollWidth > node.clientWidth && getComputedStyle(node).overflowX === "clip")
+    .map(node => `${node.scrollWidth} of ${node.clientWidth}: ${node.textContent.trim().slice(0, 40)}`)"""
+
+
 def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, complaints: list[str]) -> None:
     sign_in(chat, "ada")
     session = chat.begin(f"{WORD} {'word ' * 200}")
@@ -52,6 +58,7 @@ def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, c
             chat.page.set_viewport_size({"width": width, "height": height})
             across = chat.page.evaluate("document.documentElement.scrollWidth")
             assert across <= width, f"{url} on a {name}: {across}, {chat.page.evaluate(WIDER, width)}"
+            assert chat.page.evaluate(CUT) == [], f"{url} on a {name}"
 
 
 def test_the_composer_is_within_reach_on_a_phone(open_chat: Callable[..., Chat]) -> None:

@@ -46,6 +46,7 @@ def test_what_was_said_is_found_while_one_types_and_by_key(chat: Chat, complaint
     expect(page.locator("#sessions")).to_contain_text("Nothing holds these words.")
     page.locator("#q").fill("")
     expect(page.locator("#sessions .row")).to_have_count(2)
+    expect(page.locator("aside [aria-current]")).to_have_attribute("href", first.removeprefix(chat.server.url))
     assert complaints == []
 
 

@@ -1,5 +1,7 @@
 """/models: what may be used, and pointing a session at one."""
 
+import html
+import re
 import time
 from collections.abc import Callable
 from uuid import uuid4
@@ -142,6 +144,19 @@ def test_htmx_switches(guest: httpx.Client) -> None:
         assert f'hx-target="{target}"' in answer.text
     assert f'id="session-{session["id"]}-model"' in answer.text
     assert "Now on smart." in answer.text
+
+
+def test_a_page_that_has_the_answer_to_a_switch_is_not_told_again(guest: httpx.Client) -> None:
+    session = create(guest)
+    with streaming(guest, f"/session/{session['id']}/events?version={session['version']}", headers=HTMX) as page:
+        answer = guest.post("/models/switch", data={"session_id": session["id"], "model": "smart"}, headers=HTMX)
+        told = html.unescape(page.next().data)
+    (shown,) = re.findall(r'data-seal="([^"]+)"', answer.text)
+    other = f"#session-{session['id']}-head:not([data-seal='{shown}'])"
+    assert f'hx-target="{other}" hx-swap="outerHTML"' in told
+    assert f'hx-target="{other} ~ #session-{session["id"]}-status"' in told
+    (before,) = re.findall(r'data-seal="([^"]+)"', guest.get(f"/session/{create(guest)['id']}", headers=FORM).text)
+    assert before != shown
 
 
 def test_the_same_model_is_no_switch(guest: httpx.Client) -> None:
