@@ -87,7 +87,7 @@ def looks(request: pytest.FixtureRequest) -> Iterator[Looks]:
     assert looking.found == {}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that takes two prompts from a guest, and whose admins may read."""
     settings = re.sub(r"\nturns = .*", '\nturns = "2/h burst 2"', SETTINGS, count=1)
