@@ -36,10 +36,13 @@ def test_a_switch_by_an_admin_shows_on_the_owners_open_page_within_a_second(
 def test_a_switch_while_a_reply_runs_waits_or_stops_it(chat: Chat, complaints: list[str]) -> None:
     chat.begin("/hang after 3")
     expect(chat.replies).to_have_text("tok0 tok1 tok2")
+    place = chat.notice.element_handle()
     chat.page.locator("summary.model").click()
     chat.page.locator(".picker [value=smart]").check()
     chat.page.get_by_role("button", name="Switch").click()
     expect(chat.notice).to_contain_text("smart from the next reply on.")
+    # A place that was there before is listened to; one that comes with its text may be missed.
+    assert place.evaluate("node => node.isConnected && node.role === 'status'")
     chat.see("running")
     chat.page.locator("summary.model").click()
     chat.page.locator(".picker [value=fast]").check()
