@@ -6,7 +6,8 @@ HOST ?=
 PORT ?=
 ARGS ?=
 UPGRADE ?=
-JOBS ?= auto
+# one more than there are processors: many tests wait for something
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 TEST_SECONDS ?= 1800
 SECONDS ?=
 PEOPLE ?=

@@ -461,10 +461,7 @@ class PostgresTransaction(_Transaction):
     async def _release(self) -> None:
         try:
             if self.connection is not None:
-                await self.pool.release(self.connection, timeout=BUSY_SECONDS)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-            # The pool has dropped the connection; what was committed on it is.
-            log.warning("a database connection was lost", exc_info=True)
+                await _released(self.pool, self.connection)
         finally:
             if self.queued:
                 self.queued = False
@@ -481,9 +478,17 @@ async def _whole_acquire(pool: asyncpg.Pool) -> Any:
         raise
 
 
+async def _released(pool: asyncpg.Pool, connection: Any) -> None:
+    """Give a connection back. One that was lost the pool has dropped by then; what was done on it is done."""
+    try:
+        await pool.release(connection, timeout=BUSY_SECONDS)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        log.warning("a database connection was lost: %s", error)
+
+
 def _give_back(pool: asyncpg.Pool, acquired: "asyncio.Task[Any]") -> None:
     if not acquired.cancelled() and acquired.exception() is None:
-        release = asyncio.ensure_future(pool.release(acquired.result()))
+        release = asyncio.ensure_future(_released(pool, acquired.result()))
         _shielded.add(release)
         release.add_done_callback(_shielded.discard)
 
@@ -528,7 +533,7 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
         try:
             return await _postgres(lambda: connection.fetch(sql, *args))
         finally:
-            await pool.release(connection)
+            await _released(pool, connection)
 
     async def start(self) -> None:
         self._stopped = False

@@ -32,11 +32,16 @@ pytest_plugins = ["tests.servers", "tests.peers.llama_cpp", "tests.web.running"]
 
 #: the files that take longest: they are begun first, so that no process is left with one of them at the end
 LONGEST = (
+    "services/test_faults.py",
+    "services/test_invariants.py",
+    "test_chaos.py",
+    "test_soak.py",
+    "browser/test_axe.py",
+    "browser/test_journeys.py",
     "web/test_workers.py",
     "web/test_serve.py",
     "web/test_outages.py",
     "services/test_processes.py",
-    "services/test_invariants.py",
     "web/test_security.py",
     "web/test_fuzz.py",
     "web/test_markdown.py",

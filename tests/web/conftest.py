@@ -188,7 +188,7 @@ def pass_(governed: Server) -> Callable[[float], None]:
 @pytest.fixture(scope="session")
 def tokens(governed: Server) -> dict[str, str]:
     """A token of everybody who has an account on `governed`; all have the same password."""
-    return governed.people("bob", "boss:admin", "brie::brief", "cap::capped", "pia::poor", "kim", "liz")
+    return governed.people("bob", "boss:admin", "brie::brief", "cap::capped", "pia::poor", "kim", "liz", "ola")
 
 
 @pytest.fixture

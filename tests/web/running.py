@@ -175,9 +175,10 @@ class Server:
             time.sleep(0.05)
         return found[0]
 
-    def guest(self, **headers: str) -> httpx.Client:
+    def guest(self, address: str = "127.0.0.1", **headers: str) -> httpx.Client:
         """A browser without an account, with its own cookies."""
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, verify=PLAIN)
+        way = httpx.HTTPTransport(local_address=address, verify=PLAIN)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, transport=way)
 
     def script(self, token: str) -> httpx.Client:
         return self.guest(Authorization=f"Bearer {token}")

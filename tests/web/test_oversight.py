@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Iterator
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from tests.web.people import PASSWORD
+from tests.web.running import Server
 from tests.web.wire import BROWSER, chat, create, is_page, problem
 
 FORM = {"Accept": BROWSER}
@@ -17,12 +19,13 @@ CANARY = "canary-2c77-in-a-prompt"
 
 
 @pytest.fixture
-def asked(bob: httpx.Client) -> dict[str, str]:
-    """What bob has just done: a reply, and a refusal."""
-    session = create(bob, title="Plans")
-    chat(bob, CANARY, session_id=session["id"])
-    problem(bob.post("/models/switch", json={"session_id": session["id"], "model": "none"}), 422, "model_unknown")
-    return {"session_id": str(session["id"])}
+def asked(governed: Server, tokens: dict[str, str]) -> Iterator[dict[str, str]]:
+    """What ola has just done: a reply, and a refusal, which nobody else's tests may have told of in the same minute."""
+    with governed.script(tokens["ola"]) as ola:
+        session = create(ola, title="Plans")
+        chat(ola, CANARY, session_id=session["id"])
+        problem(ola.post("/models/switch", json={"session_id": session["id"], "model": "none"}), 422, "model_unknown")
+        yield {"session_id": str(session["id"])}
 
 
 def test_the_journal_is_a_page_json_and_lines(boss: httpx.Client, asked: dict[str, str]) -> None:
@@ -30,7 +33,7 @@ def test_the_journal_is_a_page_json_and_lines(boss: httpx.Client, asked: dict[st
     assert [row["what"] for row in found["journal"]] == [
         "refused", "turn_ended", "turn_begun", "model_switched", "session_created",
     ]  # fmt: skip
-    assert {row["owner"]["name"] for row in found["journal"] if row["owner"]} == {"bob"}
+    assert {row["owner"]["name"] for row in found["journal"] if row["owner"]} == {"ola"}
     page = boss.get("/admin/journal", params=asked, headers=FORM)
     assert is_page(page) and "Model switched" not in page.text and "model switched" in page.text
     file = boss.get("/admin/journal/export", params=asked)
@@ -72,7 +75,7 @@ def test_it_is_for_admins_and_odd_questions_are_refused(bob: httpx.Client, boss:
 
 
 def test_usage_is_a_chart_with_its_table_json_and_a_file(boss: httpx.Client, asked: dict[str, str]) -> None:
-    for by, name in (("account", "bob"), ("group", "user"), ("model", "fast")):
+    for by, name in (("account", "ola"), ("group", "user"), ("model", "fast")):
         found = boss.get("/admin/usage", params={"by": by}).json()
         used = next(row for row in found["rows"] if row["name"] == name)
         assert used["turns"] >= 1 and used["tokens"] > 0 and used["cost"] > 0
@@ -83,7 +86,7 @@ def test_usage_is_a_chart_with_its_table_json_and_a_file(boss: httpx.Client, ask
             (row["name"], row["turns"], row["tokens"]) for row in found["rows"]
         }
     for measure in ("tokens", "turns", "cost"):
-        page = boss.get("/admin/usage", params={"measure": measure, "days": 7, "account": "bob"}, headers=FORM)
+        page = boss.get("/admin/usage", params={"measure": measure, "days": 7, "account": "ola"}, headers=FORM)
         assert is_page(page) and page.text.count('class="column"') >= 7
         assert "style=" not in page.text
     today = boss.get("/admin/usage", params={"days": 2}).json()["rows"]
