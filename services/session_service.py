@@ -275,16 +275,17 @@ class SessionService:
         """
         if everybody and not actor.is_admin:
             raise Forbidden("Only an admin sees everybody's sessions.")
-        ends = (await Rules.now(db_session)).ends(self.now())
+        now = self.now()
         which: dict[str, Any] = {
             "limit": limit,
             "after": after,
-            "ends": ends,
-            "now": self.now(),
+            "ends": (await Rules.now(db_session)).ends(now),
+            "now": now,
             "state": state,
+            "model": storable(model),
             "show": show,
+            "deleted_after": now - DELETED_KEPT if show == "deleted" else None,
         }
-        which |= {"model": storable(model), "deleted_after": self.now() - DELETED_KEPT if show == "deleted" else None}
         if (q := storable(q)) and not everybody:
             rows, found, following = await search.look(q, db_session, owner_id=actor.id, **which)
             live = await self.standing.all_of(rows, actor, db_session)
