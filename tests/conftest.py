@@ -35,7 +35,6 @@ LONGEST = (
     "services/test_faults.py",
     "services/test_invariants.py",
     "test_chaos.py",
-    "test_soak.py",
     "browser/test_axe.py",
     "browser/test_journeys.py",
     "web/test_workers.py",
