@@ -29,6 +29,7 @@ import msgspec
 from benchmarks.__main__ import cpu_seconds, resident_mb, running
 from benchmarks.reader import PATIENCE_SECONDS, PageReader, Reader, Refused, events_of, turn_in
 from benchmarks.upstream import SETTINGS, Story
+from benchmarks.watched import Told
 from db.engine import SQLITE_READERS
 from tests.servers import free_port
 from tests.web.running import PLAIN, ROOT, Server
@@ -379,8 +380,16 @@ class Watch:
         assert self._server.process is not None
         return self._server.process.pid
 
+    def open(self) -> Counter[str]:
+        """What its tasks are and where its descriptors lead."""
+        found = Counter(msgspec.json.decode(self._told.read_bytes(), type=Told).tasks)
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                found[re.sub(r":\[\d+\]", "", descriptor.readlink().name)] += 1
+        return found
+
     def look(self, at: float) -> Sample:
-        tasks, blocks = self._told.read_text().split()
+        told = msgspec.json.decode(self._told.read_bytes(), type=Told)
         cpu, now = cpu_seconds(self.pid), time.monotonic()
         share = (cpu - self._cpu) / (now - self._at) if self._at else 0.0
         self._cpu, self._at = cpu, now
@@ -392,8 +401,8 @@ class Watch:
         return Sample(
             at=at,
             rss_mb=resident_mb(self.pid),
-            blocks=int(blocks),
-            tasks=int(tasks),
+            blocks=told.blocks,
+            tasks=sum(told.tasks.values()),
             fds=len(os.listdir(f"/proc/{self.pid}/fd")),
             threads=int(threads[1]),
             cpu=share,
@@ -441,6 +450,8 @@ class Soak(msgspec.Struct):
     samples: list[Sample]
     before: Sample
     after: Sample
+    #: what was open after and not before
+    kept_open: Counter[str]
     #: turns that run, and tokens reserved, by the file when everybody has left
     held: tuple[int, int]
     exit_code: int
@@ -453,6 +464,7 @@ class Soak(msgspec.Struct):
         failed = {name: count for name, count in tally.answers.items() if name.startswith("5")}
         kept = f"{tally.replies} replies, {tally.characters:,} characters, {tally.resumed} connections resumed"
         back = f"tasks {self.before.tasks} → {self.after.tasks}, descriptors {self.before.fds} → {self.after.fds}"
+        more = ", ".join(f"{count} × {name}" for name, count in sorted(self.kept_open.items()))
         stop = f"exit code {self.exit_code} after {self.exit_seconds:.2f} s, with streams open"
         found = [
             Finding("no answer is a 5xx", not failed, str(failed or sum(tally.answers.values()))),
@@ -460,7 +472,7 @@ class Soak(msgspec.Struct):
             Finding("every reply is what the model sent", not tally.faults and tally.replies > 0, kept),
             Finding("the log is clean", not self.complaints, "\n".join(self.complaints[:20])),
             Finding("nothing runs or is reserved at the end", self.held == (0, 0), f"{self.held}"),
-            Finding("tasks and descriptors are given back", self._given_back, back),
+            Finding("tasks and descriptors are given back", self._given_back, f"{back} ({more})"),
             Finding("SIGTERM ends it", self.exit_code == 0, stop),
         ]
         if self.seconds >= TELLING_SECONDS:
@@ -576,7 +588,7 @@ async def soak(server: Server, told: Path, seconds: float, people: int, thinking
             await getattr(first[0], act)()
         assert not first[0].tally.faults, first[0].tally.faults
     await asyncio.sleep(3)  # connections to the provider are kept that long
-    before = watch.look(0)
+    before, open_before = watch.look(0), watch.open()
 
     tally = Tally()
     watching = asyncio.create_task(watch.go_on(tally, max(0.5, min(5.0, seconds / 40))))
@@ -589,6 +601,7 @@ async def soak(server: Server, told: Path, seconds: float, people: int, thinking
             group.create_task(somebody_limited(tim, tally, until))
         watching.cancel()
     after = await watch.rest(before.fds + KEPT_FDS, before.tasks)
+    kept_open = watch.open() - open_before
     held = held_in(server.folder / "var" / "turnkeeper.db")
 
     async with everybody(Tally()) as (
@@ -614,7 +627,7 @@ async def soak(server: Server, told: Path, seconds: float, people: int, thinking
     if (left := held_in(server.folder / "var" / "turnkeeper.db")) != (0, 0):
         tally.faults.append(f"after the stop there run or are reserved {left}")
     complaints = [*server.noise, *filter(None, server.output[greeting:].splitlines())]
-    return Soak(seconds, tally, watch.samples, before, after, held, exit_code, exit_seconds, complaints)
+    return Soak(seconds, tally, watch.samples, before, after, kept_open, held, exit_code, exit_seconds, complaints)
 
 
 def run(folder: Path, seconds: float, people: int, seed: int, thinking_seconds: float = THINKING_SECONDS) -> Soak:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.watched serve`: Turnkeeper, which also tells the file named by WATCHED how many tasks it has.
+"""`python -m benchmarks.watched serve`: Turnkeeper, which also tells the file named by WATCHED which tasks it has.
 
 No URL tells that, for nobody outside has a use for it.
 """
@@ -6,19 +6,36 @@ No URL tells that, for nobody outside has a use for it.
 import asyncio
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 import turnkeeper
 
 EVERY_SECONDS = 0.5
 
 
+class Told(msgspec.Struct):
+    """What is in the file."""
+
+    #: {what runs: how often}, without the task that tells it
+    tasks: dict[str, int]
+    #: of memory, by `sys.getallocatedblocks`
+    blocks: int
+
+
+def name_of(task: asyncio.Task[Any]) -> str:
+    running = task.get_coro()
+    return getattr(running, "__qualname__", None) or type(running).__name__
+
+
 async def tell(file: Path) -> None:
     while True:
-        unfinished = len(asyncio.all_tasks()) - 1  # without this one
+        unfinished = Counter(name_of(task) for task in asyncio.all_tasks() - {asyncio.current_task()})
         beside = file.with_suffix(".new")
-        beside.write_text(f"{unfinished} {sys.getallocatedblocks()}")
+        beside.write_bytes(msgspec.json.encode(Told(unfinished, sys.getallocatedblocks())))
         beside.replace(file)
         await asyncio.sleep(EVERY_SECONDS)
 

@@ -4,7 +4,8 @@ A client of that kind tells the whole conversation each time. With a session, th
 context, and only the last message is new. Without one, what was told becomes the beginning of a new session.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from itertools import takewhile
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -335,33 +336,34 @@ def answered(turn: TurnView, begun: BegunTurn) -> Response[bytes]:
     return _json(failure, 502, headers | {"x-should-retry": "false"})
 
 
-async def chunks(events: AsyncIterator[Event], begun: BegunTurn, *, usage: bool) -> AsyncIterator[bytes]:
+async def chunks(events: AsyncGenerator[Event, None], begun: BegunTurn, *, usage: bool) -> AsyncGenerator[bytes, None]:
     """A turn as OpenAI streams it."""
     turn = TurnView.of(begun.turn)
     of = (_id(turn), _created(turn), turn.model)
-    async for event in events:
-        match event:
-            case Begun():
-                yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta("", "assistant"))]))
-            case Delta(text=text):
-                yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(text))]))
-            case Thought(text=text):
-                yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(reasoning_content=text))]))
-            case Ended(row):
-                turn = TurnView.of(row)
-                if (failure := _failure(turn)) is not None:
-                    yield _frame(failure)
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Begun():
+                    yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta("", "assistant"))]))
+                case Delta(text=text):
+                    yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(text))]))
+                case Thought(text=text):
+                    yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(reasoning_content=text))]))
+                case Ended(row):
+                    turn = TurnView.of(row)
+                    if (failure := _failure(turn)) is not None:
+                        yield _frame(failure)
+                        return
+                    yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(), _finish(turn, begun.cap))]))
+                    if usage:
+                        yield _frame(Chunk(*of, [], CompletionUsage.of(turn)))
+                    yield b"data: [DONE]\n\n"
                     return
-                yield _frame(Chunk(*of, [ChunkChoice(ChunkDelta(), _finish(turn, begun.cap))]))
-                if usage:
-                    yield _frame(Chunk(*of, [], CompletionUsage.of(turn)))
-                yield b"data: [DONE]\n\n"
-                return
-            case Beat(version):
-                yield f": version {version}\n\n".encode()
-            case Gone():
-                yield _frame(OpenError.of(404, "session_not_found", "The session is gone."))
-                return
+                case Beat(version):
+                    yield f": version {version}\n\n".encode()
+                case Gone():
+                    yield _frame(OpenError.of(404, "session_not_found", "The session is gone."))
+                    return
     yield _frame(OpenError.of(503, "interrupted", "The server stops; the reply is in the session."))
 
 

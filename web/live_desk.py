@@ -1,6 +1,6 @@
 """The desk as a stream: what each look at it has changed, as rows for a page or as JSON for scripts."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from uuid import UUID
 
@@ -38,7 +38,9 @@ class Shown:
         return None if same and not self.is_new else (changed, new, gone)
 
 
-async def desk_frames(looks: AsyncGenerator[DeskPage | Gone | Ousted, None], *, page: bool) -> AsyncIterator[bytes]:
+async def desk_frames(
+    looks: AsyncGenerator[DeskPage | Gone | Ousted, None], *, page: bool
+) -> AsyncGenerator[bytes, None]:
     """One event for each look that differs from the one before, and a comment where long none does."""
     write = _for_page if page else _for_scripts
     shown = Shown(_row if page else _json)

@@ -2,9 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 import msgspec
+from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
 from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone, Ousted, Thought
@@ -27,71 +29,80 @@ def frame(data: str, event: str = "", id: str = "", retry: int = 0) -> bytes:
     return "".join(lines).encode() + b"\n"
 
 
-def stream(frames: AsyncIterator[bytes]) -> Stream:
+def stream(frames: AsyncGenerator[bytes, None]) -> Stream:
     """An answer that goes on until its frames end, and says first how soon to come back."""
     return stream_of(_begun(frames))
 
 
-def stream_of(frames: AsyncIterator[bytes]) -> Stream:
+def stream_of(frames: AsyncGenerator[bytes, None]) -> Stream:
     """The same for frames of another kind."""
     return Stream(
         frames,
         status_code=200,
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        background=BackgroundTask(_closed, frames),
     )
 
 
-async def _begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
-    async for one in frames:
-        yield one
-        # What is replayed comes without a wait: here others get their turn, and a connection that broke is noticed.
-        await asyncio.sleep(0)
+async def _begun(frames: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(frames):
+        yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
+        async for one in frames:
+            yield one
+            # What is replayed comes without a wait: here others get their turn, and a connection that broke is noticed.
+            await asyncio.sleep(0)
 
 
-async def for_scripts(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+async def _closed(frames: AsyncGenerator[bytes, None]) -> None:
+    """A reader that goes away while a frame is sent leaves the frames unfinished: what they hold is given up now."""
+    await frames.aclose()
+
+
+async def for_scripts(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
     """What scripts read: turn, reasoning, delta, session, end as JSON. The id of a text is where to go on after it."""
-    async for event in events:
-        match event:
-            case Begun(turn):
-                yield frame(_json(TurnView.of(turn)), "turn")
-            case Delta(turn_id, offset, text, place) | Thought(turn_id, offset, text, place):
-                data = _json({"turn_id": turn_id, "offset": offset, "text": text})
-                yield frame(data, "delta" if isinstance(event, Delta) else "reasoning", place)
-            case Ended(turn):
-                yield frame(_json(TurnView.of(turn)), "end", f"{turn.id}:end")
-            case Changed(session):
-                yield frame(_json(SessionView.of(session)), "session")
-            case Beat(version):
-                yield f": version {version}\n\n".encode()
-            case Gone():
-                yield frame("{}", "gone")
-            case Ousted():
-                yield frame("{}", "ousted", retry=LATER_MILLISECONDS)
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Begun(turn):
+                    yield frame(_json(TurnView.of(turn)), "turn")
+                case Delta(turn_id, offset, text, place) | Thought(turn_id, offset, text, place):
+                    data = _json({"turn_id": turn_id, "offset": offset, "text": text})
+                    yield frame(data, "delta" if isinstance(event, Delta) else "reasoning", place)
+                case Ended(turn):
+                    yield frame(_json(TurnView.of(turn)), "end", f"{turn.id}:end")
+                case Changed(session):
+                    yield frame(_json(SessionView.of(session)), "session")
+                case Beat(version):
+                    yield f": version {version}\n\n".encode()
+                case Gone():
+                    yield frame("{}", "gone")
+                case Ousted():
+                    yield frame("{}", "ousted", retry=LATER_MILLISECONDS)
 
 
 async def for_pages(
-    events: AsyncIterator[Event], render: Callable[[Event], Awaitable[str | None]]
-) -> AsyncIterator[bytes]:
+    events: AsyncGenerator[Event, None], render: Callable[[Event], Awaitable[str | None]]
+) -> AsyncGenerator[bytes, None]:
     """What a page reads: rendered fragments under the same ids. What it has not come to has no id to go on after."""
-    async for event in events:
-        match event:
-            case Delta(place=place) | Thought(place=place):
-                if (shown := await render(event)) is not None:
-                    yield frame(shown, id=place)
-            case Ended(turn):
-                if (shown := await render(event)) is not None:
-                    yield frame(shown, id=f"{turn.id}:end")
-            case Beat(version):
-                yield f": version {version}\n\n".encode()
-            case Gone():
-                yield frame("gone", "gone")
-            case Ousted():
-                yield frame("ousted", "ousted", retry=LATER_MILLISECONDS)
-            case _:
-                if shown := await render(event):
-                    yield frame(shown)
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Delta(place=place) | Thought(place=place):
+                    if (shown := await render(event)) is not None:
+                        yield frame(shown, id=place)
+                case Ended(turn):
+                    if (shown := await render(event)) is not None:
+                        yield frame(shown, id=f"{turn.id}:end")
+                case Beat(version):
+                    yield f": version {version}\n\n".encode()
+                case Gone():
+                    yield frame("gone", "gone")
+                case Ousted():
+                    yield frame("ousted", "ousted", retry=LATER_MILLISECONDS)
+                case _:
+                    if shown := await render(event):
+                        yield frame(shown)
 
 
 def _json(value: object) -> str:

@@ -73,8 +73,7 @@ async def cost_of(
         text += "x" * PIECE
     await sessions.finish_turn(turn.id, db_session, state="done")
     told += len(await anext(frames))
-    await frames.aclose()  # type: ignore[attr-defined]
-    await events.aclose()
+    await frames.aclose()
     assert told > 2 * characters
     found = await db_session.find_turn(turn.id)
     assert found is not None and found.reply == text
@@ -149,8 +148,7 @@ async def test_a_long_reply_is_told_in_pieces_and_goes_on_after_any_of_them(
     scripts = for_scripts(events)
     while len(frames) < len(positions):
         frames.append(await anext(scripts))
-    await scripts.aclose()  # type: ignore[attr-defined]
-    await events.aclose()
+    await scripts.aclose()
     ids = [frame.partition(b"\n")[0].decode() for frame in frames[1:]]
     assert ids == [f"id: {position}" for position in positions[1:]]
 

@@ -1,7 +1,7 @@
 """/session/export, /session/{id}/export, /session/import — sessions on their way out and in."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -111,7 +111,7 @@ async def _one(steps: AsyncIterator[Taken]) -> AsyncIterator[Taken]:
         return
 
 
-async def _progress(taken: list[Taken], steps: AsyncIterator[Taken]) -> AsyncIterator[bytes]:
+async def _progress(taken: list[Taken], steps: AsyncIterator[Taken]) -> AsyncGenerator[bytes, None]:
     """An import as it goes: one event for each session, and the whole at the end."""
     for step in list(taken):
         yield frame(msgspec.json.encode(ProgressView.of_step(step)).decode(), "progress")
