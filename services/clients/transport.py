@@ -6,6 +6,7 @@ than one host are not its business: those are left to the transport httpx2 bring
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from weakref import WeakSet
 
 import httptools
@@ -19,6 +20,12 @@ MAX_AHEAD_BYTES = 256 << 10
 MAX_IDLE_CONNECTIONS = 64
 #: less than the 5 s after which uvicorn, Node and llama.cpp close theirs, so that none dies under a request
 IDLE_SECONDS = 2.0
+#: a request and the end of its connection may cross on their way; what is lost later has been heard, and may cost
+CROSSING_SECONDS = 1.0
+
+
+class Crossed(httpx2.ReadError):
+    """The connection ended with a request just sent on it, before a byte of an answer: most likely nobody heard it."""
 
 
 class Connection(asyncio.Protocol):
@@ -42,15 +49,22 @@ class Connection(asyncio.Protocol):
         return self._is_complete and self._may_stay and not self._transport.is_closing()
 
     async def exchange(self, request: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Send a request; status and headers of its answer. Raises httpx2.TransportError."""
+        """Send a request; status and headers of its answer. Raises Crossed, httpx2.TransportError."""
+        now = asyncio.get_running_loop().time
         self._parser = httptools.HttpResponseParser(self)
         self._status, self._headers, self._pieces = 0, [], []
         self._ahead_bytes = self._head_bytes = 0
         self._until_closed = self._is_complete = False
         self._transport.resume_reading()
         self._transport.write(request)
-        while not self._status:
-            await self._something()
+        sent_at = now()
+        try:
+            while not self._status:
+                await self._something()
+        except httpx2.ReadError as error:
+            if self._head_bytes or now() - sent_at >= CROSSING_SECONDS:
+                raise
+            raise Crossed("connection lost under a request") from error
         return self._status, self._headers
 
     async def read(self) -> bytes:
@@ -154,17 +168,24 @@ class Transport(httpx2.AsyncBaseTransport):
         head += b"".join(b"%b: %b\r\n" % field for field in fields)
         if len(head.splitlines()) != 1 + len(fields):
             raise httpx2.LocalProtocolError("a line end in a header")
-        connection = self._rested() or await self._connected()
-        try:
-            status, headers = await connection.exchange(head + b"\r\n" + await request.aread())
-        except BaseException:
-            connection.abort()
-            raise
-        return httpx2.Response(status, headers=headers, stream=_Body(connection, self))
+        message = head + b"\r\n" + await request.aread()
+        if (rested := self._rested()) is not None:
+            # Some servers promise to keep a connection, and close it right after their answer.
+            with suppress(Crossed):
+                return await self._answer(rested, message)
+        return await self._answer(await self._connected(), message)
 
     async def aclose(self) -> None:
         for connection in list(self._open):
             connection.abort()
+
+    async def _answer(self, connection: Connection, request: bytes) -> httpx2.Response:
+        try:
+            status, headers = await connection.exchange(request)
+        except BaseException:
+            connection.abort()
+            raise
+        return httpx2.Response(status, headers=headers, stream=_Body(connection, self))
 
     def rest(self, connection: Connection) -> None:
         """Keep a connection for the next request where it can serve one; else close it."""

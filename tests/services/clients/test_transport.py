@@ -1,7 +1,8 @@
 """What the transport owes HTTP beyond what `test_remote` shows of it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx2
 import pytest
@@ -88,6 +89,122 @@ async def test_a_connection_the_provider_closed_meanwhile_is_not_used_again(unti
     async with provider(script) as served:
         assert await ask_twice(served, 2, until) == ["one", "one"]
         assert served.connections == 2
+
+
+class Hasty:
+    """A provider that closes each connection while the next request is under way on it, as some do after any reply."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        self.answered = 0
+
+    async def __aenter__(self) -> "Hasty":
+        self._task = asyncio.create_task(self._serve())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._listener.close()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(self._listener)
+            with connection:
+                await loop.sock_recv(connection, 65536)
+                self.answered += 1
+                await loop.sock_sendall(connection, whole(b"one"))
+                # The next request is here, and nobody will ever read it.
+                arrived = asyncio.Event()
+                loop.add_reader(connection, arrived.set)
+                await arrived.wait()
+                loop.remove_reader(connection)
+
+
+async def test_a_request_that_crosses_the_end_of_its_connection_is_sent_again() -> None:
+    async with (
+        Hasty() as served,
+        httpx2.AsyncClient(transport=Transport(served.url, connect_seconds=60)) as http,
+    ):
+        for asked in range(20):
+            assert (await http.post(served.url, content=b"{}")).text == "one"
+            assert served.answered == asked + 1
+
+
+Ending = Callable[[Wire], Awaitable[None]]
+
+
+async def close(wire: Wire) -> None:
+    raise ConnectionError
+
+
+async def reset(wire: Wire) -> None:
+    wire.reset()
+    raise ConnectionError
+
+
+async def half_close(wire: Wire) -> None:
+    wire.half_close()
+    await wire.silence()
+    raise ConnectionError
+
+
+async def begin(wire: Wire) -> None:
+    await wire.send(b"H")
+    raise ConnectionError
+
+
+async def say_wait(wire: Wire) -> None:
+    await wire.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+    raise ConnectionError
+
+
+def ending(how: Ending, *, answers: int) -> Script:
+    """A provider that ends its connection at every request after the first `answers`."""
+    left = answers
+
+    async def script(asked: Asked, wire: Wire) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            await how(wire)
+        await wire.send(whole(b"one"))
+
+    return script
+
+
+async def asked_for(how: Ending, answers: int) -> int:
+    """How often the provider is asked until a request fails."""
+    async with (
+        provider(ending(how, answers=answers)) as served,
+        httpx2.AsyncClient(transport=Transport(served.url, connect_seconds=60)) as http,
+    ):
+        for _ in range(answers):
+            await http.post(served.url, content=b"{}")
+        with pytest.raises(httpx2.TransportError):
+            await http.post(served.url, content=b"{}")
+        return len(served.asked)
+
+
+@pytest.mark.parametrize("how", [close, reset, half_close])
+async def test_34_it_is_sent_again_once_and_only_where_the_connection_was_an_old_one(how: Ending) -> None:
+    assert await asked_for(how, answers=0) == 1
+    assert await asked_for(how, answers=1) == 1 + 2
+
+
+@pytest.mark.parametrize("how", [begin, say_wait])
+async def test_34_no_request_is_sent_again_once_anything_of_an_answer_has_come(how: Ending) -> None:
+    assert await asked_for(how, answers=1) == 1 + 1
+
+
+async def test_34_no_request_is_sent_again_that_the_provider_has_had_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "CROSSING_SECONDS", 0)
+    assert await asked_for(close, answers=1) == 1 + 1
 
 
 async def test_an_idle_connection_is_let_go(monkeypatch: pytest.MonkeyPatch, until: Until) -> None:
