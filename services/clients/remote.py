@@ -191,7 +191,8 @@ class RemoteClient(ABC):
             with suppress(Exception):  # an error whose page fails to come is still that error
                 async with asyncio.timeout(self._bounds.error_seconds):
                     body = await _read(answer, self._bounds.error_bytes)
-            raise _Answered(answer.status_code, refusal_of(answer.status_code, body, answer.headers))
+            meaning = refusal_of(answer.status_code, body, answer.headers, answer.request.content)
+            raise _Answered(answer.status_code, meaning)
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise broken("The provider sent a compressed reply, which was not asked for.")
 

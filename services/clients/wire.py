@@ -74,6 +74,7 @@ class _ModelList(msgspec.Struct):
 
 
 _decode_models = msgspec.json.Decoder(_ModelList).decode
+_decode_asked = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Reply(ABC):
@@ -211,13 +212,20 @@ _TELLTALES: tuple[tuple[re.Pattern[bytes], ErrorCode, str], ...] = (
     (re.compile(rb"invalid_api_key|authentication_error"), *_STATUS[401]),
 )
 _STATUS_INSIDE = re.compile(rb'"(?:code|status)"\s*:\s*"?([45]\d\d)\b')
+#: what is asked beside the conversation: some models take none of one, or not two of them together
+_OPTIONS = re.compile(
+    rb"\b(?:temperature|top_p|stop|stop_sequences|seed|presence_penalty|frequency_penalty|reasoning_effort|verbosity"
+    rb"|max_tokens|max_completion_tokens|thinking|stream_options)\b"
+)
 #: Statuses whose meaning no text can change.
 _PLAIN = frozenset({401, 402, 403, 413})
 
 
-def refusal_of(status: int, body: bytes, headers: Mapping[str, str]) -> ClientError:
-    """What an answer with another status than 200 means."""
+def refusal_of(status: int, body: bytes, headers: Mapping[str, str], asked: bytes = b"") -> ClientError:
+    """What an answer with another status than 200 means, to the request with the body `asked`."""
     code, sentence = _meaning_of(status, body)
+    if code == "provider_refused" and status in (400, 422) and (named := _options_named(body, asked)):
+        sentence += f" because of {' and '.join(f'“{name}”' for name in named)}"
     return ClientError(code, f"{sentence} (HTTP {status}).", _retry_after_seconds(headers.get("retry-after", "")))
 
 
@@ -236,6 +244,15 @@ def _meaning_of(status: int, body: bytes) -> tuple[ErrorCode, str]:
             if telltale.search(words):
                 return told_code, told_sentence
     return code, sentence
+
+
+def _options_named(body: bytes, asked: bytes) -> list[str]:
+    """The options of a request that an error page names; our words and not the provider's."""
+    try:
+        sent = _decode_asked(asked)
+    except msgspec.DecodeError:
+        return []
+    return list(dict.fromkeys(name for found in _OPTIONS.findall(body) if (name := found.decode()) in sent))
 
 
 def _retry_after_seconds(value: str) -> float | None:

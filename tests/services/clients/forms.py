@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 import pytest
 
-from services.clients import Ask, ClientError, Message, Text, Usage
+from services.clients import PLAIN, Ask, ClientError, Message, Text, Usage, Wishes
 from services.clients.anthropic import AnthropicClient
 from services.clients.openai import OpenAIClient
 from services.clients.remote import Bounds, RemoteClient
@@ -164,11 +164,11 @@ async def listen(client: RemoteClient, ask: Ask = ASK, thoughts: list[str] | Non
     return text, counted
 
 
-async def refused(form: Form, script: Script, bounds: Bounds = CALM) -> ClientError:
+async def refused(form: Form, script: Script, bounds: Bounds = CALM, wishes: Wishes = PLAIN) -> ClientError:
     """The error a provider's answer becomes; it tells nobody a key or an address."""
     async with provider(script) as served:
         with pytest.raises(ClientError) as caught:
-            await ask(form, served.url, bounds=bounds)
+            await ask(form, served.url, msgspec.structs.replace(ASK, wishes=wishes), bounds)
     said = f"{caught.value!r} {caught.value}"
     assert KEY not in said
     assert "127.0.0.1" not in said

@@ -16,7 +16,7 @@ from time import monotonic
 import openai.resources.chat  # noqa: F401  so that no test's clock counts a second of imports
 import pytest
 
-from services.clients import Ask, ClientError, Reasoning, Said, Text, Usage
+from services.clients import Ask, ClientError, Reasoning, Said, Text, Usage, Wishes
 from services.clients.remote import Bounds
 from tests.conftest import Until
 from tests.services.clients.forms import ASK, CALM, KEY, Form, answering, ask, listen, only, reading, refused
@@ -405,6 +405,23 @@ async def test_what_an_error_says_counts_where_its_status_says_little(
 ) -> None:
     error = await refused(form, answering(whole(json.dumps({"error": message}).encode(), status=status)))
     assert error.code == code
+
+
+@pytest.mark.parametrize(
+    ("said", "because"),
+    [
+        ("`temperature` is deprecated for this model.", " because of “temperature”"),
+        ("`temperature` and `top_p` cannot both be specified for this model.", " because of “temperature”"),
+        ("temperature: Extra inputs are not permitted", " because of “temperature”"),
+        (f"seed and top_pp: no, {KEY} at 127.0.0.1", ""),
+        ("Unknown field. Known are: stop, verbosity", ""),
+    ],
+)
+async def test_a_wish_that_is_refused_is_named_in_our_own_words(form: Form, said: str, because: str) -> None:
+    answer = whole(json.dumps({"type": "error", "error": {"message": said}}).encode(), status=400)
+    error = await refused(form, answering(answer), wishes=Wishes(temperature=0.5))
+    assert error.code == "provider_refused"
+    assert error.detail == f"The provider did not accept the request{because} (HTTP 400)."
 
 
 @pytest.mark.parametrize(
