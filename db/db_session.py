@@ -58,6 +58,8 @@ Row = TypeVar("Row", bound=Table)
 RUNNING = WhereRaw("turn.state = 'running'")
 _OPEN = "session.state <> 'closed' AND session.deleted_at IS NULL"
 OPEN = WhereRaw(_OPEN)
+#: nothing typed in it waits to be sent
+_NO_DRAFT = WhereRaw("NOT EXISTS (SELECT 1 FROM draft WHERE draft.session_id = session.id)")
 #: the way back from a turn (its id) to the beginning, at most so many turns of it (a number)
 _PATH = (
     "WITH RECURSIVE path (id, parent_id, depth) AS (SELECT id, parent_id, 1 FROM turn WHERE id = {} UNION ALL "
@@ -511,6 +513,7 @@ class DbSession:
                 Session.locked.eq(False),
                 # Untouched, so it was last active when it was made: a range of the index.
                 Session.last_activity_at > created_after,
+                _NO_DRAFT,
             )
             .order_by(Session.last_activity_at, ascending=False)
             .limit(1)

@@ -150,7 +150,7 @@ class Turn(Table, tablename="turn"):
     #: what the turn may use at most, held while it runs
     reserved_tokens = BigInt(default=0)
     reserved_nanos = BigInt(default=0)
-    #: earlier turns that did not fit the model's window
+    #: earlier turns of the transcript that its model was not shown: they did not fit, or had no reply
     context_left_out = Integer(default=0)
     #: the process that runs it, and until when it may write
     lease_owner = UUID(default=None)

@@ -38,11 +38,15 @@ class Inspection:
             if once.answer:
                 return
             require_admin(actor)
-            if not self.allowed:
-                raise Forbidden("On this server admins do not read chats.")
+            self.require_allowed()
             if not reason:
                 raise InvalidRequest("Please give a reason; the owner of the session will see it.", field="reason")
             await record("transcript_opened", session, actor, self.now(), db_session, reason=reason)
+
+    def require_allowed(self) -> None:
+        """Raise Forbidden where no admin reads chats."""
+        if not self.allowed:
+            raise Forbidden("On this server admins do not read chats.")
 
     async def is_open(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> bool:
         """Whether the actor has opened it lately."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -121,6 +122,36 @@ async def test_a_reader_cancelled_anywhere_leaves_nothing_behind(database_url: s
     finally:
         loop.set_exception_handler(None)
     assert complaints == []
+
+
+async def test_a_connection_that_is_lost_while_it_is_given_back_is_no_error(
+    empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was committed on it is committed, and the next one is made anew."""
+    engine = open_engine(empty_postgres)
+    await engine.start()
+    commit = asyncpg.transaction.Transaction.commit
+
+    async def end_backend(pid: int) -> None:
+        other = await asyncpg.connect(empty_postgres)
+        await other.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+        await other.close()
+
+    async def committed_and_lost(transaction: asyncpg.transaction.Transaction) -> None:
+        await commit(transaction)
+        # In a thread that is waited for, so that this loop has heard nothing of it when the connection goes back.
+        ending = threading.Thread(target=asyncio.run, args=[end_backend(backend["pid"])])
+        ending.start()
+        ending.join()
+
+    async with engine.transaction() as open:
+        await write(engine, "kept")
+        (backend,) = await open.run("SELECT pg_backend_pid() AS pid")
+        monkeypatch.setattr(asyncpg.transaction.Transaction, "commit", committed_and_lost)
+    monkeypatch.undo()
+    assert await keys() == {"kept"}
+    await write(engine, "after")
+    await engine.stop()
 
 
 async def test_callbacks_run_after_the_commit_and_only_then(db_session: DbSession) -> None:

@@ -183,6 +183,8 @@ async def test_A6_not_one_in_which_something_happened(
         ids.append(made)
 
     await fresh()
+    await sessions.keep_draft(ids[-1], "half a thought", db_session, actor=ann)
+    await fresh()
     await sessions.rename_session(ids[-1], "Rome", db_session, actor=ann)
     await fresh()
     await sessions.switch_model(ids[-1], "smart", db_session, actor=ann)

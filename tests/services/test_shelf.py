@@ -317,3 +317,57 @@ async def test_E10_nobody_but_the_owner_deletes_for_good(
     async with refused("session_not_found"):
         await sessions.delete_session(session_id, db_session, actor=ada, for_good=True)
     assert (await sessions.restore_session(session_id, db_session, actor=ann)).state == "active"
+
+
+@pytest.mark.parametrize("against", ["restored", "deleted", "erased"])
+async def test_E10_erased_at_once_with_anything_else_it_is_gone_once(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, at_once: AtOnce, everything: Everything,
+    journal: JournalRows, monkeypatch: pytest.MonkeyPatch, against: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(services.upkeep, "ERASED_TURNS", 1)
+    for _ in range(4):
+        brought = Brought.told("", [("Hello", "obelisk")] * 2)
+        id = (await sessions.import_session(brought, db_session, actor=ann)).row.id
+        if against == "restored":
+            await sessions.delete_session(id, db_session, actor=ann)
+
+        async def race(number: int, db: DbSession, id: UUID = id) -> str:
+            if number % 2 or against == "erased":
+                await sessions.delete_session(id, db, actor=ann, for_good=True)
+                return "erased"
+            if against == "restored":
+                await sessions.restore_session(id, db, actor=ann)
+            else:
+                await sessions.delete_session(id, db, actor=ada)
+            return against
+
+        results = await at_once(4, race)
+        assert results.done.count("erased") == 1
+        assert set(results.codes) <= {"session_not_found"}
+        done = [row.what for row in await journal() if row.session_id == id]
+        assert done[-1] == "session_erased"
+        assert done.count("session_erased") == 1
+        assert await shown(sessions, db_session, ann, "deleted") == []
+        await sessions.sweep(db_session)
+        rows = await everything()
+        assert (rows["session"], rows["turn"], rows["said"]) == ([], [], [])
+
+
+async def test_E10_restored_and_deleted_by_an_admin_at_once_it_is_what_the_last_one_made_it(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, at_once: AtOnce, journal: JournalRows
+) -> None:
+    for _ in range(4):
+        id = (await sessions.create_session(db_session, actor=ann)).row.id
+        await sessions.delete_session(id, db_session, actor=ann)
+
+        async def race(number: int, db: DbSession, id: UUID = id) -> None:
+            if number:
+                await sessions.delete_session(id, db, actor=ada)
+            else:
+                await sessions.restore_session(id, db, actor=ann)
+
+        results = await at_once(2, race)
+        assert set(results.codes) <= {"session_not_found"}
+        told = [row.what for row in await journal() if row.session_id == id]
+        assert told[2:] == ["session_restored", "session_deleted"][: len(results.done)]
+        assert (id in await shown(sessions, db_session, ann)) == (told[-1] == "session_restored")

@@ -142,6 +142,7 @@ WRONG_CALLS = (
     ("session", "export", "--reason", "x"), ("session", "export", "--everybody"),
     ("session", "export", ABSENT, "--everybody", "--reason", "x"), ("session", "import", "--account", "x"),
     ("session", "export", ABSENT, "--state", "closed", "--reason", "x"),
+    ("session", "export", "--everybody", "--search", "x", "--reason", "x"),
 )  # fmt: skip
 
 
@@ -448,7 +449,8 @@ def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
     with running.script(token) as ann, running.guest(Accept=JSON) as guest:
         ids = [chat(ann, f"ünder {number} \u2028")["session_id"] for number in range(3)]
         guests = chat(guest, "canary of a guest")["session_id"]
-        assert "do not read chats" in refused(here.run("session", "export", ids[0], *why))
+        for which in ([ids[0]], ["--account", "ann", "--search", "nothing like it"]):
+            assert "do not read chats" in refused(here.run("session", "export", *which, *why))
         assert ann.get(f"/session/{ids[0]}/journal").json()["journal"][0]["what"] == "turn_ended"
         here.environment = here.environment | {"TURNKEEPER_ADMINS_READ": "true"}
 
@@ -467,8 +469,11 @@ def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
         assert "is there already" in refused(
             here.run("session", "export", "--account", "ann", *why, "--output", str(output))
         )
-        everybody = here.run("session", "export", "--everybody", *why, "--search", "nothing like it")
-        assert json.loads(everybody.stdout)["sessions"] == []
+        for words in ("under 1", "nothing like it"):
+            hers = ann.get("/session/export", params={"q": words}).json()["sessions"]
+            found = here.run("session", "export", "--account", "ann", *why, "--search", words)
+            assert json.loads(found.stdout)["sessions"] == hers
+            assert [one["id"] for one in hers] == ids[1:2] * (words == "under 1")
         text = here.run("session", "export", "--everybody", "--format", "md", *why).stdout
         assert "canary of a guest" in text and "ünder 2" in text
         assert "no such session" in refused(here.run("session", "export", ABSENT, guests, *why))

@@ -17,7 +17,6 @@ from web.commands.console import (
     at_place,
     model_option,
     say,
-    search_option,
     state_option,
     to_standard_output,
 )
@@ -29,7 +28,7 @@ from web.commands.console import (
 @click.option("--everybody", is_flag=True, help="All sessions, guests' too.")
 @state_option
 @model_option
-@search_option
+@click.option("--search", default="", help="Only those in which these words were said; with --account.")
 @click.option(
     "--format",
     "kind",
@@ -65,15 +64,18 @@ def export(
         raise click.UsageError("Name sessions, or --account, or --everybody.")
     if session_ids and (state or model or search):
         raise click.UsageError("--state, --model and --search narrow down --account and --everybody.")
+    if search and everybody:
+        raise click.UsageError("--search looks through what one account said; name it with --account.")
 
     async def chosen(transfer: Any, place: Place) -> list[UUID]:
-        from services.actor import SYSTEM
+        from services.actor import SYSTEM, acting_for
 
         if session_ids:
             return list(dict.fromkeys(session_ids))
-        owner_id = await place.account_id(account) if account else None
-        wanted = {"state": state or "", "model": model, "q": search, "everybody": True, "owner_id": owner_id}
-        return list(await transfer.choose(place.db_session, actor=SYSTEM, **wanted))
+        # An account's are those that the account would export itself.
+        actor = acting_for(await place.account(account)) if account else SYSTEM
+        wanted = {"state": state or "", "model": model, "q": search, "everybody": everybody}
+        return list(await transfer.choose(place.db_session, actor=actor, **wanted))
 
     def to(file: BinaryIO) -> Callable[[Place], Awaitable[int]]:
         async def do(place: Place) -> int:
@@ -81,6 +83,7 @@ def export(
             from services.transfer import Transfer
 
             async with place.sessions() as sessions:
+                sessions.inspection.require_allowed()
                 transfer = Transfer(sessions)
                 ids = await chosen(transfer, place)
                 if session_ids:  # one that is not there is a mistake here, and no session deleted meanwhile

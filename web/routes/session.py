@@ -445,7 +445,7 @@ def position_of(cursor: str, sort: Sort | Literal["match"] = "activity") -> tupl
     number, _, id = cursor.partition("-")
     try:
         place, session_id = int(number), UUID(id)
-        if not abs(place) < 2**63:
+        if not abs(place) < (2**31 if sort == "turns" else 2**63):
             raise OverflowError
         if sort == "age":
             return session_id, session_id
