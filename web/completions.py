@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 from litestar import Response
 from litestar.datastructures import Headers
+from litestar.exceptions import NotFoundException
 
 from services.brought import Brought
 from services.catalogue import Entry
@@ -300,6 +301,16 @@ class OpenModels(msgspec.Struct, frozen=True):
         """Those that serve, and `session`."""
         models = [OpenModel(entry.id, entry.provider) for entry in entries if entry.serves]
         return cls([*models, OpenModel(SESSION_MODEL, "turnkeeper")])
+
+    @classmethod
+    def require(cls, name: str, entries: Sequence[Entry]) -> OpenModel:
+        """The one of them that goes by this name. Raises NotFoundException."""
+        listed = {model.id: model for model in cls.of(entries).data}
+        aliases = {alias: entry.id for entry in entries if entry.serves for alias in entry.aliases}
+        try:
+            return listed[name if name in listed else aliases[name]]
+        except KeyError:
+            raise NotFoundException from None
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

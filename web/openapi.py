@@ -144,7 +144,7 @@ def _responses(handler: HTTPRouteHandler, refs: dict[Any, Any]) -> dict[str, Any
 
 
 def _parameters(path: str, handler: HTTPRouteHandler) -> list[dict[str, Any]]:
-    kinds = {"uuid": {"type": "string", "format": "uuid"}, "str": {"type": "string"}}
+    kinds = {"uuid": {"type": "string", "format": "uuid"}, "str": {"type": "string"}, "path": {"type": "string"}}
     found = [
         {"name": name, "in": "path", "required": True, "schema": kinds[kind]}
         for name, kind in re.findall(r"{(\w+):(\w+)}", path)

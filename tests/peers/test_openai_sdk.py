@@ -27,6 +27,11 @@ provider = "builtin"
 upstream = "echo"
 
 [[models]]
+id = "a/b"
+provider = "builtin"
+upstream = "echo"
+
+[[models]]
 id = "off"
 provider = "builtin"
 upstream = "echo"
@@ -98,7 +103,23 @@ def refusal(client: openai.OpenAI, kind: type[openai.APIStatusError], **asked: A
 
 
 def test_the_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["fast", "smart", "session"]
+    assert [model.id for model in client.models.list()] == ["fast", "smart", "a/b", "session"]
+
+
+def test_one_model_is_told_of_by_its_id_or_an_alias(client: openai.OpenAI) -> None:
+    listed = {model.id: model for model in client.models.list()}
+    for name, id in (("fast", "fast"), ("quick", "fast"), ("a/b", "a/b"), ("session", "session")):
+        assert client.models.retrieve(name) == listed[id]
+    absent = [_told(client, name) for name in ("none", "hidden", "off", "fast/none", "é\n<")]
+    assert {status for status, _ in absent} == {404}
+    assert len({body for _, body in absent}) == 1, "hidden, switched off and absent are the same"
+
+
+def _told(client: openai.OpenAI, name: str) -> tuple[int, str]:
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve(name)
+    assert raised.value.code == "not_found"
+    return raised.value.status_code, raised.value.response.text
 
 
 def test_a_completion_is_a_turn_in_a_session(client: openai.OpenAI, ann: httpx.Client) -> None:

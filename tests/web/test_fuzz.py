@@ -147,7 +147,7 @@ def drawn(data: st.DataObject, path: str, operation: dict[str, Any], world: Worl
     """A URL and a request that an operation allows, or nearly allows."""
     if path.startswith("/admin/models"):  # not those that the others need
         world = world._replace(found=world.found | {"model": ["guide", "none"]})
-    url = re.sub(r"{(\w+)}", lambda name: str(data.draw(known(name[1], world))), path)
+    url = re.sub(r"{(\w+)}", lambda name: str(data.draw(known(name[1], world))) or "none", path)
     query, headers = {}, {"Accept": data.draw(st.sampled_from([JSON, JSON, BROWSER, STREAM, "text/plain", "*/*"]))}
     headers |= data.draw(st.sampled_from([{}, {}, HTMX]))
     for parameter in operation["parameters"]:

@@ -287,6 +287,8 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     check(guest.post("/models/switch", json={"session_id": id, "model": "smart"}), "/models/switch")
     check(guest.post("/chat", json={"prompt": "x", "session_id": id}), "/chat")
     check(guest.get("/v1/models"), "/v1/models")
+    check(guest.get("/v1/models/fast"), "/v1/models/{model}")
+    check(guest.get("/v1/models/none"), "/v1/models/{model}")
     hello = {"model": "session", "messages": [{"role": "user", "content": "hello"}]}
     for asked in (hello, hello | {"messages": []}, hello | {"model": "none"}):
         check(guest.post("/v1/chat/completions", json=asked), "/v1/chat/completions")

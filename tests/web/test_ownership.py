@@ -129,7 +129,7 @@ def others(server: Server, ann_token: str) -> Iterator[dict[str, httpx.Client]]:
 
 def filled(path: str, session_id: str, turn_id: str) -> str:
     path = path.replace("{session_id:uuid}", session_id).replace("{turn_id:uuid}", turn_id)
-    path = path.replace("{account_id:uuid}", ABSENT)
+    path = path.replace("{account_id:uuid}", ABSENT).replace("{model:path}", "none")
     assert "{" not in path
     return path
 

@@ -15,7 +15,7 @@ from web.routes import ROUTES
 from web.settings import Settings
 from web.welcome import Models
 
-SAMPLES = {"uuid": "01890000-0000-7000-8000-0000000000aa", "str": "some-text"}
+SAMPLES = {"uuid": "01890000-0000-7000-8000-0000000000aa", "str": "some-text", "path": "some/text"}
 
 
 def declared() -> list[tuple[str, str, HTTPRouteHandler]]:

@@ -60,6 +60,7 @@ MAY: dict[str, set[str]] = {
     "POST /chat/{turn_id:uuid}/edit": WRITERS,
     "POST /chat/{turn_id:uuid}/choose": WRITERS,
     "GET /v1/models": READERS,
+    "GET /v1/models/{model:path}": READERS,
     "POST /v1/chat/completions": WRITERS,
     "GET /account": ACCOUNTS,
     "POST /account/password": PEOPLE,

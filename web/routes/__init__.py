@@ -45,6 +45,7 @@ ROUTES: list[HTTPRouteHandler] = [
     chat.choose_turn,
     # the same for OpenAI's clients
     v1.list_open_models,
+    v1.get_open_model,
     v1.complete_chat,
     # who
     login.show_login,

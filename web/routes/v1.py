@@ -3,11 +3,21 @@
 from typing import Any
 
 from litestar import Request, Response, get, post
+from litestar.params import FromPath
 
 from services.policies import freed
 from services.reads import Reads
 from web.answer import json, rate_headers
-from web.completions import SESSION_HEADER, ChatCompletion, Completion, OpenModels, Question, answered, chunks
+from web.completions import (
+    SESSION_HEADER,
+    ChatCompletion,
+    Completion,
+    OpenModel,
+    OpenModels,
+    Question,
+    answered,
+    chunks,
+)
 from web.forms import reads
 from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.sse import stream_of
@@ -18,6 +28,12 @@ from web.views import TurnView
 async def list_open_models(sessions: Sessions, db_session: Db, actor: Who) -> Response[Any]:
     """The models the actor may use, in OpenAI's form."""
     return json(OpenModels.of(await sessions.models(db_session, actor=actor)))
+
+
+@get("/v1/models/{model:path}", opt={"answers": OpenModel, "openai": True})
+async def get_open_model(model: FromPath[str], sessions: Sessions, db_session: Db, actor: Who) -> Response[Any]:
+    """One of these models, by its id or an alias."""
+    return json(OpenModels.require(model.removeprefix("/"), await sessions.models(db_session, actor=actor)))
 
 
 @post(
