@@ -9,11 +9,12 @@ import click
 
 from web.commands.account import account
 from web.commands.backup import backup, restore
-from web.commands.console import HELP, accounts_of, on_engine, only_one, settings_of
+from web.commands.console import HELP, accounts_of, on_engine, only_one, put_in_force, settings_of
 from web.commands.deployment import check, config, migrate
 from web.commands.group import group
 from web.commands.journal import journal
 from web.commands.model import model
+from web.commands.move import move
 from web.commands.session import session
 from web.commands.token import token
 from web.commands.usage import usage
@@ -69,7 +70,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             raise click.ClickException("no worker could start; what it said stands above.") from error
 
 
-for command in (migrate, check, backup, restore, config, account, token, session, model, group, usage, journal):
+for command in (migrate, check, backup, restore, config, account, token, session, model, move, group, usage, journal):
     main.add_command(command)
 
 
@@ -77,15 +78,13 @@ def _prepared(settings: Settings) -> "Start":
     """Everything that is done once, however many processes serve then: schema, models, configuration, first admin."""
     from db.db_session import DbSession
     from db.engine import migrate as bring_up
-    from services.configuration import apply_config
-    from services.session_service import utc_now
     from web.welcome import Start, the_models
 
     accounts = accounts_of(settings)
 
     async def run(engine: Any) -> Start:
         db_session, ran, found = DbSession(engine), await bring_up(engine), await the_models(settings)
-        await apply_config(found.models, settings.rules, found.default_model, utc_now(), db_session)
+        await put_in_force(found, settings, db_session)
         return Start(found, ran, await accounts.new_setup_link(db_session))
 
     return on_engine(settings, run)

@@ -7,6 +7,8 @@ import msgspec
 from db.db_session import DatabaseUnavailable
 from db.engine import open_engine
 from services.client_pool import ClientPool
+from services.clients import Client, ClientError
+from services.clients.remote import Answered
 from services.shared_bus import try_out, wire_for
 from web.descriptors import open_files
 from web.settings import Settings
@@ -58,13 +60,27 @@ async def _providers(settings: Settings) -> list[Finding]:
     models = await the_models(settings)
     pool = ClientPool(models.providers)
     try:
-        up = await asyncio.gather(*(pool.client_of(provider.id).is_up() for provider in models.providers))
+        faults = await asyncio.gather(*(_fault(pool.client_of(provider.id)) for provider in models.providers))
     finally:
         await pool.aclose()
     return [
-        Finding(f"provider {provider.id}", answers, "answers" if answers else "does not answer")
-        for provider, answers in zip(models.providers, up, strict=True)
+        Finding(f"provider {provider.id}", not fault, fault or "answers")
+        for provider, fault in zip(models.providers, faults, strict=True)
     ]
+
+
+async def _fault(client: Client) -> str:
+    """Why a provider would answer nobody; empty where it would."""
+    if not await client.is_up():
+        return "does not answer"
+    try:
+        await client.models()
+    except Answered as answer:
+        # With another status it may still chat: not every key may list models.
+        return answer.detail if answer.status == 401 else ""
+    except ClientError as error:
+        return error.detail
+    return ""
 
 
 def _deployment(settings: Settings) -> list[Finding]:

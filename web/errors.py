@@ -85,7 +85,7 @@ def http_error(request: Request, error: HTTPException) -> Response[Any]:
     """Litestar's own refusals: no such URL, wrong method, too large, malformed."""
     status = error.status_code if error.status_code < 500 else 500
     codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "invalid_request"}
-    text = {404: "There is nothing at this address.", 405: "This URL does not take that method.", 413: "The body is too large."}
+    text = {404: "There is nothing here.", 405: "This URL does not take that method.", 413: "The body is too large."}
     return _told(
         request,
         status,

@@ -50,7 +50,7 @@ class Bounds(msgspec.Struct, frozen=True):
     probe_seconds: float = 3.0
 
 
-class _Answered(ClientError):
+class Answered(ClientError):
     """An answer came, and its status is not 200."""
 
     def __init__(self, status: int, meaning: ClientError) -> None:
@@ -130,7 +130,7 @@ class RemoteClient(ABC):
         """Whether anything but a failure (5xx) comes back within `probe_seconds`."""
         try:
             await self._list()
-        except _Answered as answer:
+        except Answered as answer:
             return answer.status < 500
         except ClientError:
             return False
@@ -140,7 +140,7 @@ class RemoteClient(ABC):
         """Upstream names in the provider's order; some servers have no list. Raises ClientError."""
         try:
             return models_of(await self._list())
-        except _Answered as answer:
+        except Answered as answer:
             if answer.status in (401, 403):
                 raise
             return ()
@@ -192,7 +192,7 @@ class RemoteClient(ABC):
                 async with asyncio.timeout(self._bounds.error_seconds):
                     body = await _read(answer, self._bounds.error_bytes)
             meaning = refusal_of(answer.status_code, body, answer.headers, answer.request.content)
-            raise _Answered(answer.status_code, meaning)
+            raise Answered(answer.status_code, meaning)
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise broken("The provider sent a compressed reply, which was not asked for.")
 

@@ -9,8 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import click
@@ -19,7 +21,7 @@ from click.testing import CliRunner
 
 from tests.servers import free_port
 from tests.web.running import Server, a_server
-from tests.web.wire import ABSENT, JSON, SOON, assert_session, begin, chat, create, streaming
+from tests.web.wire import ABSENT, JSON, SOON, assert_session, begin, chat, create, problem, streaming
 from web.__main__ import main
 
 PASSWORD = "correct horse battery\n"
@@ -188,6 +190,25 @@ def test_check_finds_a_provider_that_does_not_answer(tmp_path: Path) -> None:
     assert "FAIL  provider down" in server.run("check").stdout
 
 
+@pytest.mark.parametrize(("status", "fine"), [(401, False), (403, True), (500, False)])
+def test_check_finds_a_key_that_is_not_accepted(tmp_path: Path, status: int, fine: bool) -> None:
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as provider:
+        Thread(target=provider.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{provider.server_port}/v1"
+        settings = f'[[providers]]\nid = "near"\nkind = "openai"\nbase_url = "{url}"\napi_key = "canary"\n'
+        done = Here(tmp_path, settings).run("check", "--json")
+        provider.shutdown()
+    (found,) = [one for one in json.loads(done.stdout) if one["what"] == "provider near"]
+    assert (found["ok"], done.returncode) == (fine, 0 if fine else 1)
+    assert ("accept the key" in found["detail"]) is (status == 401)
+    assert "canary" not in done.stdout
+
+
 def test_check_finds_out_whether_live_events_are_carried_between_processes(
     tmp_path: Path, postgres_url: str, redis_url: str
 ) -> None:
@@ -329,6 +350,14 @@ def of(done: "subprocess.CompletedProcess[str]") -> Any:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -546,11 +575,35 @@ def test_models_are_listed_tried_and_taken_out_of_use(beside: tuple[Server, Here
         assert of(done) == {"model": "smart", "state": "retired"}
         answer = guest.post("/chat", json={"prompt": "x", "model": "smart"}).json()
         assert (answer["code"], answer["replacement"]) == ("model_retired", "fast")
-    line = here.run("model", "list").stdout.splitlines()[2].split()
-    assert line[:4] == ["smart", "builtin", "retired", "fast"]
+        line = here.run("model", "list").stdout.splitlines()[2].split()
+        assert line[:4] == ["smart", "builtin", "retired", "fast"]
+        assert here.run("model", "restore", "smart").stdout == "smart is what the configuration says.\n"
+        assert chat(guest, "x", model="smart")["model"] == "smart"
+    assert "no model “none”" in refused(here.run("model", "restore", "none"))
     assert "no model “none”" in refused(here.run("model", "test", "none"))
     refused(here.run("model", "disable", "none"))
     refused(here.run("model", "retire", "fast", "--replacement", "none"))
+
+
+def test_a_move_is_counted_ordered_listed_and_stopped(beside: tuple[Server, Here]) -> None:
+    running, here = beside
+    assert here.run("move", "list").stdout == "There were no moves.\n"
+    with running.guest(Accept=JSON) as guest:
+        ids = [chat(guest, "x", model="smart")["session_id"] for _ in range(3)]
+        counted = of(here.run("move", "preview", "smart", "fast", "--json"))
+        assert (counted["total"], counted["running"], counted["from"]) == (3, 0, "smart")
+        assert here.run("move", "preview", "smart", "fast").stdout.split()[:2] == ["sessions", "3"]
+        ordered = of(here.run("move", "order", "smart", "fast", "--reason", "too dear", "--json"))
+        assert (ordered["state"], ordered["total"], ordered["ordered_by"]) == ("running", 3, "system")
+        until(lambda: of(here.run("move", "list", "--json"))["moves"][0]["state"] == "done")
+        assert {guest.get(f"/session/{id}").json()["last_model"] for id in ids} == {"fast"}
+    line = here.run("move", "list").stdout.splitlines()[1].split()
+    assert line[:7] == [ordered["id"], "smart", "fast", "done", "3", "0", "3"]
+    assert here.run("move", "stop", ordered["id"]).stdout == "The move is done: 3 moved, 0 skipped.\n"
+    assert "no model “none”" in refused(here.run("move", "preview", "none", "fast"))
+    assert "same model" in refused(here.run("move", "order", "fast", "fast", "--reason", "x"))
+    assert "no such move" in refused(here.run("move", "stop", ABSENT))
+    refused(here.run("move", "order", "smart", "fast"), 2)
 
 
 def test_an_account_is_moved_and_signed_out(beside: tuple[Server, Here]) -> None:
@@ -574,7 +627,7 @@ def test_an_account_is_moved_and_signed_out(beside: tuple[Server, Here]) -> None
     assert "no such account" in refused(here.run("account", "signout", "nobody"))
 
 
-def test_a_reply_is_stopped_and_a_session_extended(beside: tuple[Server, Here]) -> None:
+def test_a_reply_is_stopped_and_a_session_renamed_extended_reopened_and_deleted(beside: tuple[Server, Here]) -> None:
     running, here = beside
     with running.guest(Accept=JSON) as guest:
         turn = begin(guest, "/hang after 3")
@@ -586,10 +639,26 @@ def test_a_reply_is_stopped_and_a_session_extended(beside: tuple[Server, Here]) 
         extended = of(here.run("session", "extend", id, "--json"))
         assert extended["extended"] is True and extended["expires_at"] > before
         assert here.run("session", "extend", id).stdout.startswith("It lives until ")
+        assert of(here.run("session", "rename", id, "Together", "--json"))["title"] == "Together"
+        assert here.run("session", "rename", id, "Once more").stdout == "It is called “Once more”.\n"
+        here.run("group", "limit", "guest", "idle", "1s")
+        until(lambda: guest.get(f"/session/{id}").json()["state"] == "expired")
+        assert "expired" in refused(here.run("session", "rename", id, "Too late"))
+        here.run("group", "limit", "guest", "idle", "3h")
+        # Under today's policy it has not idled out at all.
+        assert re.fullmatch(r"The session is open again until .{16}\.\n", here.run("session", "reopen", id).stdout)
+        assert of(here.run("session", "reopen", id, "--json"))["state"] == "active"
         here.run("session", "close", id)
         refused(here.run("session", "extend", id))
-    for verb in ("stop", "extend"):
+        assert "closed" in refused(here.run("session", "reopen", id))
+        assert of(here.run("session", "delete", id, "--json")) == {"deleted": id}
+        problem(guest.get(f"/session/{id}"), 404, "session_not_found")
+        assert guest.post(f"/session/{id}/restore", json={}).json()["title"] == "Once more"
+        told = guest.get(f"/session/{id}/journal").json()["journal"]
+        assert ("session_deleted", "system") in [(row["what"], row["actor"]) for row in told]
+    for verb in ("stop", "extend", "reopen", "delete"):
         assert "no such session" in refused(here.run("session", verb, ABSENT))
+    assert "no such session" in refused(here.run("session", "rename", ABSENT, "x"))
 
 
 def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tuple[Server, Here]) -> None:
@@ -648,10 +717,26 @@ def test_the_journal_is_read_and_narrowed_down(beside: tuple[Server, Here]) -> N
 def test_a_model_that_gives_no_reply_fails_its_trial(tmp_path: Path) -> None:
     down = '[[providers]]\nid = "down"\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
     here = Here(tmp_path, f'{down}[[models]]\nid = "far"\nprovider = "down"\n')
-    assert "come in when the server starts" in here.run("model", "list").stdout
-    with a_server(tmp_path, (tmp_path / "turnkeeper.toml").read_text()) as running:
-        here.environment = running.environment
-        assert "provider_unreachable" in refused(here.run("model", "test", "far"))
+    assert "provider_unreachable" in refused(here.run("model", "test", "far"))
+
+
+@pytest.mark.parametrize("command", ["model test echo", "group limit user turns 9/min"])
+def test_before_the_first_start_the_configuration_holds_as_it_would_after_it(tmp_path: Path, command: str) -> None:
+    here = Here(tmp_path, "", TURNKEEPER_DISCOVER="false")
+    first = of(here.run(*command.split(), "--json"))
+    assert [one["id"] for one in of(here.run("model", "list", "--json"))["models"]] == ["guide", "echo"]
+    if command != "model test echo":  # which takes its time
+        assert of(here.run(*command.split(), "--json")) == first
+    told = of(here.run("journal", "--json"))["journal"]
+    assert [row["what"] for row in told].count("configuration_applied") == 1
+
+
+def test_a_command_leaves_alone_what_a_server_has_put_in_force(tmp_path: Path) -> None:
+    here = Here(tmp_path, "", TURNKEEPER_DISCOVER="false")
+    before = of(here.run("model", "list", "--json"))
+    (tmp_path / "turnkeeper.toml").write_text('[[models]]\nid = "new"\nprovider = "builtin"\nupstream = "echo"\n')
+    assert of(here.run("model", "list", "--json")) == before
+    assert "no model “new”" in refused(here.run("model", "test", "new"))
 
 
 def test_S12_a_switch_by_the_command_line_shows_at_once_where_processes_share_a_bus(

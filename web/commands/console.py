@@ -14,13 +14,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from uuid import UUID
 
 import click
 import msgspec
 
 from web.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from web.welcome import Models
 
 T = TypeVar("T")
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -106,6 +109,14 @@ def _lock_beside(path: Path) -> TextIO:
         raise click.ClickException(f"the folder of {path} cannot be used: {error.strerror}.") from error
 
 
+async def put_in_force(found: "Models", settings: Settings, db_session: Any) -> None:
+    """Let the models and limits of the configuration hold from now on."""
+    from services.configuration import apply_config
+    from services.session_service import utc_now
+
+    await apply_config(found.models, settings.rules, found.default_model, utc_now(), db_session)
+
+
 class Place:
     """Where a command acts: one database, and the services on it."""
 
@@ -134,10 +145,9 @@ class Place:
         from services.client_pool import ClientPool
         from services.session_service import SessionService
         from services.shared_bus import bus_for
-        from web.welcome import the_models
 
         pool, bus = (
-            ClientPool((await the_models(self.settings)).providers),
+            ClientPool((await self._models()).providers),
             bus_for(self.settings.database_url, self.settings.redis_url),
         )
         await bus.open()
@@ -151,11 +161,19 @@ class Place:
         """The verbs about models and limits."""
         from services.configuration import configured
         from services.governance import Governance
+
+        found = await self._models()
+        said = configured(found.models, self.settings.rules, found.default_model)
+        return Governance(self.accounts.units, said, self.accounts.now)
+
+    async def _models(self) -> "Models":
+        """What the configuration offers; where no server has started yet, it is put in force as one would."""
         from web.welcome import the_models
 
         found = await the_models(self.settings)
-        said = configured(found.models, self.settings.rules, found.default_model)
-        return Governance(self.accounts.units, said, self.accounts.now)
+        if not any(await self.db_session.rules()):
+            await put_in_force(found, self.settings, self.db_session)
+        return found
 
 
 def at_place(do: Callable[[Place], Awaitable[T]]) -> T:

@@ -15,7 +15,7 @@ def group() -> None:
 @group.command("list", context_settings=HELP)
 @as_json_option
 def list_(as_json: bool) -> None:
-    """List every limit of every group. They come from the configuration, at the start of the server."""
+    """List every limit of every group. They come from the configuration."""
 
     async def do(place: Place) -> list[Any]:
         from services.actor import SYSTEM
@@ -30,8 +30,7 @@ def list_(as_json: bool) -> None:
         for one in found
         for limit in one.limits
     ]
-    nothing = "There are no groups yet: the configured ones come in when the server starts."
-    say(as_json, {"groups": found}, table(("group", "limit", "value", "set by"), rows, nothing))
+    say(as_json, {"groups": found}, table(("group", "limit", "value", "set by"), rows, ""))
 
 
 @group.command("limit", context_settings=HELP)

@@ -18,7 +18,7 @@ def model() -> None:
 @model.command("list", context_settings=HELP)
 @as_json_option
 def list_(as_json: bool) -> None:
-    """List every model with its state. They come from the configuration, at the start of the server."""
+    """List every model with its state. They come from the configuration."""
 
     async def do(place: Place) -> list[Any]:
         from services.actor import SYSTEM
@@ -42,8 +42,7 @@ def list_(as_json: bool) -> None:
         )
         for one in found
     ]
-    nothing = "There are no models yet: the configured ones come in when the server starts."
-    say(as_json, {"models": found}, table(heads, rows, nothing))
+    say(as_json, {"models": found}, table(heads, rows, "The configuration names no models."))
 
 
 @model.command("test", context_settings=HELP)
@@ -93,6 +92,22 @@ def disable(name: str, why: str, reason: str, as_json: bool) -> None:
 def retire(name: str, replacement: str | None, why: str, reason: str, as_json: bool) -> None:
     """Take a model out of use for good. Sessions on it go on with its replacement."""
     _put_state(name, "retired", why, replacement, reason, as_json)
+
+
+@model.command("restore", context_settings=HELP)
+@click.argument("name", metavar="MODEL")
+@reason_option
+@as_json_option
+def restore(name: str, reason: str, as_json: bool) -> None:
+    """Give a model back to the configuration."""
+
+    async def do(place: Place) -> None:
+        from services.actor import SYSTEM
+
+        await (await place.governance()).restore_model(name, place.db_session, actor=SYSTEM, reason=reason)
+
+    at_place(do)
+    say(as_json, {"model": name}, f"{shown(name)} is what the configuration says.")
 
 
 def _put_state(name: str, state: Any, why: str, replacement: str | None, reason: str, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """turnkeeper session — everybody's sessions, as an admin sees them: what is said in them is their owners'."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -138,16 +139,46 @@ def switch(session_id: UUID, model: str, reason: str, lock: bool | None, when: A
 @as_json_option
 def close(session_id: UUID, reason: str, as_json: bool) -> None:
     """End a session for good. A reply that is being written is stopped, and everything stays readable."""
+    changed = _changed(
+        lambda sessions, db_session, by: sessions.close_session(session_id, db_session, reason=reason, **by)
+    )
+    say(as_json, changed, "The session is closed.")
 
-    async def do(place: Place) -> Any:
+
+@session.command("rename", context_settings=HELP)
+@session_argument
+@click.argument("title")
+@as_json_option
+def rename(session_id: UUID, title: str, as_json: bool) -> None:
+    """Give a session another title."""
+    changed = _changed(lambda sessions, db_session, by: sessions.rename_session(session_id, title, db_session, **by))
+    say(as_json, changed, f"It is called “{shown(changed.title)}”.")
+
+
+@session.command("reopen", context_settings=HELP)
+@session_argument
+@as_json_option
+def reopen(session_id: UUID, as_json: bool) -> None:
+    """Bring back a session that was not used for too long. One that was closed stays so."""
+    changed = _changed(lambda sessions, db_session, by: sessions.reopen_session(session_id, db_session, **by))
+    until = f" until {shown(changed.expires_at)}" if changed.expires_at is not None else ""
+    say(as_json, changed, f"The session is open again{until}.")
+
+
+@session.command("delete", context_settings=HELP)
+@session_argument
+@as_json_option
+def delete(session_id: UUID, as_json: bool) -> None:
+    """Take a session away from everybody. Its owner can have it back for a week."""
+
+    async def do(place: Place) -> None:
         from services.actor import SYSTEM
-        from web.views import SessionView
 
         async with place.sessions() as sessions:
-            live = await sessions.close_session(session_id, place.db_session, actor=SYSTEM, reason=reason)
-            return SessionView.of(live)
+            await sessions.delete_session(session_id, place.db_session, actor=SYSTEM)
 
-    say(as_json, at_place(do), "The session is closed.")
+    at_place(do)
+    say(as_json, {"deleted": session_id}, "The session is deleted. Its owner can have it back for a week.")
 
 
 @session.command("stop", context_settings=HELP)
@@ -196,6 +227,19 @@ def decided(decisions: list[Any]) -> str:
         for one in decisions
     ]
     return table(heads, rows, "The journal tells nothing of the kind.")
+
+
+def _changed(change: Callable[[Any, Any, dict[str, Any]], Awaitable[Any]]) -> Any:
+    """A session once a verb of the service has changed it in the name of the system."""
+
+    async def do(place: Place) -> Any:
+        from services.actor import SYSTEM
+        from web.views import SessionView
+
+        async with place.sessions() as sessions:
+            return SessionView.of(await change(sessions, place.db_session, {"actor": SYSTEM}))
+
+    return at_place(do)
 
 
 def _state(session: Any) -> str:
