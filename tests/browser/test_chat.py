@@ -299,12 +299,15 @@ def test_the_page_stays_at_the_end_while_text_grows_and_where_the_reader_is_othe
     chat.see("done", "done")
     assert scroller.evaluate("node => node.scrollTop") == 0
     expect(chat.page.locator(".foot").last).to_be_in_viewport()
-    chat.say("/tokens 60 /delay 20ms")
+    chat.say("/tokens 1000 /delay 20ms")
     chat.see("done", "done", "running")
     expect(chat.replies.last).to_contain_text("tok3")
     scroller.evaluate("node => { node.scrollTop = -500 }")
     before = chat.turns.nth(1).bounding_box()
-    chat.see("done", "done", "done")
+    written = int(chat.replies.last.inner_text().split()[-1].removeprefix("tok"))
+    expect(chat.replies.last).to_contain_text(f"tok{written + 30}")
+    chat.page.get_by_role("button", name="Stop").click()
+    chat.see("done", "done", "stopped")
     after = chat.turns.nth(1).bounding_box()
     assert before is not None and after is not None
     assert abs(before["y"] - after["y"]) < 2

@@ -31,8 +31,12 @@ def test_what_is_swapped_hands_the_keyboard_on(chat: Chat, complaints: list[str]
 
 
 def test_nobody_is_moved_who_is_elsewhere(chat: Chat) -> None:
-    chat.begin("/tokens 20 /delay 30ms")
+    chat.begin("/hang after 3")
     chat.page.get_by_role("button", name="Stop").focus()
     chat.page.get_by_role("searchbox").focus()
-    chat.see("done")
+    turn = chat.turns.get_attribute("id")
+    assert turn is not None
+    stop = f"{chat.server.url}/chat/{turn.removeprefix('turn-')}/stop"
+    assert chat.page.request.post(stop, headers={"Accept": "application/json"}, data={}).ok
+    chat.see("stopped")
     expect(chat.page.get_by_role("searchbox")).to_be_focused()

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from uuid import uuid4
 
@@ -22,7 +23,6 @@ from tests.web.wire import (
     hidden_fields,
     is_page,
     problem,
-    soon,
     streaming,
 )
 
@@ -236,12 +236,14 @@ def test_signing_out_beside_an_open_stream_and_a_slow_request_stays_so(signs_in:
     client = signs_in()
     login = client.cookies["tk_login"]
     turn = begin(client, "/tokens 3000 /delay 20ms")
-    with streaming(client, f"/chat/{turn['id']}/events") as stream:
+    with streaming(client, f"/chat/{turn['id']}/events") as stream, ThreadPoolExecutor(1) as pool:
         stream.next("delta")
-        with soon(lambda: client.post("/chat", json={"prompt": "/tokens 40 /delay 50ms"})):
-            time.sleep(0.2)  # the slow request is under way, and ends after the sign-out
-            out = client.post("/logout", data={}, headers={**FORM, "Cookie": f"tk_login={login}"})
-            assert out.status_code == 303
+        slow = pool.submit(client.post, "/chat", json={"prompt": "/tokens 3000 /delay 20ms"})
+        while sum(one["running_turn"] is not None for one in client.get("/session").json()["sessions"]) < 2:
+            time.sleep(0.01)
+        out = client.post("/logout", data={}, headers={**FORM, "Cookie": f"tk_login={login}"})
+        assert out.status_code == 303
+        problem(slow.result(60), 401, "unauthenticated")
         last = stream.next()
         for last in stream:  # noqa: B007
             pass

@@ -191,10 +191,11 @@ def test_the_owner_sees_by_whom_and_why(guest: httpx.Client, ada: httpx.Client) 
 
 
 def test_while_a_reply_runs_the_owner_is_told_it_counts_from_the_next(guest: httpx.Client, ada: httpx.Client) -> None:
-    turn = begin(guest, "/tokens 25 /delay 20ms")
+    turn = begin(guest, "/hang after 3")
     told = switch(ada, turn["session_id"], "smart", reason="from the next reply on").json()
     assert told["effective"] == "next_turn"
     with streaming(guest, f"/chat/{turn['id']}/events") as stream:
+        guest.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
         assert stream.rest()[-1].json["model"] == "fast"
 
 

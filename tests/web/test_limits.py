@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -380,21 +381,16 @@ def test_of_twenty_replies_at_once_exactly_the_slots_are_begun(newcomer: Newcome
     client = newcomer()
     ids = [create(client)["id"] for _ in range(3)]
     with ThreadPoolExecutor(20) as pool:
-        answers = list(
-            pool.map(
-                lambda number: client.post(
-                    "/chat", json={"session_id": ids[number % 3], "prompt": "/tokens 50 /delay 20ms"}
-                ),
-                range(20),
-            )
-        )
-    done = [answer for answer in answers if answer.status_code == 200]
-    assert len(done) == 1
-    assert {answer.json()["code"] for answer in answers if answer not in done} <= {
-        "concurrency_limited",
-        "session_busy",
-        "rate_limited",
-    }
+        asking = [
+            pool.submit(client.post, "/chat", json={"session_id": ids[number % 3], "prompt": "/hang"})
+            for number in range(20)
+        ]
+        refused = [one.result() for one in islice(as_completed(asking), 19)]
+        (running,) = filter(None, (session_of(client, id)["running_turn"] for id in ids))
+        client.post(f"/chat/{running}/stop", json={}).raise_for_status()
+    assert {answer.status_code for answer in refused} <= {409, 429}
+    assert {answer.json()["code"] for answer in refused} <= {"concurrency_limited", "session_busy", "rate_limited"}
+    assert [one.result().status_code for one in asking].count(200) == 1
     assert sum(session_of(client, id)["turn_count"] for id in ids) == 1
 
 

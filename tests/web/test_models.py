@@ -22,7 +22,6 @@ from tests.web.wire import (
     begin,
     chat,
     create,
-    ended,
     hidden_fields,
     is_fragment,
     is_page,
@@ -304,13 +303,14 @@ def test_an_owner_cannot_lock(guest: httpx.Client) -> None:
 
 
 def test_the_running_reply_keeps_its_model_and_the_next_has_the_new_one(guest: httpx.Client) -> None:
-    turn = begin(guest, "/tokens 20 /delay 20ms")
+    turn = begin(guest, "/hang after 3")
     id = turn["session_id"]
     told = switch(guest, id, "smart").json()
     assert (told["changed"], told["effective"]) == (True, "next_turn")
     assert told["session"]["running_turn"] == turn["id"]
-    assert ended(guest, turn["id"])["model"] == "fast"
-    assert turn_of(guest, turn["id"])["state"] == "done"
+    assert (turn_of(guest, turn["id"])["state"], turn_of(guest, turn["id"])["model"]) == ("running", "fast")
+    guest.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+    assert turn_of(guest, turn["id"])["model"] == "fast"
     assert chat(guest, "next", session_id=id)["model"] == "smart"
 
 

@@ -52,7 +52,7 @@ def bob(either: Server) -> Iterator[httpx.Client]:
 
 
 def test_A3_a_refusal_comes_before_the_first_byte_of_a_stream(ann: httpx.Client) -> None:
-    turn = begin(ann, "/tokens 500 /delay 20ms")
+    turn = begin(ann, "/hang")
     for body, status, code in (
         ({"prompt": "x", "session_id": ABSENT}, 404, "session_not_found"),
         ({"prompt": "x", "model": "none"}, 422, "model_unknown"),
@@ -60,7 +60,7 @@ def test_A3_a_refusal_comes_before_the_first_byte_of_a_stream(ann: httpx.Client)
     ):
         problem(ann.post("/chat", json=body, headers={"Accept": STREAM}), status, code)
     # Twenty at once is the limit; the next is no stream that begins well and then fails.
-    running = [turn, *(begin(ann, "/tokens 500 /delay 20ms") for _ in range(19))]
+    running = [turn, *(begin(ann, "/hang") for _ in range(19))]
     told = problem(ann.post("/chat", json={"prompt": "x"}, headers={"Accept": STREAM}), 429, "concurrency_limited")
     assert told["limit"] == "concurrent_turns"
     for one in running:
