@@ -46,6 +46,7 @@ def test_25_nothing_in_a_text_acts_in_a_browser(
     chat.server = hostile_server
     watch = Watch(chat)
     chat.begin(LABEL)
+    chat.see("done")
     text = "\n\n".join(attack for attack in ATTACKS if "\x01" not in attack)
     thoughts = " ".join(attack for attack in ATTACKS if not {"\n", "\r", "\x01"} & set(attack))
     chat.say(f"/reason {thoughts}\n/delay 1ms /hang after 9999 {text}")

@@ -90,6 +90,7 @@ def test_another_tab_follows_to_the_new_branch(
     chat: Chat, open_chat: Callable[..., Chat], complaints: list[str]
 ) -> None:
     url = chat.begin("one")
+    chat.see("done")
     chat.say("two")
     chat.see("done", "done")
     other = open_chat(beside=chat)

@@ -29,6 +29,7 @@ def test_streamed_text_is_the_text_a_reload_shows(chat: Chat, complaints: list[s
         return re.sub(r'<div class="tail" id="[^"]+">(.*)</div>\s*$', r"\1", made, flags=re.S).strip()
 
     chat.begin("Hello")
+    chat.see("done")
     chat.say(f"/hang after 999 {ODD}")
     chat.see("done", "running")
     expect(chat.replies.last).to_contain_text(" last")
@@ -69,6 +70,7 @@ def test_escape_closes_a_menu_first_and_then_stops_the_reply(chat: Chat, complai
 
 def test_a_reply_that_fails_says_why_and_keeps_its_text(chat: Chat, complaints: list[str]) -> None:
     chat.begin("Hello")
+    chat.see("done")
     chat.say("/error 429 after 2")
     chat.see("done", "failed")
     expect(chat.replies.last).to_have_text("tok0 tok1")
@@ -194,6 +196,7 @@ def test_a_draft_that_was_on_its_way_when_its_message_was_sent_does_not_come_bac
 def test_code_and_replies_are_copied_as_they_were_written(chat: Chat, complaints: list[str]) -> None:
     chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.begin("Hello")
+    chat.see("done")
     chat.say("**two**\n```py\nx = '<b>'\n```")
     chat.see("done", "done")
     chat.page.locator(".code .copy").click()

@@ -79,6 +79,7 @@ def test_nothing_in_a_text_acts(
     asked: list[str] = []
     chat.page.context.on("request", lambda request: asked.append(request.url))
     url = chat.begin("Hello")
+    chat.see("done")
     chat.say(f"{HOSTILE} /error 500 after 99")
     chat.see("done", "failed")
     expect(chat.replies.last).to_contain_text("<img src=/loaded")
