@@ -482,7 +482,7 @@ async def _released(pool: asyncpg.Pool, connection: Any) -> None:
     """Give a connection back. One that was lost the pool has dropped by then; what was done on it is done."""
     try:
         await pool.release(connection, timeout=BUSY_SECONDS)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         log.warning("a database connection was lost: %s", error)
 
 

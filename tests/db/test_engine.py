@@ -154,6 +154,25 @@ async def test_a_connection_that_is_lost_while_it_is_given_back_is_no_error(
     await engine.stop()
 
 
+async def test_a_connection_that_breaks_in_the_middle_of_being_given_back_is_no_error_either(
+    empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash leaves of it, the driver calls a connection that is still busy with something else."""
+    engine = open_engine(empty_postgres)
+    await engine.start()
+
+    async def busy(*_: object, **__: object) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+
+    for key in ("kept", "kept too"):
+        async with engine.transaction():
+            await write(engine, key)
+            monkeypatch.setattr(asyncpg.Connection, "reset", busy)
+        monkeypatch.undo()
+    assert await keys() == {"kept", "kept too"}
+    await engine.stop()
+
+
 async def test_callbacks_run_after_the_commit_and_only_then(db_session: DbSession) -> None:
     seen: list[str] = []
     async with db_session.transaction():
