@@ -4,10 +4,11 @@ A query outside a transaction stands alone. `transaction()` opens one, or joins 
 outermost commits. Rows come as Piccolo objects with the attributes of `db.tables`; rules live in `services`.
 """
 
+from bisect import bisect
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -800,7 +801,10 @@ class DbSession:
         return ids
 
     async def add_turns(self, turns: Iterable[Mapping[str, Any]]) -> None:
-        """Insert many turns, each with a value for every column; past Piccolo, which takes 20 times as long."""
+        """Insert many turns, each with a value for every column; past Piccolo, which takes 20 times as long.
+
+        They are not found until `index_turns` has come to them.
+        """
         names = [column._meta.name for column in Turn.all_columns()]
         turns = iter(turns)
         while rows := list(islice(turns, COPY_ROWS)):
@@ -808,7 +812,6 @@ class DbSession:
             marks = (f"${place}" if self._postgres else "?" for place in range(1, len(values) + 1))
             listed = ", ".join([f"({', '.join(islice(marks, len(names)))})" for _ in rows])
             await self.engine.run(f"INSERT INTO turn ({', '.join(names)}) VALUES {listed}", values)  # noqa: S608
-            await search_index.put(self.engine, [_text_of(row) for row in rows])
 
     async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
         """Every turn of a session, siblings too, oldest first."""
@@ -921,6 +924,27 @@ class DbSession:
     async def index_turn(self, turn: Turn) -> None:
         """Let a turn be found by what is said in it now."""
         await search_index.put(self.engine, [_text_of(snapshot(turn))])
+
+    async def index_turns(self, session: Session, limit: int, characters: int) -> None:
+        """Let some more turns of a session that is locked be found, from the one behind `indexed_to` on."""
+        rows = await Turn.raw(
+            "SELECT id, session_id, owner_id, prompt, reply FROM turn WHERE session_id = {} AND id > {} "
+            "ORDER BY id LIMIT {}",
+            session.id,
+            session.indexed_to,
+            limit,
+        )
+        told = [_text_of(row) for row in rows]
+        some = told[: 1 + bisect(list(accumulate(len(text) for *_, text in told)), characters)]
+        if some:
+            await search_index.put(self.engine, some)
+        over = len(some) == len(rows) < limit
+        await self.update(session, indexed_to=None if over else some[-1][1])
+
+    async def list_sessions_to_index(self, limit: int) -> list[UUID]:
+        """Those that hold turns which are not found yet."""
+        rows = await Session.raw("SELECT id FROM session WHERE indexed_to IS NOT NULL ORDER BY id LIMIT {}", limit)
+        return [row["id"] for row in rows]
 
     async def index_title(self, session: Session) -> None:
         """Let a session be found by the title given by hand, and no longer by the one before."""

@@ -111,6 +111,8 @@ class Session(Table, tablename="session"):
     archived = Boolean(default=False)
     #: when it was deleted; for a while its owner can have it back, and nobody else finds it
     deleted_at = Timestamptz(null=True, default=None)
+    #: while turns that were copied into it are not all found yet: the last one that is, all zeros for none
+    indexed_to = UUID(null=True, default=None)
 
 
 class Turn(Table, tablename="turn"):

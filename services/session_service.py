@@ -6,7 +6,7 @@ What it does not do is raised as a `services.errors.Refusal`. Live hints go out 
 
 Its collaborators: `Access` is the only way to a session and its turns, `Standing` judges how a session stands,
 `ModelRule` which model it uses, `Admission` whether one more is allowed, `Turns` writes the rows of turns, `UnitOfWork`
-opens the transactions, `Upkeep` writes down what time has ended.
+opens the transactions, `Upkeep` writes down what time has ended and goes on with what takes long.
 """
 
 from collections.abc import Callable, Sequence
@@ -191,6 +191,7 @@ class SessionService:
                 await self._put_lock(session, True, actor, "fork", db_session)
             copies = await db_session.copy_turns(path, session.id)
             session.head_id, session.turn_count = copies[-1] if copies else None, len(copies)
+            await self.upkeep.index_copies(session, db_session)
             await db_session.update(session, **snapshot(session))
             await once.remember(str(session.id))
             return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
@@ -684,6 +685,8 @@ class SessionService:
     async def sweep(self, db_session: DbSession, *, alone: bool = False, thorough: bool = True) -> int:
         """Write down what time has ended: lapsed turns, and if `thorough` sessions and spent rows. Returns how many.
 
+        What long forks and imports brought along is let be found.
+
         Bounded, idempotent and safe with several at once; no rule depends on it. `alone`: this is the only process,
         so a turn that another one held is lost already.
         """
@@ -757,6 +760,7 @@ class SessionService:
         await db_session.add_turns(self.turns.brought(session, brought.turns, ids))
         session.head_id = ids[brought.head] if brought.head is not None else None
         session.turn_count = len(ids)
+        await self.upkeep.index_copies(session, db_session)
         await db_session.update(session, **snapshot(session))
         return session, allowance
 

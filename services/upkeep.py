@@ -1,9 +1,12 @@
 """What time has ended is written down, what it has made worthless is forgotten, and a wrong clock's is put right.
 
+What takes too long for the verb that asks for it is begun by the verb and gone on with here, some of it at a time.
+
 No rule depends on any of it. Each transaction is bounded, and several processes may do it at once.
 """
 
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID
@@ -36,8 +39,12 @@ SWEEP_ROWS = 100
 LAPSED_ROWS = 100
 #: turns of a deleted session that one transaction takes away; the words of long ones take their time
 ERASED_TURNS = 50
+#: copied turns that one transaction lets be found, and the characters of them, give or take a turn
+INDEXED_TURNS, INDEXED_CHARACTERS = 25, 200_000
 #: such transactions in one sweep
-ERASED_ROUNDS = 100
+ERASED_ROUNDS, INDEXED_ROUNDS = 100, 100
+#: before the first turn of any session
+BEFORE_ALL = UUID(int=0)
 #: when a session was deleted that nobody can have back, whatever the clock says
 FOR_GOOD = datetime.fromtimestamp(0, UTC)
 
@@ -60,6 +67,7 @@ class Upkeep:
             with suppress(NotFound):  # deleted meanwhile
                 await self._interrupt(turn_id, db_session, alone=alone)
         await self.put_right(db_session, rates=thorough)
+        await self._index(db_session)
         if not thorough:
             return len(lapsed)
         await refusals.settle(self.now, db_session)
@@ -95,7 +103,7 @@ class Upkeep:
         """
         if session.deleted_at != FOR_GOOD:
             await record("session_erased", session, actor, self.now(), db_session)
-            await db_session.update(session, deleted_at=FOR_GOOD)
+            await db_session.update(session, deleted_at=FOR_GOOD, indexed_to=None)
         if not await db_session.erase_turns(session.id, ERASED_TURNS):
             return False
         await db_session.erase_session(session.id)
@@ -103,16 +111,49 @@ class Upkeep:
 
     async def _erase(self, db_session: DbSession) -> int:
         """Take away what was deleted long enough ago."""
-        erased, rounds, deleted_before = 0, 0, self.now() - DELETED_KEPT
-        for session_id in await db_session.list_deleted_sessions(deleted_before, LAPSED_ROWS):
+        deleted_before = self.now() - DELETED_KEPT
+
+        async def erase(session_id: UUID) -> bool:
+            session = await db_session.lock_deleted_session(session_id, deleted_before)
+            return session is None or await self.erase(session, SYSTEM, db_session)
+
+        ids = await db_session.list_deleted_sessions(deleted_before, LAPSED_ROWS)
+        return await self._in_parts(erase, ids, ERASED_ROUNDS, db_session)
+
+    async def index_copies(self, session: Session, db_session: DbSession) -> None:
+        """Let be found what was copied into a new session, of much some turns; the sweep goes on with the others."""
+        session.indexed_to = BEFORE_ALL
+        await db_session.index_turns(session, INDEXED_TURNS, INDEXED_CHARACTERS)
+
+    async def _index(self, db_session: DbSession) -> None:
+        """Let be found what was copied, as far as nobody has."""
+
+        async def index(session_id: UUID) -> bool:
+            session = await db_session.find_session(session_id, None, lock=True, deleted_after=FOR_GOOD)
+            if session is None or session.indexed_to is None:
+                return True
+            await db_session.index_turns(session, INDEXED_TURNS, INDEXED_CHARACTERS)
+            return session.indexed_to is None
+
+        await self._in_parts(index, await db_session.list_sessions_to_index(LAPSED_ROWS), INDEXED_ROUNDS, db_session)
+
+    async def _in_parts(
+        self,
+        part: Callable[[UUID], Awaitable[bool]],
+        session_ids: Sequence[UUID],
+        rounds: int,
+        db_session: DbSession,
+    ) -> int:
+        """Do a part of something to each session in a transaction, until it is done; how many came to that."""
+        done = 0
+        for session_id in session_ids:
             over = False
-            while not over and rounds < ERASED_ROUNDS:
-                rounds += 1
+            while not over and rounds:
+                rounds -= 1
                 async with self._units.writing(db_session):
-                    session = await db_session.lock_deleted_session(session_id, deleted_before)
-                    over = session is None or await self.erase(session, SYSTEM, db_session)
-                    erased += session is not None and over
-        return erased
+                    over = await part(session_id)
+            done += over
+        return done
 
     async def lapsed_sessions(self, db_session: DbSession) -> list[UUID]:
         """Some of the sessions whose end has passed and is not written down yet; all of them are come to in turn."""

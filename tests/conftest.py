@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from piccolo.table import Table
 
+import services.upkeep
 from db.db_session import DbSession, new_id
 from db.engine import Engine, SqliteEngine, migrate, open_engine
 from db.tables import TABLES, Account, AccountGroup, Journal, LimitRule, Model, RefusalCount
@@ -376,6 +377,12 @@ def journal(engine: Engine) -> JournalRows:
         return await query.where(Journal.what == what if what else Journal.what.not_in(NOT_OF_SESSIONS))
 
     return rows
+
+
+@pytest.fixture
+def a_copy_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is forked or imported one turn is found at once, and one more after each transaction of a sweep."""
+    monkeypatch.setattr(services.upkeep, "INDEXED_TURNS", 1)
 
 
 Chain = Callable[[UUID], Awaitable[list[str]]]

@@ -47,8 +47,8 @@ ALONG = {
     "session_pkey",
     "sqlite_autoindex_session_1",
 }
-#: indexes that hold nothing but what runs at this moment
-RUNNING = re.compile(r"turn_running")
+#: indexes that hold nothing but what runs at this moment, or what the next sweep has to do
+RUNNING = re.compile(r"turn_running|session_to_index")
 
 
 class Heard:

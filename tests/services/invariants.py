@@ -291,13 +291,16 @@ def J2_the_first_refusal_is_journalled_and_the_others_counted(
 
 
 def the_index_holds_what_is_said(rows: Rows) -> None:
-    """Every turn once, and every title given by hand, for its owner alone."""
+    """Every turn once, and every title given by hand, for its owner alone; copies as far as their session says."""
+    far = {session["id"]: session["indexed_to"] for session in rows["session"]}
     said = {
         (session["id"], None): words_of(session["title"], session["owner_id"], session["id"])
         for session in rows["session"]
         if session["title"]
     }
     for turn in rows["turn"]:
+        if turn["copied_from"] and (to := far[turn["session_id"]]) is not None and turn["id"] > to:
+            continue
         told = text_of(turn["prompt"], turn["reply"])
         said[turn["session_id"], turn["id"]] = words_of(told, turn["owner_id"], turn["session_id"])
     assert len(rows["said"]) == len(said)

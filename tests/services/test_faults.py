@@ -30,6 +30,8 @@ from tests.conftest import Clock
 from tests.services.invariants import all_rows, effects
 from tests.services.world import World
 
+pytestmark = pytest.mark.usefixtures("a_copy_at_a_time")
+
 Answer = TypeVar("Answer")
 Do = Callable[[DbSession], Awaitable[Answer]]
 #: before and after: this call does nothing, or does it and does not say so; gone: nor does any later one;

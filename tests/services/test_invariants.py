@@ -26,6 +26,8 @@ from tests.services.invariants import Ledger
 from tests.services.verbs import VERBS, Call, Pick, set_limit
 from tests.services.world import World
 
+pytestmark = pytest.mark.usefixtures("a_copy_at_a_time")
+
 #: how many lives of a world; 0 for a few that are always the same
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", 0))
 STEPS = 40

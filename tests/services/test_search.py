@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+import services.upkeep
 from db.db_session import DbSession, Piece
 from db.engine import Engine
 from db.words import folded, words_of
@@ -98,6 +99,46 @@ async def test_F1_titles_forks_and_imports_are_found_and_what_is_deleted_is_not(
     assert await found(sessions, db_session, ann, "obelisk") == []
     if engine.engine_type == "sqlite":
         await engine.run("INSERT INTO said_words (said_words, rank) VALUES ('integrity-check', 1)")
+
+
+async def test_F1_what_is_copied_is_found_a_part_at_a_time_whatever_happens_meanwhile(
+    sessions: SessionService, other_worker: SessionService, db_session: DbSession, ann: Actor, guest: Actor,
+    at_once: AtOnce, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """All in one transaction, a long import kept every other writer waiting for seconds."""
+    monkeypatch.setattr(services.upkeep, "INDEXED_TURNS", 2)
+    monkeypatch.setattr(services.upkeep, "INDEXED_ROUNDS", 1)
+    exchanges = [(f"Part {number}", f"word{number}") for number in range(7)]
+
+    async def known(actor: Actor, **which: str) -> list[int]:
+        return [n for n in range(7) if await found(sessions, db_session, actor, f"word{n}", **which)]
+
+    id = (await sessions.import_session(Brought.told("", exchanges), db_session, actor=guest)).row.id
+    assert await known(guest) == [0, 1]
+    later = await told(sessions, db_session, guest, "Later", "obelisk", id)
+    # Whoever imported it may be gone: another process goes on.
+    await other_worker.sweep(db_session, thorough=False)
+    assert await known(guest) == [0, 1, 2, 3]
+    await sessions.adopt_sessions(guest.id, db_session, actor=ann)
+    await sessions.delete_session(id, db_session, actor=ann)
+    results = await at_once(3, lambda _, db: other_worker.sweep(db, thorough=False))
+    assert len(results.done) == 3
+    assert (await known(ann, show="deleted"), await known(ann), await known(guest)) == ([*range(7)], [], [])
+    await sessions.restore_session(id, db_session, actor=ann)
+    assert await known(ann) == [*range(7)]
+    assert [one.turn_id for _, one in await found(sessions, db_session, ann, "obelisk")] == [later]
+    for _ in range(2):
+        assert await db_session.list_sessions_to_index(9) == []
+        await sessions.sweep(db_session)
+    # One long turn is a part of its own, and what is erased meanwhile is not come back to.
+    monkeypatch.setattr(services.upkeep, "INDEXED_CHARACTERS", 3)
+    fork = (await sessions.fork_session(id, db_session, actor=ann)).row.id
+    assert [one[0] for one in await found(sessions, db_session, ann, "word1")] == [id]
+    await sessions.sweep(db_session, thorough=False)
+    assert [one[0] for one in await found(sessions, db_session, ann, "word1")] == [fork, id]
+    monkeypatch.setattr(services.upkeep, "ERASED_TURNS", 2)
+    await sessions.delete_session(fork, db_session, actor=ann, for_good=True)
+    assert await db_session.list_sessions_to_index(9) == []
 
 
 async def test_F1_what_fails_halfway_is_not_found(
