@@ -28,8 +28,8 @@ from tests.web.people import PASSWORD
 from tests.web.running import PLAIN, SETTINGS, Server
 from tests.web.wire import (
     HTMX,
-    IN_TIME,
     JSON,
+    SENT_AWAY_SECONDS,
     SOON,
     begin,
     chat,
@@ -40,6 +40,7 @@ from tests.web.wire import (
     streaming,
     text_of,
     turn_of,
+    within,
 )
 
 LONG = bool(os.environ.get("LONG_TESTS"))
@@ -428,20 +429,19 @@ def test_O4_who_loses_the_right_is_refused_and_its_streams_end_in_every_process(
             while {taken(cluster).get(watcher.port) for watcher in watchers} < {*cluster.workers, None}:
                 watchers.append(Watcher(everywhere["dan"][0], dans))
                 stack.enter_context(watching(watchers[-1]))
-            began = time.monotonic()
-            for url, fields in (
-                ("/admin/accounts/change", {"account_id": ids["dan"], "disabled": True}),
-                ("/admin/accounts/change", {"account_id": ids["eva"], "role": "user"}),
-                ("/account/tokens/revoke", {"token_id": fays}),
-                ("/account/logins/revoke", {"account_id": ids["hal"]}),
-            ):
-                root.post(url, json=fields).raise_for_status()
-            everywhere["gus"][1].post("/logout", json={})
-            for name, clients in everywhere.items():
-                url = "/admin" if name == "eva" else "/account"
-                lost[name] = {client.get(url).status_code for client in clients for _ in range(4)}
-            wait_until(lambda: all(watcher.when("gone") for watcher in watchers))
-            assert time.monotonic() - began < IN_TIME
+            with within(SENT_AWAY_SECONDS, *cluster.both):
+                for url, fields in (
+                    ("/admin/accounts/change", {"account_id": ids["dan"], "disabled": True}),
+                    ("/admin/accounts/change", {"account_id": ids["eva"], "role": "user"}),
+                    ("/account/tokens/revoke", {"token_id": fays}),
+                    ("/account/logins/revoke", {"account_id": ids["hal"]}),
+                ):
+                    root.post(url, json=fields).raise_for_status()
+                everywhere["gus"][1].post("/logout", json={})
+                for name, clients in everywhere.items():
+                    url = "/admin" if name == "eva" else "/account"
+                    lost[name] = {client.get(url).status_code for client in clients for _ in range(4)}
+                wait_until(lambda: all(watcher.when("gone") for watcher in watchers))
     assert lost == {"dan": {401}, "eva": {403}, "fay": {401}, "gus": {401}, "hal": {401}}
 
 

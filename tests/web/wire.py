@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import httpx
+
+from tests.web.running import Server
 
 T = TypeVar("T")
 
@@ -43,8 +46,8 @@ STREAM_SECONDS = 90
 #: how late may be what comes within a second on a quiet machine: less than what else would bring it, which is a
 #: heartbeat, and the first one comes after 7.5 s or later
 SOON = 7.0
-#: the same of what comes within five seconds: less than the regular heartbeat
-IN_TIME = 14.0
+#: within which whoever loses the right to a stream is sent away (O4)
+SENT_AWAY_SECONDS = 5.0
 
 
 # ---------------------------------------------------------------- forms
@@ -267,6 +270,51 @@ def soon(act: Callable[[], Any], seconds: float = 0.2) -> Iterator[None]:
         done = pool.submit(lambda: (time.sleep(seconds), act()))
         yield
         done.result(STREAM_SECONDS)
+
+
+class _Pulse(threading.Thread):
+    """Asks a server something small again and again, and how long that takes at worst."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port, self._over, self._asked_at = port, threading.Event(), time.monotonic()
+        self._worst = 0.0
+
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            self._asked_at = time.monotonic()
+            # A connection of its own, so that all who serve there come to be asked.
+            with closing(HTTPConnection("127.0.0.1", self._port, STREAM_SECONDS)) as connection:
+                connection.request("GET", "/readyz")
+                connection.getresponse().read()
+            self._worst = max(self._worst, time.monotonic() - self._asked_at)
+
+    def worst(self) -> float:
+        """So far, whether an answer has come or not."""
+        return max(self._worst, time.monotonic() - self._asked_at)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join(STREAM_SECONDS)
+
+
+@contextmanager
+def within(seconds: float, *servers: Server) -> Iterator[None]:
+    """What the block waits for has come in time.
+
+    The machine may be busy with other things: a look at who may still read, its answer and the end of the stream may
+    each come as late as the same servers are meanwhile with any answer.
+    """
+    pulses, began = [_Pulse(server.port) for server in servers], time.monotonic()
+    for pulse in pulses:
+        pulse.start()
+    try:
+        yield
+        took, late = time.monotonic() - began, max(pulse.worst() for pulse in pulses)
+    finally:
+        for pulse in pulses:
+            pulse.stop()
+    assert took < seconds + 3 * late, (took, late)
 
 
 # ---------------------------------------------------------------- verbs
