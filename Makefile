@@ -28,7 +28,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel lock clean browser browsers pictures
+.PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel sbom lock clean browser browsers pictures
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,10 @@ fuzz: .venv/.dev ## let schemathesis look for an answer that /openapi.json does 
 
 wheel: .venv/.runtime ## build dist/turnkeeper-….whl
 	@$(PY) -m hatchling build --target wheel
+
+sbom: .venv/.runtime ## write what a release is made of to dist/turnkeeper.cdx.json (CycloneDX)
+	@mkdir -p dist
+	@$(PY) -m benchmarks.sbom > dist/turnkeeper.cdx.json
 
 lock: .venv/bin/python .venv/bin/pip ## pin again what pyproject.toml asks for (UPGRADE=1: newer versions too)
 	@$(PY) -m uv --version >/dev/null 2>&1 || $(PIP) install uv

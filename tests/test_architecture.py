@@ -1,11 +1,15 @@
 """Who may import whom, and what may be written where."""
 
 import ast
+import hashlib
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeGuard
 
 import pytest
+
+from benchmarks.sbom import bill
 
 ROOT = Path(__file__).parents[1]
 #: layer → what it may not import
@@ -162,6 +166,17 @@ def test_sql_is_never_formatted_from_values() -> None:
     for layer in ("services", "web"):
         for path in modules(layer):
             assert not re.search(r"f\"[^\"]*\b(SELECT|INSERT|UPDATE|DELETE)\b ", path.read_text()), path
+
+
+def test_the_bill_of_materials_names_what_is_pinned_and_what_was_taken_from_elsewhere() -> None:
+    told = bill()["components"]
+    named = {(one["name"], one["version"]) for one in told}
+    lock = (ROOT / "requirements.lock").read_text()
+    assert len(named) == len(told) == len(re.findall(r"^\w", lock, re.M)) + 1
+    assert ("litestar", version("litestar")) in named and ("msgspec", version("msgspec")) in named
+    (htmx,) = [one for one in told if one["name"] == "htmx.org"]
+    shipped = hashlib.sha256((ROOT / "static" / "vendor" / "htmx.js").read_bytes()).hexdigest()
+    assert htmx["hashes"] == [{"alg": "SHA-256", "content": shipped}]
 
 
 def test_every_dependency_is_pinned_with_its_hash() -> None:
