@@ -137,6 +137,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    admission.main()
+    admission.on_both(admission.measure)
     asyncio.run(readers.main())
     interaction.main()

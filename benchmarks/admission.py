@@ -203,11 +203,12 @@ def fresh_databases() -> Iterator[tuple[Fresh, Fresh]]:
         yield file, database
 
 
-def main() -> None:
+def on_both(measure: Callable[[str, Fresh], Awaitable[None]]) -> None:
+    """The same on either database."""
     with fresh_databases() as (file, database):
         asyncio.run(measure("SQLite", file))
         asyncio.run(measure("PostgreSQL", database))
 
 
 if __name__ == "__main__":
-    main()
+    on_both(measure)

@@ -11,25 +11,12 @@ from typing import Any
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.browser.conftest import long_session
+from tests.browser.visit import TEXT
 from tests.servers import CHROMIUM_FLAGS, find_chromium
 from tests.web.running import a_server
 
 LENGTHS = (10, 1000)
 ROUNDS = 15
-TEXT = """A **paragraph** of some words, as a model writes them.
-
-- one
-- two
-
-| a | b |
-|---|---|
-| 1 | 2 |
-
-```python
-def f(): return 1
-```
-
-Another paragraph, and the end."""
 #: keeps what each interaction took
 OBSERVE = """() => {
     window.took = [];

@@ -4,7 +4,6 @@
 machine's, at that moment.
 """
 
-import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from benchmarks.admission import Fresh, an_actor, fresh_databases, median_ms, prepared
+from benchmarks.admission import Fresh, an_actor, median_ms, on_both, prepared
 from db.db_session import DbSession, new_id, snapshot
 from db.engine import Engine
 from db.tables import TABLES, Session, Turn
@@ -126,11 +125,5 @@ async def measure(name: str, fresh: Fresh) -> None:
         await engine.stop()
 
 
-def main() -> None:
-    with fresh_databases() as (file, database):
-        asyncio.run(measure("SQLite", file))
-        asyncio.run(measure("PostgreSQL", database))
-
-
 if __name__ == "__main__":
-    main()
+    on_both(measure)

@@ -11,7 +11,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from tests.browser.conftest import PASSWORD
 from tests.browser.drivers import BROWSERS
 from tests.browser.visit import BOX, REPLIES, Visit, button, field, link
-from tests.web.running import SETTINGS, Server, a_server
+from tests.web.running import AGING, SETTINGS, Server, a_server
 from tests.web.wire import JSON
 from tests.web.wire import chat as ask
 
@@ -31,7 +31,7 @@ $$
 
 The end."""
 
-MANY = """
+MANY = f"""
 [[models]]
 id = "priced"
 provider = "builtin"
@@ -56,14 +56,7 @@ upstream = "echo"
 label = "Off"
 state = "disabled"
 
-[[models]]
-id = "aging"
-provider = "builtin"
-upstream = "echo"
-label = "Aging"
-state = "deprecated"
-replacement = "fast"
-
+{AGING}
 [groups"""
 
 

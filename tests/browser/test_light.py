@@ -3,6 +3,7 @@
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Chat, long_session
+from tests.browser.visit import TEXT
 from tests.web.running import ROOT
 
 SHIFTS = """since => new Promise(done => {
@@ -26,24 +27,6 @@ FINISHED = """() => {
     const turn = [...document.querySelectorAll("article.turn")].at(-1);
     window.finished = [turn.querySelector(".window p"), turn.querySelector(".text.rich > p")];
 }"""
-TEXT = """A **paragraph** of some words.
-
-- one
-- two
-
-| a | b |
-|---|---|
-| 1 | 2 |
-
-```python
-def f(): return 1
-```
-
-$$
-x^2
-$$
-
-Another paragraph, and the end."""
 
 
 def test_our_own_script_is_small() -> None:

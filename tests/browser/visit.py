@@ -28,6 +28,25 @@ KEYS |= {"Up": Keys.ARROW_UP, "Down": Keys.ARROW_DOWN}
 
 BOX = ".composer-text"
 REPLIES = "article.turn .reply > .text"
+#: something of every kind
+TEXT = """A **paragraph** of some words.
+
+- one
+- two
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+def f(): return 1
+```
+
+$$
+x^2
+$$
+
+Another paragraph, and the end."""
 
 
 def button(name: str) -> str:

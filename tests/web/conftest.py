@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.web.running import Server, a_server
+from tests.web.running import AGING, Server, a_server
 from tests.web.wire import BROWSER, JSON
 
 #: a closed port of ours: whoever asks there is refused at once
@@ -63,14 +63,7 @@ label = "Old"
 state = "retired"
 replacement = "smart"
 
-[[models]]
-id = "aging"
-provider = "builtin"
-upstream = "echo"
-label = "Aging"
-state = "deprecated"
-replacement = "fast"
-
+{AGING}
 [[models]]
 id = "far"
 provider = "down"

@@ -28,6 +28,15 @@ NOISE = re.compile(
 #: no certificate is ever looked at, and reading those of the machine takes longer than most tests
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
+#: a model that is going away
+AGING = """[[models]]
+id = "aging"
+provider = "builtin"
+upstream = "echo"
+label = "Aging"
+state = "deprecated"
+replacement = "fast"
+"""
 SETTINGS = """
 default_model = "fast"
 
