@@ -956,6 +956,18 @@ class DbSession:
         """Where one owner's turns and titles hold every word, the newest first, of those numbered below `before`."""
         return await search_index.find(self.engine, asked, owner_id, before, limit)
 
+    async def find_hit(self, id: UUID, owner_id: UUID) -> int | None:
+        """The number of one owner's turn, or of a session's title, in the index."""
+        rows = await Said.raw(
+            "SELECT no FROM said WHERE turn_id = {} AND owner_id = {} UNION ALL "
+            "SELECT no FROM said WHERE session_id = {} AND turn_id IS NULL AND owner_id = {}",
+            id,
+            owner_id,
+            id,
+            owner_id,
+        )
+        return int(rows[0]["no"]) if rows else None
+
     async def has_later_hit(self, asked: Asked, session_id: UUID, after: int) -> bool:
         return await search_index.holds_later(self.engine, asked, session_id, after)
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from db.db_session import DbSession
 from db.tables import Session
 from db.words import Asked, composed, joined
+from services.errors import InvalidRequest
 from services.outcomes import Found
 
 #: hits that are read at once at most, and how often for one page
@@ -32,67 +33,72 @@ BEFORE, EXCERPT = 40, 180
 #: whoever looks through long texts waits for whoever does already: the threads are for everybody
 _READING = asyncio.Semaphore(1)
 
-#: number and session of the hit behind which the next page begins
-Place = tuple[int, UUID]
+#: the hit behind which the next page begins, and once more: a turn, or the session whose title it is. Its number would
+#: tell how much everybody says
+Place = tuple[UUID, UUID]
 
 
 async def look(
     q: str, db_session: DbSession, *, owner_id: UUID, limit: int, after: Place | None = None, **which: Any
 ) -> tuple[list[Session], dict[UUID, Found], Place | None]:
-    """One owner's sessions that hold what is looked for, where it stands, and behind which hit to go on."""
+    """One owner's sessions that hold what is looked for, where it stands, and behind which hit to go on.
+
+    Raises InvalidRequest where the hit to go on behind is no longer there.
+    """
     asked = Asked(q)
-    shown: list[tuple[Session, int, UUID | None]] = []
-    following = await _look(asked, shown, db_session, owner_id, limit, after, which) if asked else None
+    before = await db_session.find_hit(after[0], owner_id) if after is not None else END
+    if before is None:
+        raise InvalidRequest("This cursor is not one of ours, or no longer.", field="cursor")
+    shown: list[tuple[Session, UUID | None]] = []
+    last = await _look(asked, shown, db_session, owner_id, limit, before, which) if asked else None
     found = await _told(shown, asked, db_session)
-    return [session for session, *_ in shown], found, following
+    return [session for session, _ in shown], found, (last, last) if last is not None else None
 
 
 async def _look(
     asked: Asked,
-    shown: list[tuple[Session, int, UUID | None]],
+    shown: list[tuple[Session, UUID | None]],
     db_session: DbSession,
     owner_id: UUID,
     limit: int,
-    after: Place | None,
+    before: int,
     which: dict[str, Any],
-) -> Place | None:
-    """Fill `shown`; behind which hit to go on."""
+) -> UUID | None:
+    """Fill `shown` with what is numbered below `before`; behind which hit to go on."""
     passed: set[UUID] = set()
-    place, some = after, limit + 1
+    last, lowest, some = None, before, limit + 1
     for _ in range(LOOKS):
         # As many as are shown, if each is in another session; then more and more at once.
         some = min(some, HITS)
-        hits = await db_session.list_hits(asked, owner_id, place[0] if place is not None else END, some)
+        hits = await db_session.list_hits(asked, owner_id, lowest, some)
         new = {id for _, id, _ in hits} - passed
         rows = await db_session.pick_sessions(list(new), owner_id=owner_id, **which) if new else {}
         for no, id, turn_id in hits:
             if len(passed) == SESSIONS:
-                return place
-            place = no, id
+                return last
+            last, lowest = turn_id or id, no
             if id in passed:
                 continue
             passed.add(id)
             # One of the pages before has shown what was found by a later hit.
-            if id not in rows or (after is not None and await db_session.has_later_hit(asked, id, after[0] - 1)):
+            if id not in rows or (before != END and await db_session.has_later_hit(asked, id, before - 1)):
                 continue
             if len(shown) == limit:
-                last, at, _ = shown[-1]
-                return at, last.id
-            shown.append((rows[id], no, turn_id))
+                session, place = shown[-1]
+                return place or session.id
+            shown.append((rows[id], turn_id))
         if len(hits) < some:
             return None
         some *= 2
-    return place
+    return last
 
 
-async def _told(
-    shown: Sequence[tuple[Session, int, UUID | None]], asked: Asked, db_session: DbSession
-) -> dict[UUID, Found]:
+async def _told(shown: Sequence[tuple[Session, UUID | None]], asked: Asked, db_session: DbSession) -> dict[UUID, Found]:
     """{session: the place that was found in it}."""
     found, left = dict[UUID, Found](), PAGE_CHARACTERS
     for start in range(0, len(shown), READ_TURNS):
         some = shown[start : start + READ_TURNS]
-        turn_ids = [turn_id for *_, turn_id in some if turn_id is not None]
+        turn_ids = [turn_id for _, turn_id in some if turn_id is not None]
         async with _READING:
             texts = await db_session.list_texts(turn_ids, TEXT_CHARACTERS if left > 0 else FEW_CHARACTERS)
             left -= sum(map(len, chain(*texts.values())))
@@ -102,11 +108,11 @@ async def _told(
 
 
 def _places(
-    shown: Sequence[tuple[Session, int, UUID | None]], texts: Mapping[UUID, tuple[str, str]], asked: Asked
+    shown: Sequence[tuple[Session, UUID | None]], texts: Mapping[UUID, tuple[str, str]], asked: Asked
 ) -> dict[UUID, Found]:
     """The same of some sessions, whose turns hold these texts."""
     found = {}
-    for session, _, turn_id in shown:
+    for session, turn_id in shown:
         said = texts.get(turn_id, ()) if turn_id is not None else (session.title,)
         excerpts = [excerpt(text, asked) for text in said]
         text, marks = next((one for one in excerpts if one[1]), excerpts[0] if excerpts else ("", ()))

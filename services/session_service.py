@@ -270,7 +270,7 @@ class SessionService:
         group: str = "",
         running: bool = False,
     ) -> SessionPage:
-        """The actor's own sessions; `everybody` for an admin, or those of `owner_id`. Raises Forbidden.
+        """The actor's own sessions; `everybody` for an admin, or those of `owner_id`. Raises Forbidden, InvalidRequest.
 
         `q` looks through what was said in one's own, the newest match first; through titles in everybody's.
         """

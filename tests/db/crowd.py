@@ -20,6 +20,7 @@ from db.tables import (
     TurnPiece,
     Usage,
 )
+from db.words import mark_of
 from services.actor import Actor
 from services.session_service import SessionService
 
@@ -36,9 +37,9 @@ async def crowd(
     await sessions.finish_turn(turn.id, db_session, state="done")
     earlier = "STRFTIME('%Y-%m-%d %H:%M:%f', one.last_activity_at, '-' || n || ' seconds') || '+00:00'"
     id, other_owner = _id("n"), _id(f"1000000000 + n % {owners}")
-    place = "one.no + n"
+    place, words = "one.no + n", f"replace(one.words, '{mark_of(actor.id)}', '_other')"
     if engine.engine_type == "postgres":
-        place = "NEXTVAL(PG_GET_SERIAL_SEQUENCE('said', 'no'))"
+        place, words = "NEXTVAL(PG_GET_SERIAL_SEQUENCE('said', 'no'))", "one.words"
         id, other_owner = f"CAST({id} AS UUID)", f"CAST({other_owner} AS UUID)"
         earlier = "one.last_activity_at - n * INTERVAL '1 second'"
     mine = f"n % {owners} = 0"
@@ -57,6 +58,7 @@ async def crowd(
     await _copy(
         Said, f"one.turn_id = '{turn.id}'", rows,
         no=place, turn_id=id, owner_id=owner, session_id=inside,
+        words=f"CASE WHEN {mine} THEN one.words ELSE {words} END",
     )  # fmt: skip
     begun = f"one.turn_id = '{turn.id}' AND one.what = 'turn_begun'"
     what = "CASE WHEN n % 3 = 0 THEN 'model_switched' ELSE one.what END"

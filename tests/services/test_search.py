@@ -16,7 +16,7 @@ from services.actor import Actor
 from services.brought import Brought
 from services.outcomes import Found
 from services.session_service import SessionService
-from tests.conftest import AtOnce, Clock, Configure, Everything, StorageFails
+from tests.conftest import AtOnce, Clock, Configure, Everything, Refused, StorageFails
 
 #: what somebody might type who wants more than words
 HOSTILE = [
@@ -201,6 +201,34 @@ async def test_F2_each_session_is_found_once_by_its_newest_match_page_by_page(
         if (after := page.next) is None:
             break
     assert (seen, pages > 4) == (in_order, True)
+
+
+async def test_F2_a_search_goes_on_behind_what_is_ones_own_and_tells_no_number(
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, refused: Refused
+) -> None:
+    """Counted over everybody's, a number told how much is said on the whole server."""
+    titled = (await sessions.create_session(db_session, actor=ann, title="Obelisk")).row.id
+    turns = [await told(sessions, db_session, ann, f"obelisk {number}", "", None) for number in range(3)]
+    await told(sessions, db_session, bob, "obelisk", "")
+    seen, after = list[UUID | None](), None
+    for hit in (*turns[::-1], titled):
+        page = await sessions.list_sessions(db_session, actor=ann, q="obelisk", limit=1, after=after)
+        seen += [live.found.turn_id for live in page.sessions if live.found is not None]
+        after = page.next
+        assert after == ((hit, hit) if hit != titled else None)
+    assert seen == [*turns[::-1], None]
+    # Behind a title, and behind what was deleted meanwhile; not behind what is another's, or gone.
+    behind = {"q": "obelisk", "after": (titled, titled)}
+    assert (await sessions.list_sessions(db_session, actor=ann, **behind)).sessions == []
+    session_id = (await db_session.find_turn(turns[1])).session_id  # type: ignore[union-attr]
+    behind["after"] = (turns[1], turns[1])
+    await sessions.delete_session(session_id, db_session, actor=ann)
+    assert len((await sessions.list_sessions(db_session, actor=ann, **behind)).sessions) == 2
+    async with refused("invalid_request"):
+        await sessions.list_sessions(db_session, actor=bob, **behind)
+    await sessions.delete_session(session_id, db_session, actor=ann, for_good=True)
+    async with refused("invalid_request"):
+        await sessions.list_sessions(db_session, actor=ann, **behind)
 
 
 async def test_F2_a_search_is_narrowed_as_the_list_is(

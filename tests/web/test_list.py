@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.web.running import Server
-from tests.web.wire import BROWSER, HTMX, chat, create, problem
+from tests.web.wire import BROWSER, HTMX, JSON, chat, create, problem
 
 FORM = {"Accept": BROWSER}
 
@@ -30,6 +30,20 @@ def test_what_was_said_is_found_with_its_place(guest: httpx.Client) -> None:
     assert link and link[1] == f"/session/{turn['session_id']}?turn={turn['id']}#turn-{turn['id']}"
     assert found(guest, q="nowhere to be found") == []
     assert all(one["found"] is None for one in found(guest))
+
+
+def test_a_search_goes_on_where_a_page_ended_and_nowhere_else(guest: httpx.Client, visitor: httpx.Client) -> None:
+    turns = [chat(guest, f"/text sundial {number}") for number in range(3)]
+    seen, asked = [], {"q": "sundial", "limit": 2}
+    while True:
+        found = guest.get("/session", params=asked).json()
+        seen += [one["found"]["turn_id"] for one in found["sessions"]]
+        if found["next_cursor"] is None:
+            break
+        asked["cursor"] = found["next_cursor"]
+        assert UUID(asked["cursor"].removeprefix("0-")) == UUID(turns[1]["id"])
+    assert seen == [turn["id"] for turn in turns[::-1]]
+    problem(visitor.get("/session", params=asked, headers={"Accept": JSON}), 400, "invalid_request")
 
 
 def test_a_turn_that_was_found_is_shown_wherever_it_stands(guest: httpx.Client) -> None:

@@ -431,8 +431,8 @@ def sessions_view(found: SessionPage) -> SessionsView:
 def wanted(query: ListSessions) -> dict[str, Any]:
     """A query as `list_sessions` takes it. Raises InvalidRequest."""
     fields = msgspec.structs.asdict(query)
-    fields.pop("deleted", None)
-    if "show" in fields and query.q and not fields["show"]:
+    del fields["deleted"]
+    if query.q and not query.show:
         fields["show"] = "all"
     sort: Sort | Literal["match"] = "match" if query.q else "activity"
     return fields | {"after": position_of(fields.pop("cursor"), sort)}
@@ -447,7 +447,7 @@ def position_of(cursor: str, sort: Sort | Literal["match"] = "activity") -> tupl
         place, session_id = int(number), UUID(id)
         if not abs(place) < (2**31 if sort == "turns" else 2**63):
             raise OverflowError
-        if sort == "age":
+        if sort in ("age", "match"):
             return session_id, session_id
         return instant(place) if sort in ("activity", "deletion") else place, session_id
     except (ValueError, OverflowError) as error:
