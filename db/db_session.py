@@ -265,8 +265,10 @@ class DbSession:
         """Note that a login was used."""
         await Login.update({Login.last_used_at: now}).where(Login.id == login_id, Login.revoked_at.is_null())
 
-    async def revoke_login(self, login_id: UUID, now: datetime) -> None:
-        await Login.update({Login.revoked_at: now}).where(Login.id == login_id, Login.revoked_at.is_null())
+    async def revoke_login(self, login_id: UUID, now: datetime) -> bool:
+        """End a login; of several at once one is told True."""
+        ending = Login.update({Login.revoked_at: now}).where(Login.id == login_id, Login.revoked_at.is_null())
+        return bool(await ending.returning(Login.id))
 
     async def list_api_tokens(self, account_id: UUID, now: datetime) -> list[ApiToken]:
         """The living tokens of an account, newest first."""
@@ -280,6 +282,13 @@ class DbSession:
     async def find_api_token_by_id(self, token_id: UUID) -> ApiToken | None:
         """A token that was not revoked."""
         return await self._object(ApiToken, ApiToken.id == token_id, ApiToken.revoked_at.is_null())
+
+    async def revoke_api_token(self, token_id: UUID, now: datetime) -> bool:
+        """End a token; of several at once one is told True."""
+        ending = ApiToken.update({ApiToken.revoked_at: now}).where(
+            ApiToken.id == token_id, ApiToken.revoked_at.is_null()
+        )
+        return bool(await ending.returning(ApiToken.id))
 
     async def logins_of(
         self, token_hashes: Sequence[str], now: datetime, used_after: datetime

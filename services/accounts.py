@@ -425,8 +425,7 @@ class Accounts:
             await db_session.lock(f"login:{token_hash}")
             login = await self.find_login(login_cookie, db_session)
             account = await db_session.find_account(login.account_id) if login is not None else None
-            if login is not None and account is not None:
-                await db_session.revoke_login(login.id, now)
+            if login is not None and account is not None and await db_session.revoke_login(login.id, now):
                 await db_session.record("signed_out", _person(account, actor.request_id), now, owner_id=account.id)
 
     # ------------------------------------------------------------ the first admin

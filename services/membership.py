@@ -20,6 +20,7 @@ from services.text import REASON_CHARACTERS, checked_line, storable
 
 Role = Literal["user", "admin"]
 NO_ACCOUNT = "There is no such account."
+NO_LOGIN, NO_TOKEN = "There is no such login.", "There is no such token."
 LAST_ADMIN = "This is the last admin who can sign in. Make another one first."
 
 
@@ -169,9 +170,10 @@ class Membership:
                 return UUID(once.answer)
             login = await db_session.find_login_by_id(login_id, self.now(), self.now() - LOGIN_IDLE)
             if login is None or (login.account_id != actor.id and not actor.is_admin):
-                raise NotFound("There is no such login.")
+                raise NotFound(NO_LOGIN)
             await self._locked(login.account_id, db_session, actor)
-            await self._end_login(login, actor, db_session)
+            if not await self._end_login(login, actor, db_session):
+                raise NotFound(NO_LOGIN)
             await once.remember(str(login.account_id))
             return login.account_id
 
@@ -198,9 +200,10 @@ class Membership:
                 return UUID(once.answer)
             token = await db_session.find_api_token_by_id(token_id)
             if token is None or (token.account_id != actor.id and not actor.is_admin):
-                raise NotFound("There is no such token.")
+                raise NotFound(NO_TOKEN)
             await self._locked(token.account_id, db_session, actor)
-            await db_session.update(token, revoked_at=self.now())
+            if not await db_session.revoke_api_token(token.id, self.now()):
+                raise NotFound(NO_TOKEN)
             told = {"reason": token.name, "from_value": token.scopes}
             await self._record("token_revoked", token.account_id, actor, db_session, **told)
             await once.remember(str(token.account_id))
@@ -237,14 +240,15 @@ class Membership:
     async def _end_logins(self, account: Account, actor: Actor, db_session: DbSession) -> int:
         """End every login of an account but the actor's own; how many."""
         living = await db_session.list_logins(account.id, self.now(), self.now() - LOGIN_IDLE)
-        ended = [login for login in living if login.id != actor.login_id]
-        for login in ended:
-            await self._end_login(login, actor, db_session)
-        return len(ended)
+        ended = [await self._end_login(login, actor, db_session) for login in living if login.id != actor.login_id]
+        return sum(ended)
 
-    async def _end_login(self, login: Login, actor: Actor, db_session: DbSession) -> None:
-        await db_session.revoke_login(login.id, self.now())
-        await self._record("login_revoked", login.account_id, actor, db_session)
+    async def _end_login(self, login: Login, actor: Actor, db_session: DbSession) -> bool:
+        """Whether it had not ended before, at another's hand."""
+        ended = await db_session.revoke_login(login.id, self.now())
+        if ended:
+            await self._record("login_revoked", login.account_id, actor, db_session)
+        return ended
 
     async def _record(self, what: str, account_id: UUID, actor: Actor, db_session: DbSession, **facts: Any) -> None:
         await db_session.record(what, actor, self.now(), owner_id=account_id, **facts)

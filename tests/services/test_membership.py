@@ -297,6 +297,23 @@ async def test_of_two_changes_of_a_password_at_once_one_holds(
     assert len(await journal("password_changed")) == 1
 
 
+async def test_a_login_and_a_token_end_once_however_many_end_them_at_once(
+    accounts: Accounts, membership: Membership, db_session: DbSession, ann: Actor, ada: Actor, come: Come,
+    at_once: AtOnce, journal: JournalRows,
+) -> None:  # fmt: skip
+    other, who = await come("ann"), [ann, ada]
+    await accounts.create_token("ann", "laptop", ("chat",), db_session, actor=ann)
+    (token,) = await membership.tokens(ann.id, db_session, actor=ann)
+    assert other.login_id is not None
+    for what, end in (
+        ("login_revoked", lambda n, db: membership.revoke_login(other.login_id, db, actor=who[n % 2])),
+        ("token_revoked", lambda n, db: membership.revoke_token(token.id, db, actor=who[n % 2])),
+    ):
+        together = await at_once(6, end)
+        assert (len(together.done), together.codes) == (1, ["session_not_found"] * 5), what
+        assert len(await journal(what)) == 1
+
+
 async def test_an_admin_gives_a_password_and_every_login_ends(
     accounts: Accounts, membership: Membership, db_session: DbSession, come: Come, ann: Actor, ada: Actor,
     everything: Everything,
