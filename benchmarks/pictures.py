@@ -61,7 +61,11 @@ REASON = "Numbers for the board come from the larger model."
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, a_server(Path(folder), SETTINGS) as server, sync_playwright() as play:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        a_server(Path(folder), SETTINGS, forked=False) as server,
+        sync_playwright() as play,
+    ):
         tokens = server.people("ada:admin:admin", *(f"{name}:user:user" for name in TALKS))
         shown = {name: _talks(server.script(tokens[name]), titles) for name, titles in TALKS.items()}
         with server.script(tokens["ada"]) as ada:

@@ -635,7 +635,7 @@ def run(folder: Path, seconds: float, people: int, seed: int, thinking_seconds: 
     port, told = free_port(), folder / "watched"
     with running("benchmarks.upstream", str(port), "20", "5", folder=ROOT, port=port):
         server = Server(folder, SETTINGS.format(port=port) + TIGHT, WATCHED=str(told), TURNKEEPER_DISCOVER="false")
-        server.program, server.start_seconds = "benchmarks.watched", PATIENCE_SECONDS
+        server.program, server.start_seconds, server.forked = "benchmarks.watched", PATIENCE_SECONDS, False
         server.start()
         try:
             while not told.exists():

@@ -156,7 +156,7 @@ class _OwnTransactions:
     transaction_class: type[_Transaction]
 
     async def changed_elsewhere(self) -> bool:
-        """Whether another process has committed since this was asked before; only where nothing else tells of it."""
+        """Whether another process may have committed since this was asked before; where nothing else tells of it."""
         return False
 
     def own_transaction(self) -> _Transaction | None:
@@ -274,11 +274,12 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
         # Counts what others than this connection commit, and in this process nobody else does.
         (row,) = await _sqlite(self._writer.execute_fetchall("PRAGMA data_version"))
         before, self._data_version = self._data_version, row["data_version"]
-        return before not in (None, self._data_version)
+        # On a connection that is asked for the first time nobody knows.
+        return before != self._data_version
 
     async def writer(self) -> aiosqlite.Connection:
         if self._writer is None:
-            self._writer = await self._connect()
+            self._writer, self._data_version = await self._connect(), None
         return self._writer
 
     @asynccontextmanager

@@ -485,6 +485,7 @@ def run(
     with running("benchmarks.upstream", str(port), "20", "5", folder=ROOT, port=port):
         server = Server(folder, SETTINGS.format(port=port), TURNKEEPER_DISCOVER="false", **environment)
         server.arguments, server.start_seconds = ("--workers", str(workers)), PATIENCE_SECONDS
+        server.forked = False
         server.start()
         try:
             chaos = Chaos(server, database_url or f"sqlite:///{folder}/var/turnkeeper.db", turns, seed, workers, tell)

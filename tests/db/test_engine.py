@@ -238,6 +238,18 @@ async def add(engine: SqliteEngine, key: str) -> None:
     await engine.run("INSERT INTO rate_bucket (key, tat_us) VALUES (?, 1)", [key])
 
 
+async def test_what_another_process_commits_is_noticed_once_and_from_the_first_moment_on(
+    two: list[SqliteEngine],
+) -> None:
+    here, there = two
+    await add(here, "begun here")
+    for number in range(3):
+        await add(there, f"there {number}")
+        assert await here.changed_elsewhere()
+        await add(here, f"here {number}")
+        assert not await here.changed_elsewhere()
+
+
 async def test_a_busy_process_lets_another_one_write_after_the_transaction_it_is_in(two: list[SqliteEngine]) -> None:
     busy, other = two
     done = 0

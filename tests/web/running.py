@@ -1,4 +1,7 @@
-"""A real server: `python -m turnkeeper serve` in a process of its own, on a loopback port, with its own database."""
+"""A real server: `python -m turnkeeper serve` in a process of its own, on a loopback port, with its own database.
+
+Most are forked from a process that has read all modules already; where a test is about starting, Python starts anew.
+"""
 
 import os
 import re
@@ -16,6 +19,7 @@ import httpx
 import pytest
 
 from tests.servers import free_port
+from tests.web import forked
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 150
@@ -75,6 +79,9 @@ open_sessions = 2000
 class Server:
     """One running Turnkeeper."""
 
+    #: neither the server nor the commands beside it start Python anew
+    forked = True
+
     def __init__(self, folder: Path, settings: str = SETTINGS, **environment: str) -> None:
         self.folder = folder
         self.port = free_port()
@@ -96,18 +103,22 @@ class Server:
         #: how long a start may take
         self.start_seconds: float = START_SECONDS
         self.output = ""
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | forked.Forked | None = None
 
     def launch(self) -> None:
         """Start it and do not wait."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error::DeprecationWarning", "-m", self.program, "serve", *self.arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        arguments = ["serve", *self.arguments]
+        if self.forked:
+            self.process = forked.Forked(self.program, arguments, self.folder, self.environment)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error::DeprecationWarning", "-m", self.program, *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
 
     def start(self) -> None:
@@ -126,7 +137,7 @@ class Server:
                 pytest.fail(f"the server did not start:\n{self.output}", pytrace=False)
             time.sleep(0.05)
 
-    def _listen(self, process: "subprocess.Popen[str]") -> None:
+    def _listen(self, process: "subprocess.Popen[str] | forked.Forked") -> None:
         assert process.stdout is not None
         for line in process.stdout:
             self.output += line
@@ -146,6 +157,8 @@ class Server:
 
     def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a command of the command line beside it, on the same settings."""
+        if self.forked:
+            return forked.run("turnkeeper", arguments, self.folder, self.environment, stdin)
         return subprocess.run(
             [*self.command, *arguments],
             cwd=self.folder,
@@ -158,14 +171,7 @@ class Server:
 
     def people(self, *people: str) -> dict[str, str]:
         """Accounts, written `name:role:group`, and a token for each; the password is `tests.web.people.PASSWORD`."""
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.web.people", *people],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = forked.run("tests.web.people", people, self.folder, self.environment)
         assert done.returncode == 0, done.stderr
         return dict(zip((person.partition(":")[0] for person in people), done.stdout.split(), strict=True))
 
@@ -194,9 +200,10 @@ class Server:
 
 
 @contextmanager
-def a_server(folder: Path, settings: str = SETTINGS, **environment: str) -> Iterator[Server]:
+def a_server(folder: Path, settings: str = SETTINGS, *, forked: bool = True, **environment: str) -> Iterator[Server]:
     """A server for one block; whatever it complained about in between fails the test."""
     server = Server(folder, settings, **environment)
+    server.forked = forked
     server.start()
     try:
         yield server

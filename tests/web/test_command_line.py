@@ -63,7 +63,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Server:
 def test_a_real_call_is_no_different(tmp_path: Path) -> None:
     """All the others are made in this process."""
     there, here = Server(tmp_path), Here(tmp_path)
-    here.environment = there.environment
+    there.forked, here.environment = False, there.environment
     for arguments, stdin in ((("account", "create", "ann"), "short\n"), (("config", "show"), ""), (("nonsense",), "")):
         real, ours = there.run(*arguments, stdin=stdin), here.run(*arguments, stdin=stdin)
         assert (real.returncode, real.stdout) == (ours.returncode, ours.stdout)

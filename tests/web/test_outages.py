@@ -92,7 +92,7 @@ def held(server: Server, client: httpx.Client) -> int:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Server]:
-    with a_server(tmp_path) as running:
+    with a_server(tmp_path, forked=False) as running:
         yield running
 
 
@@ -159,7 +159,7 @@ def test_when_the_files_run_out_a_stream_is_refused_and_everything_else_is_answe
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (250, 300))"
     )
     path = f"{tmp_path}{os.pathsep}{ROOT}"
-    with a_server(tmp_path, PYTHONPATH=path) as server, server.guest(Accept=JSON) as client:
+    with a_server(tmp_path, forked=False, PYTHONPATH=path) as server, server.guest(Accept=JSON) as client:
         assert "300 allowed" in server.run("check").stdout
         session = create(client)
         request = (
@@ -191,7 +191,7 @@ def test_who_connects_very_often_and_says_nothing_keeps_nobody_else_out(tmp_path
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (250, 300))"
     )
     path = f"{tmp_path}{os.pathsep}{ROOT}"
-    with a_server(tmp_path, PYTHONPATH=path) as server, ExitStack() as silent:
+    with a_server(tmp_path, forked=False, PYTHONPATH=path) as server, ExitStack() as silent:
         for _ in range(500):
             silent.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
         deadline = time.monotonic() + 60
@@ -270,7 +270,7 @@ def test_a_postgresql_that_crashes_and_comes_back_costs_a_wait_or_a_reason_and_n
     postgres: Postgres, tmp_path: Path
 ) -> None:
     with (
-        a_server(tmp_path, TURNKEEPER_DATABASE_URL=postgres.url) as server,
+        a_server(tmp_path, forked=False, TURNKEEPER_DATABASE_URL=postgres.url) as server,
         server.guest(Accept=JSON) as client,
         server.guest(Accept=JSON) as beside,
     ):

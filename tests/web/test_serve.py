@@ -78,7 +78,7 @@ def reading(*readers: Reader) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that these tests stop, kill and start again."""
-    with a_server(tmp_path_factory.mktemp("serve")) as running:
+    with a_server(tmp_path_factory.mktemp("serve"), forked=False) as running:
         yield running
 
 
@@ -138,6 +138,7 @@ def test_a_second_server_on_the_same_file_is_refused(own: Server) -> None:
 def refused(folder: Path, settings: str = "", **environment: str) -> str:
     """What a start that must fail says."""
     server = Server(folder, settings, **environment)
+    server.forked = False
     done = server.run("serve")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr

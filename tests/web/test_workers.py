@@ -91,7 +91,9 @@ class Cluster:
             provider = "near"
         """
         known = {f"TURNKEEPER_{name}": value for name, value in settings.items()}
-        return Server(folder, SETTINGS + dedent(near), **known)
+        server = Server(folder, SETTINGS + dedent(near), **known)
+        server.forked = False
+        return server
 
     def rows(self, statement: str, *values: Any) -> list[Any]:
         """Straight from the database."""
