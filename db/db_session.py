@@ -160,8 +160,9 @@ class DbSession:
         """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits.
 
         Two that wait for each other never end, so every transaction takes what it locks in one order, rows and names
-        alike: the idempotency key · `setup`, `configuration`, `moves`, `sign_in:…`, `login:…` · the move · `auto:…` ·
-        sessions by id · turns by id · usage · `owner:…`, `model:…`, `instance` · the buckets of rates.
+        alike: the idempotency key · `setup`, `configuration`, `moves`, `sign_in:…`, `login:…`, `admins`, `account:…` ·
+        the move · `auto:…` · sessions by id · turns by id · usage · `owner:…`, `model:…`, `instance` · the buckets of
+        rates · logins.
         """
         if self._postgres:
             for name in names:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiosqlite
@@ -55,16 +55,6 @@ class DatabaseUnavailable(Exception):
 
 class Conflict(Exception):
     """A unique key or a constraint stands against the write."""
-
-
-class Transaction(Protocol):
-    """What both engines hand out while a transaction is open."""
-
-    task: asyncio.Task[Any] | None
-
-    async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]: ...
-
-    def after_commit(self, callback: Callable[[], None], in_doubt: Callable[[], None] | None = None) -> None: ...
 
 
 class _Transaction:
@@ -130,20 +120,30 @@ class _Transaction:
         raise NotImplementedError
 
 
-_shielded: set[asyncio.Task[Any]] = set()
+_shielded: set["asyncio.Future[Any]"] = set()
 
 
-async def _whole(step: Any) -> Any:
-    """Run `step` to its end even when the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(step)
-    _shielded.add(task)
-    task.add_done_callback(_shielded.discard)
+async def _whole(step: Awaitable[Any], undo: Callable[[Any], Awaitable[Any]] | None = None) -> Any:
+    """Run `step` to its end even when the caller is cancelled meanwhile; then `undo` what it has brought."""
+    task = _shield(step)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        # A result nobody waits for any more must not be reported as never retrieved.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(lambda done: _unclaimed(done, undo))
         raise
+
+
+def _shield(step: Awaitable[Any]) -> "asyncio.Future[Any]":
+    task = asyncio.ensure_future(step)
+    _shielded.add(task)
+    task.add_done_callback(_shielded.discard)
+    return task
+
+
+def _unclaimed(done: "asyncio.Future[Any]", undo: Callable[[Any], Awaitable[Any]] | None) -> None:
+    """A result nobody waits for any more: it must not be reported as never retrieved, nor kept."""
+    if not done.cancelled() and done.exception() is None and undo is not None:
+        _shield(undo(done.result()))
 
 
 class _OwnTransactions:
@@ -324,7 +324,7 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
                 raise
             return connection
 
-        return await _sqlite(_whole(opened()))
+        return await _sqlite(_whole(opened(), aiosqlite.Connection.close))
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -416,7 +416,7 @@ class PostgresTransaction(_Transaction):
         try:
             await self._queue()
             pool = self.pool = await self.engine.started_pool()
-            self.connection = await _postgres(lambda: _whole_acquire(pool))
+            self.connection = await _postgres(lambda: _acquired(pool))
             await _postgres(self._started)
         except BaseException:
             await _whole(self._abandon())
@@ -469,14 +469,9 @@ class PostgresTransaction(_Transaction):
                 self.engine.ordinary.release()
 
 
-async def _whole_acquire(pool: asyncpg.Pool) -> Any:
-    """Acquire a connection; when the caller is cancelled meanwhile, give it back."""
-    task = asyncio.ensure_future(pool.acquire(timeout=BUSY_SECONDS))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(lambda done: _give_back(pool, done))
-        raise
+async def _acquired(pool: asyncpg.Pool) -> Any:
+    """A connection; when the caller is cancelled meanwhile, it goes back."""
+    return await _whole(pool.acquire(timeout=BUSY_SECONDS), lambda connection: _released(pool, connection))
 
 
 async def _released(pool: asyncpg.Pool, connection: Any) -> None:
@@ -485,13 +480,6 @@ async def _released(pool: asyncpg.Pool, connection: Any) -> None:
         await pool.release(connection, timeout=BUSY_SECONDS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         log.warning("a database connection was lost: %s", error)
-
-
-def _give_back(pool: asyncpg.Pool, acquired: "asyncio.Task[Any]") -> None:
-    if not acquired.cancelled() and acquired.exception() is None:
-        release = asyncio.ensure_future(_released(pool, acquired.result()))
-        _shielded.add(release)
-        release.add_done_callback(_shielded.discard)
 
 
 class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
@@ -530,7 +518,7 @@ class PooledPostgresEngine(_OwnTransactions, PostgresEngine):
         if pool.get_idle_size():
             return await _postgres(lambda: pool.fetch(sql, *args))
         # A connection has to be made, which a cancelled caller must not leave half done.
-        connection = await _postgres(lambda: _whole_acquire(pool))
+        connection = await _postgres(lambda: _acquired(pool))
         try:
             return await _postgres(lambda: connection.fetch(sql, *args))
         finally:

@@ -1,4 +1,4 @@
-"""Jinja, and the few functions templates call: asset(), dom_id(), ago(), left(), money(), new_key()."""
+"""Jinja, and the few functions templates call: asset(), dom_id(), ago(), left(), new_key()."""
 
 import hashlib
 from collections.abc import Iterable

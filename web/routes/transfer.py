@@ -31,7 +31,6 @@ KINDS = {"json": "application/json", "md": "text/markdown"}
     opt={"answers": Document, "file": KINDS["md"]},
 )
 async def export_session(
-    request: Request,
     session_id: FromPath[UUID],
     asked: Given[ExportSession],
     sessions: Sessions,
@@ -50,7 +49,6 @@ async def export_session(
 
 @get("/session/export", dependencies={"asked": asks(ExportSessions)}, opt={"answers": Document, "file": KINDS["md"]})
 async def export_sessions(
-    request: Request,
     asked: Given[ExportSessions],
     sessions: Sessions,
     db_session: Db,
