@@ -54,7 +54,7 @@ def measure(page: Page, url: str) -> dict[str, list[float]]:
     for number in range(ROUNDS):
         box.click()
         one("type a letter", lambda: page.keyboard.press("a"))
-        one("open the models", lambda: page.locator("summary.model").click())
+        one("open the models", lambda: page.locator("button.model").click())
         page.keyboard.press("Escape")
         one("open the menu", lambda: page.get_by_label("More about this session").click())
         page.keyboard.press("Escape")

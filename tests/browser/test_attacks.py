@@ -71,7 +71,7 @@ def test_25_nothing_in_a_text_acts_in_a_browser(
     chat.page.get_by_label("Title").fill(LABEL)
     chat.page.get_by_role("button", name="Rename").click()
     expect(chat.page.get_by_role("heading", level=1)).to_have_text(LABEL)
-    chat.page.locator("summary.model").click()
+    chat.page.locator("button.model").click()
     expect(chat.page.locator(".choice-name").first).to_have_text(LABEL)
     for path in ("/", "/models", "/session", "/session?q=" + LABEL):
         chat.page.goto(chat.server.url + path)

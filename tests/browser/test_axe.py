@@ -18,6 +18,8 @@ from tests.web.running import SETTINGS, Server, a_server
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 SERIOUS = ("serious", "critical")
+#: what a screen reader listens to
+POLITE = ":is([role=status], [role=log], output, [aria-live]):not([aria-live=off])"
 RICH = """# A title
 
 - [x] done
@@ -65,12 +67,14 @@ def faults(page: Page) -> list[str]:
 
 
 class Looks:
-    """Goes from state to state and keeps what axe finds in each."""
+    """Goes from state to state and keeps what axe finds in each, and whether one place is listened to."""
 
     def __init__(self, scheme: Any) -> None:
         self.scheme, self.found = scheme, dict[str, list[str]]()
 
     def __call__(self, page: Page, state: str, *also: Any) -> None:
+        expect(page.locator(POLITE)).to_have_count(1)
+        expect(page.locator(POLITE)).to_have_id("status")
         for scheme in (self.scheme, *also):
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             if seen := faults(page):
@@ -121,10 +125,10 @@ def test_axe_finds_nothing_serious(chat: Chat, admin_token: str, looks: Looks) -
     expect(page.locator(".ways")).to_contain_text("2/2")
     page.get_by_role("button", name="Stop").click()
     chat.see("done", "stopped")
-    page.locator("summary.model").click()
+    page.locator("button.model").click()
     look("the picker", "dark")
     page.locator(".picker [value=smart]").check()
-    page.get_by_role("button", name="Switch").click()
+    page.get_by_role("button", name="Switch", exact=True).click()
     expect(page.locator(".quiet-line")).to_be_visible()
     look("a switch")
     page.get_by_label("More about this session").click()
@@ -209,6 +213,7 @@ def test_axe_finds_nothing_serious_where_people_seldom_are(
     chat.see("stopped", "done")
     chat.say("one too many")
     expect(page.locator("[data-countdown]")).to_be_visible()
+    expect(page.get_by_role("status")).to_contain_text("Too many messages")
     looks(page, "a countdown")
     page.goto(home)
     chat.box.fill("one too many")

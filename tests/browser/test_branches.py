@@ -30,20 +30,36 @@ def test_a_retry_and_an_edit_take_the_place_of_the_turn(either: Chat) -> None:
     expect(either.replies).to_have_text("second")
 
 
-def test_a_menu_opens_where_there_is_room_and_an_edit_is_taken_back(chat: Chat, complaints: list[str]) -> None:
+def test_a_menu_can_be_reached_whole_wherever_its_reply_stands(either: Chat) -> None:
+    page = either.page
+    either.begin("one")
+    either.see("done")
+    either.box.fill("/tokens 2000")
+    page.get_by_role("button", name="Send").click()
+    either.see("done", "done")
+    # Wide, a phone, and both four times as large.
+    for width, height in ((1366, 768), (390, 844), (341, 192), (320, 211)):
+        page.set_viewport_size({"width": width, "height": height})
+        for turn in (either.turns.first, either.turns.last):
+            turn.locator(".facts-line").click()
+            expect(turn.locator(".facts")).to_be_in_viewport(ratio=1)
+            page.keyboard.press("Escape")
+            expect(turn.locator(".facts")).to_be_hidden()
+        page.get_by_role("button", name="with …").click()
+        expect(page.get_by_role("button", name="Smart")).to_be_visible()
+        expect(turn.locator(".menu.items")).to_be_in_viewport(ratio=1)
+        page.keyboard.press("Escape")
+
+
+def test_an_edit_is_taken_back(chat: Chat, complaints: list[str]) -> None:
     chat.begin("one")
     chat.see("done")
-    chat.say("/tokens 2000")
-    chat.see("done", "done")
-    foot = chat.turns.first.locator(".foot")
-    foot.evaluate("node => node.scrollIntoView({block: 'start'})")
-    foot.locator(".facts-line > summary").click()
-    expect(foot.locator(".facts")).to_be_in_viewport(ratio=1)
-    chat.page.keyboard.press("Escape")
-    chat.turns.first.get_by_text("Edit", exact=True).click()
-    expect(chat.page.get_by_label("The message to ask instead").first).to_be_focused()
-    chat.turns.first.get_by_text("Cancel", exact=True).click()
-    expect(chat.page.locator(".prompt").first).to_be_visible()
+    field = chat.page.get_by_label("The message to ask instead")
+    for back in (lambda: chat.page.get_by_text("Cancel", exact=True).click(), lambda: field.press("Escape")):
+        chat.page.get_by_text("Edit", exact=True).click()
+        expect(field).to_be_focused()
+        back()
+        expect(chat.page.locator(".prompt")).to_be_visible()
 
 
 def test_another_tab_shows_the_version_that_is_chosen_here(

@@ -65,7 +65,7 @@ def test_a_session_is_pinned_archived_deleted_and_had_back(open_chat: Callable[.
         return page.locator(".row").filter(has_text=title)
 
     def do(title: str, act: str) -> None:
-        if (menu := row(title).locator("summary")).count():
+        if (menu := row(title).locator(".dots")).count():
             menu.click()
         with page.expect_response(lambda answer: answer.request.method == "POST" and answer.status < 400):
             row(title).get_by_role("button", name=act, exact=True).click()

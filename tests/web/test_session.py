@@ -694,12 +694,12 @@ def test_a_refused_form_is_a_page_that_gives_back_what_was_typed(guest: httpx.Cl
     assert hidden_fields(answer.text, "/chat")["session_id"] == id
 
 
-def test_a_refused_htmx_request_is_a_notice(guest: httpx.Client) -> None:
+def test_a_refused_htmx_request_is_a_notice_and_is_heard(guest: httpx.Client) -> None:
     answer = guest.post(f"/session/{ABSENT}/rename", data={"title": "x"}, headers=HTMX)
     assert answer.status_code == 404
     assert is_fragment(answer)
     assert 'hx-target="#notice"' in answer.text
-    assert 'role="alert"' in answer.text
+    assert 'hx-target="#status" hx-swap="textContent">Not found. There is no such session.' in answer.text
     assert 'data-code="session_not_found"' in answer.text
 
 
