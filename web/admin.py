@@ -18,7 +18,6 @@ from services.session_service import SessionService
 from services.trials import Trials
 from services.turn_log import TurnLog
 from web.answer import answer, page
-from web.forms import reads
 from web.given import Db, Log, Logins, Members, Moving, Pool, Ruling, Sessions, Steering, Who
 
 
@@ -80,12 +79,3 @@ def provide_admin(
         log,
         Trials(sessions),
     )
-
-
-def acts(form: type[msgspec.Struct], view: type[msgspec.Struct], status: int = 200) -> dict[str, Any]:
-    """What a route needs that changes something: its form, its answer, and that a key makes it one effect."""
-    return {
-        "status_code": status,
-        "dependencies": {"form": reads(form)},
-        "opt": {"answers": view, "once": True},
-    }

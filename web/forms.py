@@ -181,6 +181,15 @@ def reads(form: type[msgspec.Struct]) -> Provide:
     return Provide(read)
 
 
+def acts(form: type[msgspec.Struct], view: type[msgspec.Struct] | None, status: int = 200) -> dict[str, Any]:
+    """What a route needs that changes something: its form, its answer, and that a key makes it one effect."""
+    return {
+        "status_code": status,
+        "dependencies": {"form": reads(form)},
+        "opt": {"answers": view, "once": True},
+    }
+
+
 def takes(document: type[msgspec.Struct]) -> Provide:
     """A dependency that reads a file of `document`: as a JSON body, or in the field `file` of a form.
 

@@ -10,9 +10,8 @@ from db.db_session import DbSession
 from services.actor import Actor
 from services.membership import Membership
 from web.actor import nobody
-from web.admin import acts
 from web.answer import answer, page, wants
-from web.forms import ChangePassword, CreateToken, RevokeLogins, RevokeToken
+from web.forms import ChangePassword, CreateToken, RevokeLogins, RevokeToken, acts
 from web.given import Db, Given, Logins, Members, Who
 from web.views import AccountView
 

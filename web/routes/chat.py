@@ -16,7 +16,7 @@ from services.reads import Reads
 from services.session_service import SessionService
 from services.turn_log import Position, TurnLog
 from web.answer import answer, json, page, rate_headers, wants
-from web.forms import Chat, EditTurn, Nothing, RetryTurn, reads
+from web.forms import Chat, EditTurn, Nothing, RetryTurn, acts, reads
 from web.given import Db, Given, Log, Proof, Sessions, Who
 from web.live import Controls
 from web.sse import for_scripts, stream
@@ -170,12 +170,7 @@ async def follow_turn(
     return stream(for_scripts(log.follow_turn(turn, actor, proof, after=after)))
 
 
-@post(
-    "/chat/{turn_id:uuid}/stop",
-    status_code=200,
-    dependencies={"form": reads(Nothing)},
-    opt={"answers": TurnView, "once": True},
-)
+@post("/chat/{turn_id:uuid}/stop", **acts(Nothing, TurnView))
 async def stop_turn(
     request: Request,
     turn_id: FromPath[UUID],
@@ -197,12 +192,7 @@ async def stop_turn(
     )
 
 
-@post(
-    "/chat/{turn_id:uuid}/choose",
-    status_code=200,
-    dependencies={"form": reads(Nothing)},
-    opt={"answers": TurnView, "once": True},
-)
+@post("/chat/{turn_id:uuid}/choose", **acts(Nothing, TurnView))
 async def choose_turn(
     request: Request, turn_id: FromPath[UUID], form: Given[Nothing], sessions: Sessions, db_session: Db, actor: Who
 ) -> Response[Any]:

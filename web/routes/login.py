@@ -12,7 +12,7 @@ from services.errors import Refusal
 from services.session_service import SessionService
 from web.actor import GUEST_COOKIE, LOGIN_COOKIE, browser_of, cookie_of, login_cookie, nobody
 from web.answer import html, redirect
-from web.forms import Nothing, SetUp, ShowLogin, SignIn, asks, reads
+from web.forms import Nothing, SetUp, ShowLogin, SignIn, acts, asks
 from web.given import Db, Given, Logins, Sessions
 from web.templating import render
 
@@ -26,7 +26,7 @@ async def show_login(request: Request, asked: Given[ShowLogin], logins: Logins) 
     return html(render("login.html", request=request, **context))
 
 
-@post("/login", status_code=200, dependencies={"form": reads(SignIn)}, opt={"answers": None, "once": True})
+@post("/login", **acts(SignIn, None))
 async def sign_in(
     request: Request, form: Given[SignIn], logins: Logins, sessions: Sessions, db_session: Db
 ) -> Response[Any]:
@@ -43,7 +43,7 @@ async def sign_in(
     return redirect(local(form.next), [login_cookie(request, signed_in.cookie)])
 
 
-@post("/logout", status_code=200, dependencies={"form": reads(Nothing)}, opt={"answers": None, "once": True})
+@post("/logout", **acts(Nothing, None))
 async def sign_out(request: Request, form: Given[Nothing], logins: Logins, db_session: Db) -> Response[Any]:
     """End this browser's login."""
     await logins.sign_out(cookie_of(request, LOGIN_COOKIE), db_session, actor=nobody(request))
@@ -57,12 +57,7 @@ async def show_setup(request: Request, secret: FromPath[str], logins: Logins, db
     return html(render("setup.html", secret=secret, actor=None, guests=logins.guests, request=request))
 
 
-@post(
-    "/setup/{secret:str}",
-    status_code=200,
-    dependencies={"form": reads(SetUp)},
-    opt={"answers": None, "once": True},
-)
+@post("/setup/{secret:str}", **acts(SetUp, None))
 async def set_up(
     request: Request,
     secret: FromPath[str],

@@ -5,7 +5,7 @@ from typing import Any
 from litestar import Request, Response, get, post
 
 from web.answer import answer, page, wants
-from web.forms import SwitchModel, reads
+from web.forms import SwitchModel, acts
 from web.given import Db, Given, Pool, Ruling, Sessions, Who
 from web.live import Controls
 from web.views import ModelsView, SwitchView, models_view
@@ -25,12 +25,7 @@ async def list_models(
     )
 
 
-@post(
-    "/models/switch",
-    status_code=200,
-    dependencies={"form": reads(SwitchModel)},
-    opt={"answers": SwitchView, "once": True},
-)
+@post("/models/switch", **acts(SwitchModel, SwitchView))
 async def switch_model(
     request: Request,
     form: Given[SwitchModel],

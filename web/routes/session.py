@@ -16,7 +16,6 @@ from services.policies import instant
 from services.reads import Reads, Transcript
 from services.session_service import SessionService
 from services.turn_log import Position
-from web.admin import acts
 from web.answer import answer, json, page, wants
 from web.forms import (
     Arrange,
@@ -32,6 +31,7 @@ from web.forms import (
     OpenTranscript,
     RenameSession,
     ShowSession,
+    acts,
     asks,
     is_json,
     reads,
@@ -60,12 +60,7 @@ RECENT, PINNED = 30, 20
 NOTHING = Transcript([], Written(), None)
 
 
-@post(
-    "/session/create",
-    status_code=201,
-    dependencies={"form": reads(CreateSession)},
-    opt={"answers": SessionView, "once": True},
-)
+@post("/session/create", **acts(CreateSession, SessionView, 201))
 async def create_session(
     request: Request, form: Given[CreateSession], sessions: Sessions, db_session: Db, actor: Who
 ) -> Response[Any]:
@@ -214,12 +209,7 @@ async def open_transcript(
     return answer(request, None, SessionView.of(session), location=f"/session/{session_id}/turns")
 
 
-@post(
-    "/session/{session_id:uuid}/rename",
-    status_code=200,
-    dependencies={"form": reads(RenameSession)},
-    opt={"answers": SessionView, "once": True},
-)
+@post("/session/{session_id:uuid}/rename", **acts(RenameSession, SessionView))
 async def rename_session(
     request: Request,
     session_id: FromPath[UUID],
@@ -257,12 +247,7 @@ async def keep_draft(
     return answer(request, None, None, location=f"/session/{session_id}")
 
 
-@post(
-    "/session/{session_id:uuid}/extend",
-    status_code=200,
-    dependencies={"form": reads(Nothing)},
-    opt={"answers": ExtensionView, "once": True},
-)
+@post("/session/{session_id:uuid}/extend", **acts(Nothing, ExtensionView))
 async def extend_session(
     request: Request,
     session_id: FromPath[UUID],
@@ -283,12 +268,7 @@ async def extend_session(
     )
 
 
-@post(
-    "/session/{session_id:uuid}/close",
-    status_code=200,
-    dependencies={"form": reads(CloseSession)},
-    opt={"answers": SessionView, "once": True},
-)
+@post("/session/{session_id:uuid}/close", **acts(CloseSession, SessionView))
 async def close_session(
     request: Request,
     session_id: FromPath[UUID],
@@ -306,12 +286,7 @@ async def close_session(
     return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
 
 
-@post(
-    "/session/{session_id:uuid}/reopen",
-    status_code=200,
-    dependencies={"form": reads(Nothing)},
-    opt={"answers": SessionView, "once": True},
-)
+@post("/session/{session_id:uuid}/reopen", **acts(Nothing, SessionView))
 async def reopen_session(
     request: Request,
     session_id: FromPath[UUID],
@@ -327,12 +302,7 @@ async def reopen_session(
     return answer(request, "session/changed.html", view, location=view.url, allowance=session.allowance, **shown)
 
 
-@post(
-    "/session/{session_id:uuid}/fork",
-    status_code=201,
-    dependencies={"form": reads(ForkSession)},
-    opt={"answers": SessionView, "once": True},
-)
+@post("/session/{session_id:uuid}/fork", **acts(ForkSession, SessionView, 201))
 async def fork_session(
     request: Request,
     session_id: FromPath[UUID],

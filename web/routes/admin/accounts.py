@@ -7,8 +7,8 @@ import msgspec
 from litestar import Response, get, post
 from litestar.params import FromPath
 
-from web.admin import Admin, acts
-from web.forms import ChangeAccount, CreateAccount, ListAccounts, SetPassword, asks
+from web.admin import Admin
+from web.forms import ChangeAccount, CreateAccount, ListAccounts, SetPassword, acts, asks
 from web.given import Given
 from web.routes.account import account_view
 from web.views import AccountsView, AccountView, MemberView

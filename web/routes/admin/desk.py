@@ -7,9 +7,9 @@ from litestar.response import Stream
 
 from services.actor import require_admin
 from services.desk import Wanted
-from web.admin import Admin, acts
+from web.admin import Admin
 from web.answer import answer, wants
-from web.forms import Act, ShowDesk, asks
+from web.forms import Act, ShowDesk, acts, asks
 from web.given import Given, Proof
 from web.live_desk import desk_frames
 from web.routes.session import position_of

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 from litestar import Response, get, post
 
-from web.admin import Admin, acts
-from web.forms import ChangeGroup, ChangeLimit, RestoreGroup
+from web.admin import Admin
+from web.forms import ChangeGroup, ChangeLimit, RestoreGroup, acts
 from web.given import Given
 from web.views import AdminGroupsView, AdminGroupView, DecisionView
 

@@ -6,9 +6,9 @@ import msgspec
 from litestar import Response, get, post
 
 from services.trials import Trial
-from web.admin import Admin, acts
+from web.admin import Admin
 from web.answer import answer, wants
-from web.forms import ChangeModel, RestoreModel, TestModel
+from web.forms import ChangeModel, RestoreModel, TestModel, acts
 from web.given import Given
 from web.views import AdminModelsView, AdminModelView, DecisionView
 

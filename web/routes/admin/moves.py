@@ -4,8 +4,8 @@ from typing import Any
 
 from litestar import Response, get, post
 
-from web.admin import Admin, acts
-from web.forms import OrderMove, PreviewMove, StopMove, asks
+from web.admin import Admin
+from web.forms import OrderMove, PreviewMove, StopMove, acts, asks
 from web.given import Given
 from web.views import MovesView, MoveView, PreviewView
 
