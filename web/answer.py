@@ -1,11 +1,14 @@
 """Fragment, page, redirect or JSON: one place decides which form an answer takes."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response
+from litestar.background_tasks import BackgroundTask
 from litestar.datastructures import Cookie
 from litestar.response import Stream
 
@@ -81,10 +84,31 @@ def html(text: str, status: int = 200) -> Response[bytes]:
     return Response(text.encode(), status_code=status, media_type=HTML)
 
 
-def download(parts: AsyncIterator[bytes], media_type: str, name: str, **headers: str) -> Stream:
+def download(parts: AsyncGenerator[bytes, None], media_type: str, name: str, **headers: str) -> Stream:
     """A file to keep, sent as it is made."""
     headers["Content-Disposition"] = f'attachment; filename="turnkeeper-{name}"'
-    return Stream(parts, media_type=media_type, headers=headers)
+    return sent(parts, media_type, headers)
+
+
+def sent(parts: AsyncGenerator[bytes, None], media_type: str, headers: dict[str, str]) -> Stream:
+    """An answer that is sent as it is made."""
+    paced = _paced(parts)
+    return Stream(
+        paced, status_code=200, media_type=media_type, headers=headers, background=BackgroundTask(_closed, paced)
+    )
+
+
+async def _paced(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(parts):
+        async for part in parts:
+            yield part
+            # What is there already comes without a wait: here others get their turn, and a reader that went is noticed.
+            await asyncio.sleep(0)
+
+
+async def _closed(parts: AsyncGenerator[bytes, None]) -> None:
+    """A reader that goes away while a part is sent leaves the others unmade: what they hold is given up now."""
+    await parts.aclose()
 
 
 def redirect(location: str, cookies: list[Cookie] | None = None) -> Response[bytes]:

@@ -1,15 +1,14 @@
 """Frames of `text/event-stream`, for scripts and for pages, from what `TurnLog` tells."""
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 import msgspec
-from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
 from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone, Ousted, Thought
+from web.answer import sent
 from web.views import SessionView, TurnView
 
 RETRY_MILLISECONDS = 1000
@@ -36,13 +35,7 @@ def stream(frames: AsyncGenerator[bytes, None]) -> Stream:
 
 def stream_of(frames: AsyncGenerator[bytes, None]) -> Stream:
     """The same for frames of another kind."""
-    return Stream(
-        frames,
-        status_code=200,
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        background=BackgroundTask(_closed, frames),
-    )
+    return sent(frames, "text/event-stream", {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 async def _begun(frames: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -50,13 +43,6 @@ async def _begun(frames: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, N
         yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
         async for one in frames:
             yield one
-            # What is replayed comes without a wait: here others get their turn, and a connection that broke is noticed.
-            await asyncio.sleep(0)
-
-
-async def _closed(frames: AsyncGenerator[bytes, None]) -> None:
-    """A reader that goes away while a frame is sent leaves the frames unfinished: what they hold is given up now."""
-    await frames.aclose()
 
 
 async def for_scripts(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:

@@ -91,7 +91,7 @@ async def import_sessions(
 
 async def _while_allowed(
     pieces: AsyncIterator[bytes], logins: Accounts, proof: Credentials, actor: Actor, db_session: DbSession
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """A file as long as its reader may have it; one that is cut is no whole JSON any more."""
     asked_at = time.monotonic()
     async for piece in pieces:
@@ -119,6 +119,6 @@ async def _progress(taken: list[Taken], steps: AsyncIterator[Taken]) -> AsyncGen
     yield frame(msgspec.json.encode(ImportedView.of(taken)).decode(), "end")
 
 
-def _file(pieces: AsyncIterator[bytes], kind: str, name: str, count: int) -> Stream:
+def _file(pieces: AsyncGenerator[bytes, None], kind: str, name: str, count: int) -> Stream:
     """An answer that a browser saves; how many sessions are in it, to tell how far one is."""
     return download(pieces, KINDS[kind], f"{name}.{kind}", **{"X-Turnkeeper-Sessions": str(count)})

@@ -1,6 +1,6 @@
 """/admin/journal — every decision, and what was refused."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -32,7 +32,7 @@ async def export_journal(asked: Given[ExportJournal], admin: Given[Admin], proof
     """The same as a file, a line of JSON for each decision, to its end."""
     parts = await admin.oversight.whole_journal(_wanted(asked), admin.db_session, actor=admin.actor)
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         async for part in parts:
             (may,) = await admin.logins.still([(proof, admin.actor)], admin.db_session)
             if not may:

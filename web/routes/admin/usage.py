@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -40,7 +40,7 @@ async def export_usage(asked: Given[ShowUsage], admin: Given[Admin]) -> Response
     for row in view.rows:
         writer.writerow([_plain(row.name), row.turns, row.tokens, f"{row.cost:.9f}"])
 
-    async def whole() -> AsyncIterator[bytes]:
+    async def whole() -> AsyncGenerator[bytes, None]:
         yield table.getvalue().encode()
 
     return download(whole(), CSV, f"usage-by-{asked.by}.csv")
