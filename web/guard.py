@@ -22,6 +22,7 @@ FILE_BYTES = 20_000_000
 #: {path: its own cap}
 CAPS = {"/session/import": FILE_BYTES}
 PATH_CHARACTERS = 1000
+MOST_PORT = 65_535
 SAFE = ("GET", "HEAD", "OPTIONS")
 #: what decides who asks, from where and for what: of two of a kind, we and a proxy might each believe another one
 ONCE = (b"host", b"authorization", b"origin", b"sec-fetch-site", b"idempotency-key", b"content-type", b"last-event-id")
@@ -96,8 +97,8 @@ class Guard:
 
 def _host_name(host: str) -> str:
     """The name of a Host header without its port."""
-    found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]@/\\\s]+))(?::\d{1,5})?", host.lower())
-    return (found[1] or found[2]) if found else ""
+    found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]@/\\\s]+))(?::(\d{1,5}))?", host.lower())
+    return (found[1] or found[2]) if found and int(found[3] or 0) <= MOST_PORT else ""
 
 
 def _same_origin(headers: dict[str, str]) -> bool:
