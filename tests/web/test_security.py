@@ -177,8 +177,8 @@ def test_a_host_of_ours_is_answered(server: Server, guest: httpx.Client, host: s
         "evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", "127.0.0.1.nip.io",
         "evil.example:127.0.0.1", "evil.example@127.0.0.1", "127.0.0.1@evil.example", "127.0.0.1:80@evil.example",
         "0.0.0.0", "127.0.0.2", "127.1", "2130706433", "0x7f.1", "[::]", "[::ffff:127.0.0.1]", "[::1", "::1",
-        "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:123456", "127.0.0.1:65536", "127.0.0.1/", "localhost ", "localhost\\evil", "", "-", ".",
-        "localhost,evil.example", "localhost:80:80",
+        "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:123456", "127.0.0.1:65536", "127.0.0.1/", "localhost ",
+        "localhost\\evil", "", "-", ".", "localhost,evil.example", "localhost:80:80",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("target", ["/healthz", "/nothing"])
