@@ -26,6 +26,9 @@ UV_COMPILE := $(PY) -m uv pip compile -q --universal --python-version 3.11 --gen
 # INT lets the tests stop their servers; whatever hangs after that is killed.
 LIMIT := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30 $(TEST_SECONDS))
 
+# What Python has compiled is kept: the tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run test rules check lint types architecture format bench soak chaos fuzz wheel sbom lock clean browser browsers pictures
