@@ -46,7 +46,7 @@ def test_O4_a_page_of_somebody_whose_account_is_disabled_is_told_and_does_not_as
     streams.wait(ended=1)
     assert time.monotonic() - began < 15
     # A page that was cut off asks again after half a second or so; this one does not.
-    chat.page.wait_for_timeout(2500)
+    chat.page.wait_for_timeout(1500)
     assert (streams.asked, streams.ended) == (1, 1)
 
 
@@ -59,5 +59,5 @@ def test_a_page_whose_session_is_deleted_elsewhere_does_not_ask_again(chat: Chat
     deleted = chat.page.request.post(f"{url}/delete", headers={"Accept": "application/json"}, data={})
     assert deleted.status == 204
     streams.wait(ended=1)
-    chat.page.wait_for_timeout(2500)
+    chat.page.wait_for_timeout(1500)
     assert streams.asked == 1
