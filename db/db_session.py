@@ -794,20 +794,27 @@ class DbSession:
         newest: UUID = rows[0]["id"]
         return newest
 
-    async def copy_turns(self, path: Sequence[Turn], session_id: UUID) -> list[UUID]:
-        """Put copies of a path, oldest first, into another session; their ids."""
+    async def copy_turns(self, path: Sequence[UUID], session_id: UUID) -> list[UUID]:
+        """Put copies of a path, oldest first, into another session; their ids. What they say stays where it is."""
         ids = [new_id() for _ in path]
-        await self.add_turns(
-            {
-                **snapshot(turn),
-                "id": id,
-                "session_id": session_id,
-                "parent_id": parent_id,
-                "depth": depth,
-                "copied_from": turn.copied_from or turn.id,
-            }
-            for depth, (turn, id, parent_id) in enumerate(zip(path, ids, [None, *ids], strict=False), start=1)
-        )
+        copies = enumerate(zip(path, ids, [None, *ids], strict=False), start=1)
+        own = {
+            "id": "copy.id",
+            "session_id": "copy.session_id",
+            "parent_id": "copy.parent_id",
+            "depth": "copy.depth",
+            "copied_from": "COALESCE(turn.copied_from, turn.id)",
+        }
+        names = [column._meta.name for column in Turn.all_columns()]
+        told = ", ".join(own.get(name, f"turn.{name}") for name in names)
+        while some := list(islice(copies, COPY_ROWS)):
+            values = [value for depth, (of, id, parent_id) in some for value in (of, id, parent_id, depth, session_id)]
+            rows = self._listed(["UUID", "UUID", "UUID", "INTEGER", "UUID"], len(some))
+            await self.engine.run(
+                f"WITH copy (of, id, parent_id, depth, session_id) AS (VALUES {rows}) "  # noqa: S608
+                f"INSERT INTO turn ({', '.join(names)}) SELECT {told} FROM copy JOIN turn ON turn.id = copy.of",
+                values,
+            )
         return ids
 
     async def add_turns(self, turns: Iterable[Mapping[str, Any]]) -> None:
@@ -819,9 +826,15 @@ class DbSession:
         turns = iter(turns)
         while rows := list(islice(turns, COPY_ROWS)):
             values = [row[name] for row in rows for name in names]
-            marks = (f"${place}" if self._postgres else "?" for place in range(1, len(values) + 1))
-            listed = ", ".join([f"({', '.join(islice(marks, len(names)))})" for _ in rows])
+            listed = self._listed([""] * len(names), len(rows))
             await self.engine.run(f"INSERT INTO turn ({', '.join(names)}) VALUES {listed}", values)  # noqa: S608
+
+    def _listed(self, types: Sequence[str], rows: int) -> str:
+        """The places of values as the driver knows them, so many rows; with types where nothing else tells them."""
+        if not self._postgres:
+            return ", ".join([f"({', '.join('?' * len(types))})"] * rows)
+        places = (f"${place}" + (f"::{kind}" if kind else "") for place, kind in enumerate([*types] * rows, start=1))
+        return ", ".join([f"({', '.join(islice(places, len(types)))})" for _ in range(rows)])
 
     async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
         """Every turn of a session, siblings too, oldest first."""

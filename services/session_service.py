@@ -787,11 +787,12 @@ class SessionService:
         what = "model_locked" if locked else "model_unlocked"
         await self._record(what, session, actor, db_session, reason=reason, to=session.last_model)
 
-    async def _path_to_fork(self, session: Session, turn_id: UUID | None, db_session: DbSession) -> list[Turn]:
+    async def _path_to_fork(self, session: Session, turn_id: UUID | None, db_session: DbSession) -> list[UUID]:
         """The ended turns from the root to `turn_id`, or to the session's last. Raises NotFound."""
         last = await self.access.turn_in(session, turn_id or session.head_id, db_session)
-        path = await db_session.list_path(last.id if last is not None else None, FORK_TURNS)
-        return [turn for turn in path if turn.state != "running"]
+        if last is not None and last.state == "running":
+            last = await self.access.turn_in(session, last.parent_id, db_session)
+        return await db_session.list_path_ids(last.id, FORK_TURNS) if last is not None else []
 
     async def _begin(
         self,
