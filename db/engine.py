@@ -347,7 +347,9 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseUnavailable(f"{self.path}: {error.strerror}") from error
-        await self.run("SELECT 1")
+        # It counts what others commit from now on.
+        await self.writer()
+        await self.changed_elsewhere()
 
     async def stop(self) -> None:
         async with self.writing:
