@@ -45,16 +45,23 @@ LONGEST = (
     "web/test_security.py",
     "web/test_fuzz.py",
     "web/test_markdown.py",
+    "web/test_command_line.py",
+    "test_soak.py",
+    "test_canary.py",
+    "services/test_turn_runner.py",
+    "services/test_moves.py",
 )
+#: after them, what waits most and starts most programs; what is left at the end is quick
+KINDS = ("web/", "browser/", "test_", "peers/", "db/", "services/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files, the rest of the browser and the web, and then whatever is quick."""
     tests = Path(__file__).parent
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
+    def place(item: pytest.Item) -> tuple[int, int]:
         file = item.path.relative_to(tests).as_posix()
-        return LONGEST.index(file) if file in LONGEST else len(LONGEST), not file.startswith(("browser/", "web/"))
+        kind = [file.startswith(kind) for kind in KINDS].index(True)
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST), kind
 
     items.sort(key=place)
 

@@ -169,9 +169,10 @@ async def test_what_is_committed_together_goes_out_together_and_nothing_while_no
             for session in sessions:
                 here.publish(Hint(session, "text", TURN, tick * 5, "five "))
             await comes(theirs, Hint(sessions[-1], "text", TURN, tick * 5, "five "), until=until)
-        # PostgreSQL takes 8,000 bytes at once.
-        assert len(wire.sent) <= (6 if carrier.kind == "postgres" else 3)
         await asyncio.sleep(0.2)
+        # PostgreSQL takes 8,000 bytes at once. A message that says nothing only asks whether the wire still carries.
+        said = [message for message in wire.sent if not message.endswith("[]")]
+        assert len(said) <= (6 if carrier.kind == "postgres" else 3)
         assert len(wire.sent) <= 6
 
 

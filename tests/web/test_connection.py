@@ -1,6 +1,7 @@
 """One HTTP connection, on a real socket."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -21,7 +22,8 @@ async def answers(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def listening(kind: type[Connection], state: ServerState) -> AsyncIterator[int]:
     """A server of such connections; its port."""
-    config = Config(answers, log_config=None)
+    # uvicorn's own patience is longer than a test
+    config = Config(answers, log_config=None, timeout_keep_alive=3600)
     server = await asyncio.get_running_loop().create_server(
         lambda: kind(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
@@ -64,7 +66,7 @@ async def test_who_says_nothing_or_half_of_it_is_not_waited_for(said: bytes, mon
     monkeypatch.setattr(connection, "SILENT_SECONDS", 0.1)
     monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.2)
     state = ServerState()
-    async with listening(Connection, state) as port, asyncio.timeout(4):  # uvicorn's own patience is longer
+    async with listening(Connection, state) as port, asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(said)
         if said.startswith(ASKED):
@@ -79,9 +81,11 @@ async def test_who_says_nothing_or_half_of_it_is_not_waited_for(said: bytes, mon
 
 async def test_who_asks_slowly_has_the_time_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "SILENT_SECONDS", 0.3)
-    async with listening(Connection, ServerState()) as port, asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(ASKED[:9])
+    async with listening(Connection, ServerState()) as port, asyncio.timeout(60):
+        # It is there before the server takes the connection in.
+        asking = socket.create_connection(("127.0.0.1", port))
+        asking.sendall(ASKED[:9])
+        reader, writer = await asyncio.open_connection(sock=asking)
         await asyncio.sleep(0.6)
         writer.write(ASKED[9:])
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
@@ -95,7 +99,7 @@ async def test_one_more_than_there_is_room_for_is_turned_away_and_the_others_are
             return 2
 
     state = ServerState()
-    async with listening(Small, state) as port, asyncio.timeout(10):
+    async with listening(Small, state) as port, asyncio.timeout(60):
         inside = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         while len(state.connections) < 2:
             await asyncio.sleep(0.01)
