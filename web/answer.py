@@ -1,10 +1,12 @@
 """Fragment, page, redirect or JSON: one place decides which form an answer takes."""
 
 import asyncio
+import string
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Literal
+from urllib.parse import quote
 
 import msgspec
 from litestar import Request, Response
@@ -112,8 +114,9 @@ async def _closed(parts: AsyncGenerator[bytes, None]) -> None:
 
 
 def redirect(location: str, cookies: list[Cookie] | None = None) -> Response[bytes]:
-    """See other: what a plain form is answered with."""
-    return Response(b"", status_code=303, headers={"Location": location}, media_type=TEXT, cookies=cookies)
+    """See other: what a plain form is answered with. Of the location only what no URL holds is written otherwise."""
+    where = quote(location, safe=string.punctuation)
+    return Response(b"", status_code=303, headers={"Location": where}, media_type=TEXT, cookies=cookies)
 
 
 def rate_headers(allowance: Sequence[Allowance], at: datetime | None = None) -> dict[str, str]:

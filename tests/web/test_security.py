@@ -767,7 +767,13 @@ def test_next_may_be_any_page_of_ours(visitor: httpx.Client, next: str) -> None:
 
 
 def test_signing_in_leads_to_next(newcomer: Callable[..., httpx.Client], tokens: dict[str, str]) -> None:
-    for next, location in (("/limits?x=1", "/limits?x=1"), ("//evil.example", "/"), ("https://evil.example", "/")):
+    for next, location in (
+        ("/limits?x=1", "/limits?x=1"),
+        ("/session?q=a%20b&limit=3", "/session?q=a%20b&limit=3"),
+        ("/session?q=ü🦊 x", "/session?q=%C3%BC%F0%9F%A6%8A%20x"),
+        ("//evil.example", "/"),
+        ("https://evil.example", "/"),
+    ):
         answer = newcomer(BROWSER).post("/login", data={"name": "kim", "password": PASSWORD, "next": next})
         assert (answer.status_code, answer.headers["location"]) == (303, location)
 
