@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close now; what is unsent or unread is dropped."""
-        self._transport.abort()
+        self._fail(httpx2.CloseError("closed here"))
 
     async def _something(self) -> None:
         if self._failure is not None:

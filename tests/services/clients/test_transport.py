@@ -207,6 +207,23 @@ async def test_34_no_request_is_sent_again_that_the_provider_has_had_for_a_while
     assert await asked_for(close, answers=1) == 1 + 1
 
 
+async def test_what_is_closed_here_is_not_sent_again(until: Until) -> None:
+    async def silence(wire: Wire) -> None:
+        await wire.silence()
+        raise ConnectionError
+
+    async with provider(ending(silence, answers=1)) as served:
+        way = Transport(served.url, connect_seconds=60)
+        async with httpx2.AsyncClient(transport=way) as http:
+            await http.post(served.url, content=b"{}")
+            under_way = asyncio.create_task(http.post(served.url, content=b"{}"))
+            await until(lambda: len(served.asked) == 2)
+            await way.aclose()
+            with pytest.raises(httpx2.TransportError):
+                await under_way
+        assert (len(served.asked), served.connections) == (2, 1)
+
+
 async def test_an_idle_connection_is_let_go(monkeypatch: pytest.MonkeyPatch, until: Until) -> None:
     monkeypatch.setattr(transport, "IDLE_SECONDS", 0.05)
     async with (
