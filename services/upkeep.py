@@ -67,12 +67,13 @@ class Upkeep:
             with suppress(NotFound):  # deleted meanwhile
                 await self._interrupt(turn_id, db_session, alone=alone)
         await self.put_right(db_session, rates=thorough)
+        ended = len(lapsed)
+        if thorough:
+            await refusals.settle(self.now, db_session)
+            await self.forget(db_session)
+            ended += await self._expire(db_session) + await self._erase(db_session)
         await self._index(db_session)
-        if not thorough:
-            return len(lapsed)
-        await refusals.settle(self.now, db_session)
-        await self.forget(db_session)
-        return len(lapsed) + await self._expire(db_session) + await self._erase(db_session)
+        return ended
 
     async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool) -> None:
         """End a turn whose worker is gone."""
