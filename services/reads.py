@@ -7,6 +7,7 @@ import msgspec
 
 from db.db_session import DbSession, Written
 from db.tables import Journal, Turn
+from services.access import NO_TURN
 from services.actor import Actor
 from services.errors import Forbidden, NotFound
 from services.model_rule import came_by_itself
@@ -43,7 +44,7 @@ class Reads:
         await self._may_read(session, db_session, actor)
         turns = await db_session.list_path(last or session.row.head_id, limit)
         if (last is not None and not turns) or any(turn.session_id != session.row.id for turn in turns):
-            raise NotFound("There is no such turn.")
+            raise NotFound(NO_TURN)
         written = Written()
         if turns:
             turns[-1], written = await self._so_far(turns[-1], db_session)
@@ -75,9 +76,7 @@ class Reads:
 
     async def require_session(self, session_id: UUID, db_session: DbSession, *, actor: Actor) -> None:
         """Whether the actor may read a session. Raises NotFound, Forbidden."""
-        session = await db_session.find_session(session_id, None if actor.is_admin else actor.id)
-        if session is None:
-            raise NotFound()
+        session = await self._sessions.access.require(session_id, db_session, actor)
         if session.owner_id != actor.id:
             raise Forbidden(NOT_YOURS)
 
@@ -90,13 +89,9 @@ class Reads:
 
     async def require_turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> Turn:
         """A turn, without what it has written while it runs. Raises NotFound, Forbidden."""
-        turn = await db_session.find_turn(turn_id)
-        if turn is None:
-            raise NotFound("There is no such turn.")
-        try:
-            await self.require_session(turn.session_id, db_session, actor=actor)
-        except NotFound as error:
-            raise NotFound("There is no such turn.") from error
+        turn = await self._sessions.access.require_turn(turn_id, db_session, actor)
+        if turn.owner_id != actor.id:
+            raise Forbidden(NOT_YOURS)
         return turn
 
     async def turn(self, turn_id: UUID, db_session: DbSession, *, actor: Actor) -> tuple[Turn, Written]:
