@@ -111,7 +111,9 @@ class ClientPool:
         return {provider_id: up for provider_id, (_, up) in self._known.items()}
 
     def is_up(self, provider_id: str) -> bool | None:
-        """The last known answer; None while nothing is known."""
+        """The last known answer; None while nothing is known, False for one that is not configured here."""
+        if not self.has(provider_id):
+            return False
         return self._known[provider_id][1] if provider_id in self._known else None
 
     def client_of(self, provider_id: str) -> Client:

@@ -342,7 +342,7 @@ class ModelView(View, frozen=True):
     def of(cls, entry: Entry, pool: ClientPool) -> "ModelView":
         return cls._of(
             entry,
-            provider_up=pool.is_up(entry.provider) if pool.has(entry.provider) else False,
+            provider_up=pool.is_up(entry.provider),
             price_in=entry.price_in_nanos / 1000,
             price_out=entry.price_out_nanos / 1000,
         )
@@ -468,7 +468,7 @@ class AdminModelView(View, frozen=True):
     def of(cls, model: GovernedModel, pool: ClientPool) -> "AdminModelView":
         return cls._of(
             model.entry,
-            provider_up=pool.is_up(model.entry.provider) if pool.has(model.entry.provider) else False,
+            provider_up=pool.is_up(model.entry.provider),
             since=model.since.at if model.since is not None else None,
             set_by=model.set_by,
         )

@@ -86,14 +86,14 @@ async def test_a_builtin_model_that_is_none_is_missing() -> None:
     assert caught.value.code == "model_missing"
 
 
-async def test_a_provider_nobody_configured_is_unknown() -> None:
+async def test_a_provider_nobody_configured_does_not_answer() -> None:
     pool = ClientPool([BUILTIN])
     assert not pool.has("nobody")
-    assert pool.is_up("nobody") is None
+    assert pool.is_up("nobody") is False
     with pytest.raises(UnknownProvider, match="nobody"):
         pool.client_of("nobody")
     pool.note("nobody", True)
-    assert pool.is_up("nobody") is None
+    assert pool.is_up("nobody") is False
 
 
 async def test_every_kind_gets_its_client() -> None:
