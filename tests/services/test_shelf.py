@@ -325,7 +325,7 @@ async def test_E10_erased_at_once_with_anything_else_it_is_gone_once(
     journal: JournalRows, monkeypatch: pytest.MonkeyPatch, against: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(services.upkeep, "ERASED_TURNS", 1)
-    for _ in range(4):
+    for _ in range(2):
         brought = Brought.told("", [("Hello", "obelisk")] * 2)
         id = (await sessions.import_session(brought, db_session, actor=ann)).row.id
         if against == "restored":
@@ -356,7 +356,7 @@ async def test_E10_erased_at_once_with_anything_else_it_is_gone_once(
 async def test_E10_restored_and_deleted_by_an_admin_at_once_it_is_what_the_last_one_made_it(
     sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, at_once: AtOnce, journal: JournalRows
 ) -> None:
-    for _ in range(4):
+    for _ in range(2):
         id = (await sessions.create_session(db_session, actor=ann)).row.id
         await sessions.delete_session(id, db_session, actor=ann)
 
