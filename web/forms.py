@@ -220,11 +220,13 @@ async def _file(request: Request) -> tuple[bytes, str]:
         raise InvalidRequest("The body is neither JSON nor a form with a file.")
     try:
         form = await request.form()
-    except (UnicodeDecodeError, ValueError) as error:
+    except (UnicodeDecodeError, ValueError, LookupError) as error:  # the last one for a charset that nobody knows
         raise InvalidRequest("The body is neither JSON nor a form with a file.") from error
-    file, key = form.get("file"), form.get(KEY_FIELD, "")
-    if not isinstance(file, UploadFile) or not isinstance(key, str) or form.keys() - {"file", KEY_FIELD}:
+    file, key, names = form.get("file"), form.get(KEY_FIELD, ""), set(form.keys())
+    if not isinstance(file, UploadFile) or not isinstance(key, str) or names - {"file", KEY_FIELD}:
         raise InvalidRequest("Choose a file.", field="file")
+    if len(form) > len(names):
+        raise InvalidRequest("Choose one file at a time.", field="file")
     return await file.read(), key
 
 
@@ -273,7 +275,7 @@ async def _fields(request: Request, struct: type[msgspec.Struct]) -> dict[str, A
                 raise InvalidRequest("The body is a JSON object.")
             return fields
         form = await request.form()
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, LookupError) as error:
         raise InvalidRequest("The body is neither JSON nor a form.") from error
     given, known = list(form.multi_items()), msgspec.structs.fields(struct)
     # What is ticked comes once for each.

@@ -340,6 +340,11 @@ BODIES: dict[str, tuple[str, bytes]] = {
         "multipart/form-data; boundary=x",
         b'--x\r\nContent-Disposition: form-data; name="prompt"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n',
     ),
+    "a part in an unknown charset": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\nContent-Type: text/plain; charset=klingon\r\n\r\nhi'
+        b"\r\n--x--\r\n",
+    ),
     "many parts": (
         "multipart/form-data; boundary=x",
         b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nhello\r\n' * 5000 + b"--x--\r\n",

@@ -31,6 +31,7 @@ from tests.web.wire import (
 )
 from web.guard import BODY_BYTES, FILE_BYTES
 
+EMPTY_FILE = b'{"format": "turnkeeper-sessions/1", "exported_at": "2026-05-04T12:00:00Z", "sessions": []}'
 HOSTILE = "=1+1\n# x\r<b> \u2028 🦊 ```"
 
 
@@ -201,6 +202,8 @@ def test_nobody_unknown_sends_a_large_body(server: Server) -> None:
         {"files": {"idempotency_key": b"x", "file": b"{}"}},
         {"content": b"--x\r\nbroken", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
         {"content": b"--x--", "headers": {"Content-Type": "multipart/form-data"}},
+        {"files": {"file": EMPTY_FILE, "idempotency_key": (None, b"x", "text/plain; charset=klingon")}},
+        {"files": [("file", EMPTY_FILE), ("file", EMPTY_FILE)]},
     ],
     ids=lambda request: str(request)[:60],
 )
