@@ -1,7 +1,7 @@
 """What every provider over HTTP is owed and held to, whichever wire form it speaks.
 
-One pool of connections, bounds on time and bytes, one meaning for each failure, no redirects. Nothing that a provider
-can have heard is asked again: a retry belongs where the user sees it, and must never make two bills.
+One pool of connections, bounds on time and bytes, one meaning for each failure, no redirects. Nothing is retried but
+what crossed the end of its connection: a retry belongs where the user sees it, and must never make two bills.
 """
 
 import asyncio
