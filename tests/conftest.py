@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from inspect import isawaitable
+from functools import wraps
+from inspect import isawaitable, iscoroutinefunction
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -64,6 +65,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(file) if file in LONGEST else len(LONGEST), kind
 
     items.sort(key=place)
+
+
+def limit(item: pytest.Function, seconds: float) -> None:
+    """Let a test fail that takes longer. A time-out around its fixtures would end the task that all tests share."""
+    test = item.obj
+    if iscoroutinefunction(test):
+
+        @wraps(test)
+        async def in_time(**asked: Any) -> None:
+            async with asyncio.timeout(seconds):
+                await test(**asked)
+
+        item.obj = in_time
 
 
 BEGINNING = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)

@@ -13,6 +13,7 @@ from services.clients import Ask, ClientError, Message, Reasoning, Said, Text, U
 from services.clients.anthropic import AnthropicClient
 from services.clients.openai import OpenAIClient
 from services.clients.remote import RemoteClient
+from tests.conftest import limit
 from tests.peers.llama_cpp import CONTEXT_TOKENS, ENDLESS, MODEL, REPLY, SLOTS, SO, THINKING, THOUGHT, WORDS
 from tests.web.wire import SOON
 
@@ -20,9 +21,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-async def in_time() -> AsyncIterator[None]:
-    async with asyncio.timeout(120):
-        yield
+def in_time(request: pytest.FixtureRequest) -> None:
+    limit(request.node, 120)
 
 
 @pytest.fixture(params=[OpenAIClient, AnthropicClient])

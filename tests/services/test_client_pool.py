@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 import pytest
@@ -13,7 +13,7 @@ from services.client_pool import ClientPool, Found, Provider, UnknownProvider, d
 from services.clients import Ask, Client, ClientError, Message, Said, Text, Usage
 from services.clients.anthropic import AnthropicClient
 from services.clients.openai import OpenAIClient
-from tests.conftest import Until
+from tests.conftest import Until, limit
 from tests.services.clients.provider import Asked, Wire, provider, whole
 
 pytestmark = pytest.mark.anyio
@@ -23,9 +23,8 @@ BUILTIN = Provider(id="builtin", kind="builtin")
 
 
 @pytest.fixture(autouse=True)
-async def in_time() -> AsyncIterator[None]:
-    async with asyncio.timeout(60):
-        yield
+def in_time(request: pytest.FixtureRequest) -> None:
+    limit(request.node, 60)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from services import readers
 from services.accounts import Credentials
 from services.actor import Actor
 from services.event_bus import BACKLOG, Hint, MemoryEventBus
+from services.outcomes import LiveSession
 from services.session_service import SessionService
 from services.turn_log import Beat, Begun, Changed, Delta, Ended, Event, Gone, Position, TurnLog
 from tests.conftest import Clock, Configure, Offer, Until
@@ -280,7 +281,7 @@ async def test_a_reader_that_comes_back_after_the_end_is_shown_the_rest_and_the_
     assert isinstance(reading.seen[1], Ended)
     silent = follow(log.follow_session(turn.session_id, Position.parse(f"{turn.id}:end"), ann))
     second = (await sessions.begin_turn(turn.session_id, "Two", db_session, actor=ann)).turn
-    await until(lambda: silent.seen)
+    await until(lambda: any(isinstance(event, Begun) for event in silent.seen))
     assert [event.turn.id for event in silent.seen if isinstance(event, Begun | Ended)] == [second.id]
     assert silent.text(turn) == ""
 
@@ -334,14 +335,17 @@ async def test_S12_a_switch_a_title_and_a_lock_are_told(
     follow: Follow, until: Until,
 ) -> None:  # fmt: skip
     reading = follow(log.follow_session(session_id, Position(version=0), ann))
+
+    def told() -> list[LiveSession]:
+        return [event.session for event in reading.seen if isinstance(event, Changed)]
+
     await sessions.switch_model(session_id, "smart", db_session, actor=ann)
-    await until(lambda: len(reading.seen) == 1)
+    await until(lambda: len(told()) == 1)
     await sessions.rename_session(session_id, "Rome", db_session, actor=ann)
-    await until(lambda: len(reading.seen) == 2)
+    await until(lambda: len(told()) == 2)
     await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="audit", lock=True)
-    await until(lambda: len(reading.seen) == 3)
-    told = [event.session for event in reading.seen if isinstance(event, Changed)]
-    assert [(one.current.id, one.row.title, one.row.locked) for one in told] == [
+    await until(lambda: len(told()) == 3)
+    assert [(one.current.id, one.row.title, one.row.locked) for one in told()] == [
         ("smart", "", False),
         ("smart", "Rome", False),
         ("smart", "Rome", True),

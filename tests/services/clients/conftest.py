@@ -1,11 +1,9 @@
 """What the tests of clients share."""
 
-import asyncio
-from collections.abc import AsyncIterator
-
 import pytest
 
 from services.clients import transport
+from tests.conftest import limit
 from tests.services.clients.forms import FORMS, Form
 
 
@@ -15,10 +13,9 @@ def form(request: pytest.FixtureRequest) -> Form:
 
 
 @pytest.fixture
-async def in_time() -> AsyncIterator[None]:
+def in_time(request: pytest.FixtureRequest) -> None:
     """Far more than any test needs, on any machine, and less than a wait of CALM."""
-    async with asyncio.timeout(60):
-        yield
+    limit(request.node, 60)
 
 
 @pytest.fixture

@@ -2,23 +2,22 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import httpx2
 import pytest
 
 from services.clients import transport
 from services.clients.transport import Transport
-from tests.conftest import Until
+from tests.conftest import Until, limit
 from tests.services.clients.provider import Asked, Script, Served, Wire, chunked, provider, whole
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-async def in_time() -> AsyncIterator[None]:
-    async with asyncio.timeout(60):
-        yield
+def in_time(request: pytest.FixtureRequest) -> None:
+    limit(request.node, 60)
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +119,10 @@ class Hasty:
                 # The next request is here, and nobody will ever read it.
                 arrived = asyncio.Event()
                 loop.add_reader(connection, arrived.set)
-                await arrived.wait()
-                loop.remove_reader(connection)
+                try:
+                    await arrived.wait()
+                finally:  # else the next connection that is given the same number is never heard
+                    loop.remove_reader(connection)
 
 
 async def test_a_request_that_crosses_the_end_of_its_connection_is_sent_again() -> None:
