@@ -115,7 +115,9 @@ def test_very_many_sessions_are_sent_by_the_screenful_and_answer_at_once(chat: C
     expect(rows).to_have_count(30)
     page.locator(".side-scroll").evaluate("node => node.scrollTop = node.scrollHeight")
     expect(rows).to_have_count(80)
-    assert page.locator(".side-day").all_inner_texts() == ["Today"]
+    # All of them, unless it was midnight just now.
+    days = page.locator(".side-day").all_inner_texts()
+    assert days and set(days) <= {"Today", "Yesterday"}
 
     def paint(kind: str, act: Callable[[], None]) -> float:
         page.evaluate(NEXT_PAINT, kind)

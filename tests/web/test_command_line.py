@@ -685,7 +685,7 @@ def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tupl
         chat(guest, "three words here", session_id=create(guest, title="y")["id"])
     refused(here.run("group", "limit", "guest", "concurrent_turns", "many"))
     refused(here.run("group", "limit", "nobody", "concurrent_turns", "1"))
-    used = of(here.run("usage", "--by", "model", "--days", "1", "--json"))
+    used = of(here.run("usage", "--by", "model", "--days", "2", "--json"))
     assert [(row["name"], row["turns"]) for row in used["rows"]] == [("fast", 1)]
     told = here.run("usage", "--days", "2").stdout.splitlines()
     assert told[0].split() == ["DAY", "MESSAGES", "TOKENS", "COST"] and len(told) == 4

@@ -89,8 +89,8 @@ def test_usage_is_a_chart_with_its_table_json_and_a_file(boss: httpx.Client, ask
         page = boss.get("/admin/usage", params={"measure": measure, "days": 7, "account": "ola"}, headers=FORM)
         assert is_page(page) and page.text.count('class="column"') >= 7
         assert "style=" not in page.text
-    today = boss.get("/admin/usage", params={"days": 2}).json()["rows"]
-    assert len(today) == 2 and today[-1]["turns"] >= 1
+    days = boss.get("/admin/usage", params={"days": 2}).json()["rows"]
+    assert len(days) == 2 and sum(day["turns"] for day in days) >= 1
 
 
 def test_a_name_that_is_a_formula_is_text_in_a_spreadsheet(boss: httpx.Client) -> None:
