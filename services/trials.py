@@ -27,7 +27,7 @@ class Trial(msgspec.Struct, frozen=True):
     """What came of it."""
 
     model: str
-    #: how the answer begins
+    #: how the answer begins, or what was thought where that was all; empty where it is kept to itself
     reply: str
     first_text_seconds: float | None
     seconds: float
@@ -65,7 +65,7 @@ class Trials:
             return trial
 
     async def _ask(self, entry: Entry) -> Trial:
-        began, first, reply = time.monotonic(), None, ""
+        began, first, reply, thought = time.monotonic(), None, "", ""
         code = detail = ""
         client = self._sessions.pool.client_of(entry.provider)
         try:
@@ -78,8 +78,10 @@ class Trials:
                         first = first if first is not None else time.monotonic() - began
                     if isinstance(piece, Text):
                         reply = (reply + piece.text)[:REPLY_CHARACTERS]
+                    elif isinstance(piece, Reasoning):
+                        thought = (thought + piece.text)[:REPLY_CHARACTERS]
         except ClientError as error:
             code, detail = error.code, error.detail
         except TimeoutError:
             code, detail = "provider_timeout", f"No answer came within {TRIAL_SECONDS:.0f} seconds."
-        return Trial(entry.id, reply, first, time.monotonic() - began, code, detail)
+        return Trial(entry.id, reply or thought, first, time.monotonic() - began, code, detail)

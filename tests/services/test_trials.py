@@ -9,6 +9,7 @@ import pytest
 from db.db_session import DbSession
 from services.actor import Actor
 from services.client_pool import ClientPool, Provider
+from services.clients import Reasoning, Said, Text
 from services.session_service import SessionService
 from services.trials import Trials
 from tests.conftest import AtOnce, Everything, JournalRows, Offer, Refused
@@ -58,6 +59,27 @@ async def test_one_that_falls_silent_is_given_up(
     monkeypatch.setattr("services.trials.TRIAL_SECONDS", 0.05)
     trial = await trials.try_model("fast", db_session, actor=ada)
     assert trial.code == "provider_timeout"
+
+
+@pytest.mark.parametrize(
+    ("said", "reply"),
+    [([Reasoning("Let "), Reasoning("me see")], "Let me see"), ([Reasoning("Hm"), Text("OK")], "OK"), ([], "")],
+)
+async def test_one_that_comes_no_further_than_its_reasoning_has_answered(
+    trials: Trials, sessions: SessionService, db_session: DbSession, ada: Actor, said: list[Said], reply: str
+) -> None:
+    """A short reply has no room for more."""
+
+    class Thinking:
+        async def stream(self, ask: object) -> AsyncIterator[Said]:
+            for piece in said:
+                yield piece
+
+        async def aclose(self) -> None: ...
+
+    sessions.pool = ClientPool([Provider("builtin", "builtin")], connect=lambda _: Thinking())  # type: ignore[arg-type, return-value]
+    trial = await trials.try_model("fast", db_session, actor=ada)
+    assert (trial.reply, trial.code) == (reply, "")
 
 
 async def test_only_an_admin_tries_and_only_what_is_there(

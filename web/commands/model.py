@@ -61,7 +61,8 @@ def test(name: str, as_json: bool) -> None:
     trial = at_place(do)
     if trial.code:
         raise click.ClickException(f"{shown(trial.model)}: {trial.code}: {trial.detail}")
-    say(as_json, trial, f"{shown(trial.model)} answers: {shown(trial.reply)} ({trial.seconds:.2f} s)")
+    reply = f": {shown(trial.reply)}" if trial.reply else ""
+    say(as_json, trial, f"{shown(trial.model)} answers{reply} ({trial.seconds:.2f} s)")
 
 
 @model.command("enable", context_settings=HELP)
