@@ -3,7 +3,7 @@
 const $ = (selector) => document.querySelector(selector);
 const $$ = (selector) => document.querySelectorAll(selector);
 const on = (event, act, early) => document.addEventListener(event, act, early);
-const typing = (node) => node.matches?.("input, textarea, select, [contenteditable]");
+const typing = (node) => node.matches?.("input, textarea, select");
 const scroller = $(".scroller");
 
 // ---- what is said is heard in one place, and seen where there is one for it
@@ -126,9 +126,12 @@ on("focusin", ({ target }) => {
 
 on("htmx:after:swap", () => {
   for (const fold of $$(".thoughts")) fold.open = folds.get(fold.id) ?? "open" in fold.firstElementChild.dataset;
-  // in the side, the session that is shown is marked
-  if (location.pathname !== "/")
-    for (const row of $$(`.side .row-line[href^="${location.pathname}"]`)) row.ariaCurrent = "page";
+  for (const room of $$(".room")) {
+    room.classList.toggle("writing", !!$("[data-stop]"));
+    room.classList.toggle("ended", !!$(".ended-note"));
+    // in the side, the session that is shown is marked
+    for (const row of $$(`.side [href^="${location.pathname}"]`)) row.ariaCurrent = "page";
+  }
   if (!held || held.node.isConnected || document.activeElement !== document.body) return;
   const place = held.places.map((id) => id && document.getElementById(id)).find(Boolean);
   const field = place.closest(".composer")?.querySelector(".composer-text");

@@ -227,7 +227,11 @@ def test_axe_finds_nothing_serious_where_people_seldom_are(
     theirs.get_by_role("button", name="Read it").click()
     expect(theirs.locator("article.turn").first).to_be_visible()
     looks(theirs, "a session of somebody else's, read")
-    for path in ("/admin/accounts/ada", f"{url[len(home) :]}/journal", "/session?q=nothing-like-it"):
+    theirs.goto(f"{home}/admin/accounts")
+    theirs.get_by_role("link", name="ada", exact=True).click()
+    expect(theirs.get_by_role("heading", name="Role and group")).to_be_visible()
+    looks(theirs, "an account")
+    for path in (f"{url[len(home) :]}/journal", "/session?q=nothing-like-it"):
         theirs.goto(home + path)
         looks(theirs, path)
     theirs.goto(f"{home}/account")
