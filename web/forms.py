@@ -157,7 +157,7 @@ class ShowLogin(msgspec.Struct):
 KEY_FIELD = "idempotency_key"
 #: what no page ever gives back
 SECRETS = frozenset(("password", "old", "new"))
-#: files that are read at a time; whoever comes then waits with the body unread
+#: files that are read, and acted on, at a time; whoever comes then waits with the body unread
 _FILES = asyncio.Semaphore(4)
 FORM_KINDS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
@@ -193,7 +193,8 @@ def acts(form: type[msgspec.Struct], view: type[msgspec.Struct] | None, status: 
 def takes(document: type[msgspec.Struct]) -> Provide:
     """A dependency that reads a file of `document`: as a JSON body, or in the field `file` of a form.
 
-    Who asks is known before a large body is read, and few are read at a time. Raises InvalidRequest.
+    Who asks is known before a large body is read. Few are held in memory at a time: its place is kept until the handler
+    has answered. Raises InvalidRequest.
     """
 
     async def take(request: Request, actor: NamedDependency[Actor]) -> AsyncGenerator[Any, None]:
