@@ -1,8 +1,8 @@
 """The index of what was said: a row for each turn and each title given by hand, found by its words.
 
 SQLite keeps the words in FTS5 and PostgreSQL in a GIN index. The mark of the owner is a word of every row, so one
-owner's search never walks through what others said; the rows are numbered as they were said, so the newest come first
-without sorting. Triggers and foreign keys take away what is deleted, in its transaction.
+owner's search never walks through what others said; the rows are numbered as they were said, or came in as copies, so
+the newest come first without sorting. Triggers and foreign keys take away what is deleted, in its transaction.
 """
 
 import asyncio
