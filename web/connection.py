@@ -6,7 +6,7 @@ does not take what is sent would hold their handler too, and a server that is to
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from web.descriptors import MOST
 
@@ -25,6 +25,8 @@ class Connection(HttpToolsProtocol):
 
     _arriving: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+    #: what was asked, one behind the other, and is not answered yet
+    _asked: tuple[RequestResponseCycle, ...] = ()
 
     @staticmethod
     def stopping() -> bool:
@@ -50,9 +52,17 @@ class Connection(HttpToolsProtocol):
         if self._arriving is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_it(SILENT_SECONDS)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade may be offered and need not be taken (RFC 9110 §7.8): no line of the log for each."""
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._wait_for_it(REQUEST_SECONDS)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        asked = (*self._asked, self.cycle)
+        self._asked = tuple(cycle for cycle in asked if cycle is not None and not cycle.response_complete)
 
     def on_message_complete(self) -> None:
         self._forget_arriving()
@@ -79,6 +89,10 @@ class Connection(HttpToolsProtocol):
         self._forget_arriving()
         self._forget_stuck()
         super().connection_lost(exc)
+        # uvicorn tells it to the last of them alone, and the others would go on for nobody.
+        for cycle in self._asked:
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
 
     def _wait_for_it(self, seconds: float) -> None:
         """For a request, which may take so long from now on."""

@@ -81,6 +81,7 @@ def serve(
             access_log=False,
             log_level="warning",
             http=UntilItStops,
+            ws="none",
             backlog=AT_ONCE,
             timeout_graceful_shutdown=10,
         )

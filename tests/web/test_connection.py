@@ -19,11 +19,22 @@ async def answers(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
+async def goes_on(scope: Any, receive: Any, send: Any) -> None:
+    """Until nobody is there any more."""
+    while (await receive())["type"] != "http.request":
+        pass
+    gone = asyncio.ensure_future(receive())
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while not gone.done():
+        await send({"type": "http.response.body", "body": b"more", "more_body": True})
+        await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
-async def listening(kind: type[Connection], state: ServerState) -> AsyncIterator[int]:
+async def listening(kind: type[Connection], state: ServerState, app: Any = answers) -> AsyncIterator[int]:
     """A server of such connections; its port."""
     # uvicorn's own patience is longer than a test
-    config = Config(answers, log_config=None, timeout_keep_alive=3600)
+    config = Config(app, log_config=None, timeout_keep_alive=3600)
     server = await asyncio.get_running_loop().create_server(
         lambda: kind(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
@@ -90,6 +101,21 @@ async def test_who_asks_slowly_has_the_time_of_a_request(monkeypatch: pytest.Mon
         writer.write(ASKED[9:])
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
         writer.close()
+
+
+@pytest.mark.parametrize("behind", [0, 1, 3])
+async def test_who_goes_is_noticed_whatever_else_was_asked_for_on_the_same_connection(behind: int) -> None:
+    """A stream that nobody reads any more would hold its place for ever."""
+    state = ServerState()
+    async with listening(Connection, state, goes_on) as port, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(ASKED)
+        await reader.readuntil(b"more")
+        writer.write(ASKED * behind)
+        await reader.readuntil(b"more")
+        writer.transport.abort()
+        while state.tasks or state.connections:
+            await asyncio.sleep(0.01)
 
 
 async def test_one_more_than_there_is_room_for_is_turned_away_and_the_others_are_answered() -> None:

@@ -187,6 +187,18 @@ def test_a_host_of_nobody_is_refused(server: Server, host: str, target: str) -> 
     assert status in (400, 421), (host, status, body)
 
 
+@pytest.mark.parametrize("protocol", ["websocket", "h2c", "x"])
+def test_an_upgrade_is_not_taken_and_what_is_asked_is_asked_as_ever(server: Server, protocol: str) -> None:
+    """RFC 9110 §7.8. Java's own client offers one each time; nobody is told of it in the log."""
+    before = len(server.output)
+    for host, answer in (("127.0.0.1", 200), ("evil.example", 421)):
+        offer = f"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: {protocol}\r\nSec-WebSocket-Version: 13\r\n"
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+        status, _, _ = raw(server, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n{offer}{key}\r\n".encode())
+        assert status == answer
+    assert "pgrade" not in server.output[before:]
+
+
 def test_no_host_at_all_is_refused(server: Server) -> None:
     for version in ("1.0", "1.1"):
         status, _, _ = raw(server, f"GET /healthz HTTP/{version}\r\nConnection: close\r\n\r\n".encode())
