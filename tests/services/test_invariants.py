@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -141,14 +142,16 @@ async def test_the_invariants_hold_when_everybody_acts_at_once(world: World, at_
         for limit in ("turns", "switches", "sessions_created"):
             await set_limit(group, limit, "0")
     await world.check()
-    for number in range(8):
+    # Who is first is chance: until something has come to its end.
+    for number in count():
         calls = [getattr(world.verbs, pick(AT_ONCE + OFTEN * 4))(pick) for _ in range(10)]
         await at_once(len(calls), lambda number, db, calls=calls: noted(calls[number], db, world.ledger))
         await world.check(alone=False)
         if number % 3 == 2:
             for change in ("wait", "offer", "kill"):
                 await world.step(getattr(world.verbs, change)(pick))
-    assert any(row["what"] == "turn_ended" for row in world.ledger.rows["journal"])
+        if number >= 7 and any(row["what"] == "turn_ended" for row in world.ledger.rows["journal"]):
+            break
 
 
 async def noted(call: Call, db_session: DbSession, ledger: Ledger) -> None:
