@@ -476,7 +476,7 @@ async def test_M8_what_one_process_finds_out_about_a_provider_the_others_tell_to
         await until(lambda: {pool.is_up("near") for pool in pools} == {last})
         # Who does not know that provider does not learn of it.
         pools[1].note("elsewhere", True)
-        assert [pool.is_up("elsewhere") for pool in pools] == [None] * 3
+        assert [set(pool.known) for pool in pools] == [{"near"}] * 3
         for task in hearing:
             task.cancel()
     for pool in pools:

@@ -730,7 +730,7 @@ async def test_I7_a_crowd_of_writers_costs_no_reply(
 ) -> None:  # fmt: skip
     """More than are served before they give up. What keeps replies alive does not queue up behind them."""
     await configure("user", turns="0", sessions_created="0", concurrent_turns=0)
-    monkeypatch.setattr(engines, "BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 2)
     runner = sessions.runner = TurnRunner(sessions, pool, lambda: DbSession(engine, urgent=True))
     turns = [(await sessions.begin_turn(None, "/hang after 1", DbSession(engine), actor=ann)).turn for _ in range(5)]
     refused, stopped = 0, asyncio.Event()
@@ -740,14 +740,14 @@ async def test_I7_a_crowd_of_writers_costs_no_reply(
         while not stopped.is_set():
             try:
                 async with DbSession(engine).transaction():
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0 if stopped.is_set() else 0.1)
             except DatabaseUnavailable:
                 refused += 1
 
     crowd = [asyncio.create_task(write()) for _ in range(300)]
     try:
-        async with asyncio.timeout(30):
-            while refused < 300:
+        async with asyncio.timeout(60):
+            while refused < 100:
                 await sessions.heartbeat([turn.id for turn in turns], DbSession(engine, urgent=True))
                 await asyncio.sleep(0.05)
     finally:
