@@ -6,7 +6,7 @@ const on = (event, act, early) => document.addEventListener(event, act, early);
 const typing = (node) => node.matches?.("input, textarea, select");
 const scroller = $(".scroller");
 
-// ---- what is said is heard in one place, and seen where there is one for it
+// ---- what is said is heard in one place
 
 const tell = (text) => ($("#status").textContent = text);
 
@@ -28,10 +28,10 @@ const keys = {
 };
 const chords = {
   k: () => {
-    const field = $("#q") ?? $("[type=search]");
+    const field = $("#q, [type=search]");
     if (!field) return;
     field.closest("details")?.setAttribute("open", "");
-    // where the window is narrow the side is a drawer
+    // where it is narrow the side is a drawer
     if (!field.checkVisibility()) $("#side").showPopover();
     field.select();
   },
@@ -104,7 +104,7 @@ on("click", async ({ target }) => {
 
 on("toggle", ({ target }) => target.matches(".edit[open]") && target.querySelector("textarea").focus(), true);
 
-// ---- reasoning folds once the reply begins, and otherwise stays as its reader has left it
+// ---- reasoning folds once the reply begins, else stays as its reader left it
 
 const folds = new Map();
 
@@ -169,10 +169,10 @@ if (box) {
 
 on("submit", ({ target }) => {
   if (target.matches("[action='/logout']")) sessionStorage.clear();
-  else if (!target.hasAttribute("hx-post") && target.querySelector(".composer-text")) remember("");
+  else if (target.matches("form.composer")) remember("");
 });
 
-// those whose message is on its way, and what it is: what is in them is no draft
+// fields whose message is on its way: what is in them is no draft
 const sent = new Map();
 const composer = (form) => form.matches?.("[data-composer]") && form.elements.prompt;
 
@@ -204,16 +204,17 @@ on("htmx:error", ({ target }) => {
   else if (!typing(target)) say("The server cannot be reached. What you wrote is still here.");
 });
 
-// ---- the live stream: say when it is cut, and when it is back
+// ---- the live stream: say when it is cut, back, or gone
 
 const lost = (is) => {
-  for (const node of $$("[data-lost]")) {
-    if (node.hidden === is) tell(is ? node.textContent : "The connection is back.");
-    node.hidden = !is;
-  }
+  const node = $("[data-lost]");
+  if (node?.hidden !== is) return;
+  tell(is ? node.textContent : "The connection is back.");
+  node.hidden = !is;
 };
 on("htmx:sse:error", () => lost(true));
 on("htmx:sse:after:connection", () => lost(false));
+on("gone", () => say("This is no longer there, or no longer yours."));
 
 // ---- WebKit does not hold the place where one reads while the end of the log grows
 

@@ -2,7 +2,7 @@
 
 import time
 
-from playwright.sync_api import Request
+from playwright.sync_api import Request, expect
 
 from tests.browser.conftest import PASSWORD, Chat, sign_in
 
@@ -45,6 +45,7 @@ def test_O4_a_page_of_somebody_whose_account_is_disabled_is_told_and_does_not_as
     assert chat.server.run("account", "disable", "leaver").returncode == 0
     streams.wait(ended=1)
     assert time.monotonic() - began < 15
+    expect(chat.notice).to_contain_text("no longer yours")
     # A page that was cut off asks again after half a second or so; this one does not.
     chat.page.wait_for_timeout(1500)
     assert (streams.asked, streams.ended) == (1, 1)
@@ -59,5 +60,6 @@ def test_a_page_whose_session_is_deleted_elsewhere_does_not_ask_again(chat: Chat
     deleted = chat.page.request.post(f"{url}/delete", headers={"Accept": "application/json"}, data={})
     assert deleted.status == 204
     streams.wait(ended=1)
+    expect(chat.page.get_by_role("status")).to_contain_text("no longer there")
     chat.page.wait_for_timeout(1500)
     assert streams.asked == 1
