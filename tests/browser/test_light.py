@@ -1,6 +1,8 @@
 """Light: few requests and bytes, nothing that jumps while text comes, quick on a long session."""
 
-from playwright.sync_api import expect
+import json
+
+from playwright.sync_api import Browser, expect
 
 from tests.browser.conftest import Chat, long_session
 from tests.browser.visit import TEXT
@@ -68,7 +70,9 @@ def test_nothing_jumps_while_a_reply_is_written(chat: Chat, complaints: list[str
     assert shift < 0.05, shift
 
 
-def test_a_page_of_a_thousand_turns_has_no_more_on_it_than_one_of_sixty(chat: Chat, complaints: list[str]) -> None:
+def test_a_page_of_a_thousand_turns_has_no_more_on_it_than_one_of_sixty(
+    chat: Chat, browser: Browser, complaints: list[str]
+) -> None:
     first = chat.begin(TEXT)
     chat.see("done")
     found = {}
@@ -78,11 +82,16 @@ def test_a_page_of_a_thousand_turns_has_no_more_on_it_than_one_of_sixty(chat: Ch
         expect(chat.turns).to_have_count(50)
         nodes = chat.page.evaluate("document.querySelectorAll('main *').length")
         chat.page.evaluate(CHANGES)
+        browser.start_tracing(page=chat.page, categories=["devtools.timeline"])
         chat.say("one more")
         expect(chat.turns).to_have_count(51)
         expect(chat.turns.last).to_have_attribute("data-state", "done")
         expect(chat.box).to_have_value("")
+        events = json.loads(browser.stop_tracing())["traceEvents"]
+        styled = [event["args"]["elementCount"] for event in events if event["name"] == "UpdateLayoutTree"]
         found[turns] = nodes, chat.page.evaluate("window.added")
+        # And what is out of sight is not even looked at.
+        assert 0 < max(styled) < nodes / 3, (nodes, styled)
     (nodes, added), (more_nodes, more_added) = found.values()
     assert more_nodes == nodes > 1000
     # A message makes what belongs to it, in however many pieces its reply comes.
