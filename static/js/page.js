@@ -191,7 +191,7 @@ on("htmx:after:request", ({ target, detail }) => {
     if ((field || !typing(target)) && !text.includes("<hx-partial"))
       say("The server did not accept this. What you wrote is still here.");
   } else if (field && field.value === was) {
-    // Typed on meanwhile? Then it is another message already.
+    // Typed on meanwhile? Then it is another message.
     field.value = "";
     remember("");
     scroller.scrollTop = 0;
@@ -200,7 +200,7 @@ on("htmx:after:request", ({ target, detail }) => {
 
 on("htmx:error", ({ target }) => {
   sent.delete(composer(target));
-  if (target.matches("[data-live]")) lost(true);
+  if (target.matches?.("[data-live]")) lost(true);
   else if (!typing(target)) say("The server cannot be reached. What you wrote is still here.");
 });
 
