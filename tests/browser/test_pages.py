@@ -25,6 +25,10 @@ CUT = """() => [...document.querySelectorAll(".table")]
     .map(node => `${node.scrollWidth} of ${node.clientWidth}: ${node.textContent.trim().slice(0, 40)}`)"""
 
 
+#: the height of the tallest session on the desk
+TALLEST = """() => Math.max(...[...document.querySelectorAll("#desk-rows tr")].map(row => row.offsetHeight))"""
+
+
 def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, complaints: list[str]) -> None:
     sign_in(chat, "ada")
     session = chat.begin(f"{WORD} {'word ' * 200}")
@@ -59,6 +63,9 @@ def test_every_page_fits_the_window_and_is_quiet(chat: Chat, admin_token: str, c
             across = chat.page.evaluate("document.documentElement.scrollWidth")
             assert across <= width, f"{url} on a {name}: {across}, {chat.page.evaluate(WIDER, width)}"
             assert chat.page.evaluate(CUT) == [], f"{url} on a {name}"
+            if url.endswith("/admin") and name == "phone":
+                # Four sessions to a screen, below what stands above them.
+                assert 0 < chat.page.evaluate(TALLEST) < 160
 
 
 def test_the_composer_is_within_reach_on_a_phone(open_chat: Callable[..., Chat]) -> None:
