@@ -267,8 +267,8 @@ def test_an_export_that_nobody_takes_holds_up_nobody(tmp_path_factory: pytest.Te
                 running, f"/session/export?format={kind}", f"Cookie: tk_guest={client.cookies['tk_guest']}"
             ) as reader:
                 assert reader.recv(12).endswith(b" 200")
-                while b"yyy" not in reader.recv(1000):  # in the midst of the turns that were read at once
-                    pass
+                while b"yyy" not in (told := reader.recv(1000)):  # in the midst of the turns that were read at once
+                    assert told
                 reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         assert chat(client, "still there")["state"] == "done"
 
