@@ -339,7 +339,7 @@ BESIDES = {
 def test_every_code_of_a_refusal_is_documented_with_its_status_and_no_other() -> None:
     refusals = {refusal.code: status for refusal, status in STATUS.items()} | BESIDES
     part = section(ERRORS, "When a request is refused")
-    documented = {code: int(section(part, code).strip()[:3]) for code in headings(part)}
+    documented = {code: int(section(part, code).strip().removeprefix("HTTP ")[:3]) for code in headings(part)}
     assert documented == refusals
 
 
