@@ -32,6 +32,7 @@ from piccolo.table import Table
 
 from db import piccolo_conf
 from db.tables import TABLES
+from db.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class _Transaction:
             return
         # None, not reset(token): the exit may run in another context than the entry (a cancelled generator).
         self.engine.current_transaction.set(None)
-        await _whole(self._end(commit=error is None))
+        await whole(self._end(commit=error is None))
 
     def after_commit(self, callback: Callable[[], None], in_doubt: Callable[[], None] | None = None) -> None:
         """Call `callback` once the outermost transaction is committed; never when it is rolled back.
@@ -118,32 +119,6 @@ class _Transaction:
 
     async def run(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         raise NotImplementedError
-
-
-_shielded: set["asyncio.Future[Any]"] = set()
-
-
-async def _whole(step: Awaitable[Any], undo: Callable[[Any], Awaitable[Any]] | None = None) -> Any:
-    """Run `step` to its end even when the caller is cancelled meanwhile; then `undo` what it has brought."""
-    task = _shield(step)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(lambda done: _unclaimed(done, undo))
-        raise
-
-
-def _shield(step: Awaitable[Any]) -> "asyncio.Future[Any]":
-    task = asyncio.ensure_future(step)
-    _shielded.add(task)
-    task.add_done_callback(_shielded.discard)
-    return task
-
-
-def _unclaimed(done: "asyncio.Future[Any]", undo: Callable[[Any], Awaitable[Any]] | None) -> None:
-    """A result nobody waits for any more: it must not be reported as never retrieved, nor kept."""
-    if not done.cancelled() and done.exception() is None and undo is not None:
-        _shield(undo(done.result()))
 
 
 class _OwnTransactions:
@@ -211,7 +186,7 @@ class SqliteTransaction(_Transaction):
         except BaseException as error:
             if taken:
                 # The BEGIN may still happen behind a cancellation: its rollback queues up after it.
-                await _whole(self.end(commit=False))
+                await whole(self.end(commit=False))
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailable("its write lock did not come free in time") from error
             raise
@@ -324,7 +299,7 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
                 raise
             return connection
 
-        return await _sqlite(_whole(opened(), aiosqlite.Connection.close))
+        return await _sqlite(whole(opened(), aiosqlite.Connection.close))
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -421,7 +396,7 @@ class PostgresTransaction(_Transaction):
             self.connection = await _postgres(lambda: _acquired(pool))
             await _postgres(self._started)
         except BaseException:
-            await _whole(self._abandon())
+            await whole(self._abandon())
             raise
 
     async def _queue(self) -> None:
@@ -473,7 +448,7 @@ class PostgresTransaction(_Transaction):
 
 async def _acquired(pool: asyncpg.Pool) -> Any:
     """A connection; when the caller is cancelled meanwhile, it goes back."""
-    return await _whole(pool.acquire(timeout=BUSY_SECONDS), lambda connection: _released(pool, connection))
+    return await whole(pool.acquire(timeout=BUSY_SECONDS), lambda connection: _released(pool, connection))
 
 
 async def _released(pool: asyncpg.Pool, connection: Any) -> None:

@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from db.whole import whole
+
 CHANNEL = "turnkeeper"
 #: how long a connection may take to be made, a statement to run, and a connection to say goodbye
 CONNECT_SECONDS = 5.0
@@ -25,13 +27,7 @@ class PostgresWire:
         self, receive: Callable[[str], None], lost: Callable[[], None]
     ) -> AsyncIterator[Callable[[Sequence[str]], Awaitable[None]]]:
         """A connection on which everything is received from now on; `lost` is called when it breaks."""
-        connection = await asyncpg.connect(
-            self._url,
-            timeout=CONNECT_SECONDS,
-            command_timeout=CONNECT_SECONDS,
-            # A hint need not outlive a power cut, so its commit waits for no disk.
-            server_settings={"application_name": "turnkeeper events", "synchronous_commit": "off"},
-        )
+        connection = await whole(self._connected(), lambda unwanted: unwanted.close(timeout=CLOSE_SECONDS))
 
         def received(_connection: object, _pid: object, _channel: object, message: object) -> None:
             receive(str(message))
@@ -50,3 +46,12 @@ class PostgresWire:
                 await connection.close(timeout=CLOSE_SECONDS)
             finally:
                 connection.terminate()
+
+    async def _connected(self) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            self._url,
+            timeout=CONNECT_SECONDS,
+            command_timeout=CONNECT_SECONDS,
+            # A hint need not outlive a power cut, so its commit waits for no disk.
+            server_settings={"application_name": "turnkeeper events", "synchronous_commit": "off"},
+        )

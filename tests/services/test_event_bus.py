@@ -1,6 +1,7 @@
 """Hints between processes over a real PostgreSQL and a real Redis, cut and silenced: late, and never wrong."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -436,6 +437,25 @@ async def test_I13_a_reader_in_another_process_misses_nothing_however_often_the_
     )
     reading.task.cancel()
     await asyncio.gather(reading.task, return_exceptions=True)
+
+
+async def test_a_wire_that_is_given_up_while_it_connects_leaves_nothing(carrier: Carrier, until: Until) -> None:
+    """At every moment of it. An error that nobody has asked for would be raised at the end of the test."""
+
+    async def connect() -> None:
+        async with carrier.wire().connect(lambda _: None, lambda: None):
+            pass
+
+    for moment in range(40):
+        connecting = asyncio.create_task(connect())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+    while await carrier.cut():
+        await asyncio.sleep(0.01)
+    gc.collect()
+    await asyncio.sleep(0)
 
 
 # ---------------------------------------------------------------- what goes along besides

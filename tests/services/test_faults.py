@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from db import engine as engines
+from db import whole as steps
 from db.db_session import DbSession, Piece
 from db.engine import DatabaseUnavailable, Engine, SqliteEngine
 from services.actor import Actor
@@ -152,8 +153,8 @@ class Story:
         return len(self.world.published), len(orders.started), len(orders.stopped)
 
     async def _left_nothing_open(self) -> None:
-        while engines._shielded:
-            await asyncio.wait(engines._shielded)
+        while steps._shielded:
+            await asyncio.wait(steps._shielded)
         if isinstance(self.engine, SqliteEngine):
             assert not self.engine.writing.locked()
             assert self.engine._reading._value == engines.SQLITE_READERS
