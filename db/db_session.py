@@ -33,6 +33,7 @@ from db.tables import (
     ModelMove,
     RateBucket,
     RefusalCount,
+    Reindexing,
     Said,
     Session,
     SetupLink,
@@ -974,6 +975,28 @@ class DbSession:
         await Said.delete().where(Said.session_id == session.id, Said.turn_id.is_null())
         if session.title:
             await search_index.put(self.engine, [(session.id, None, session.owner_id, session.title)])
+
+    async def find_reindexing(self) -> UUID | None:
+        """The session up to which the index has been built anew; None once all of it has."""
+        rows = await Reindexing.select(Reindexing.after_session).where(Reindexing.name == "search")
+        return rows[0]["after_session"] if rows else None
+
+    async def list_session_ids(self, after: UUID, limit: int) -> list[UUID]:
+        rows = await Session.raw("SELECT id FROM session WHERE id > {} ORDER BY id LIMIT {}", after, limit)
+        return [row["id"] for row in rows]
+
+    async def reindex_to(self, session_id: UUID | None) -> None:
+        """Note how far the index has been built anew; None once all of it has."""
+        if session_id is None:
+            await Reindexing.delete().where(Reindexing.name == "search")
+        else:
+            await Reindexing.update({Reindexing.after_session: session_id}).where(
+                Reindexing.name == "search", Reindexing.after_session < session_id
+            )
+
+    async def renew_title(self, session: Session) -> None:
+        """Let a session be found by the words of its title as they are made today."""
+        await search_index.renew_title(self.engine, session.id, session.owner_id, session.title)
 
     async def list_hits(self, asked: Asked, owner_id: UUID, before: int, limit: int) -> list[search_index.Hit]:
         """Where one owner's turns and titles hold every word, the newest first, of those numbered below `before`."""

@@ -43,8 +43,18 @@ async def put(engine: Engine, texts: Sequence[Text]) -> None:
         )
     await engine.run(
         f"INSERT INTO said (session_id, turn_id, owner_id, words) VALUES {', '.join(rows)} "  # noqa: S608
-        "ON CONFLICT (turn_id) DO UPDATE SET words = excluded.words",
+        "ON CONFLICT (turn_id) DO UPDATE SET words = excluded.words WHERE said.words <> excluded.words",
         values,
+    )
+
+
+async def renew_title(engine: Engine, session_id: UUID, owner_id: UUID, title: str) -> None:
+    """Write the words of a title anew under its number, where they changed."""
+    (words,) = _told([(session_id, None, owner_id, title)])
+    told = ("array_to_tsvector(string_to_array($1, ' '))", "$2") if engine.engine_type == "postgres" else ("?1", "?2")
+    await engine.run(
+        f"UPDATE said SET words = {told[0]} WHERE session_id = {told[1]} AND turn_id IS NULL AND words <> {told[0]}",  # noqa: S608
+        [words, session_id],
     )
 
 

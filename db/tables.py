@@ -190,6 +190,15 @@ class Said(Table, tablename="said"):
     words = Text()
 
 
+class Reindexing(Table, tablename="reindexing"):
+    """How far an index has been built anew; no row once all of it has. Written by the sweep."""
+
+    #: `search`
+    name = Text(primary_key=True)
+    #: sessions up to this one are done
+    after_session = UUID(default=None)
+
+
 class Draft(Table, tablename="draft"):
     """What a session's owner has typed and not sent; taken away by the turn it becomes."""
 
@@ -360,6 +369,7 @@ TABLES: tuple[type[Table], ...] = (
     Turn,
     TurnPiece,
     Said,
+    Reindexing,
     Draft,
     Model,
     AccountGroup,

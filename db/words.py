@@ -1,12 +1,14 @@
 """The words of a text, as the search of both databases knows them: small letters, no accents, each word once.
 
 Writing that puts no spaces between words (Chinese, Japanese, Thai and their neighbours) is cut into single characters
-and pairs of them. What comes out holds letters and digits alone, so nothing that somebody types is ever an operator.
+and pairs of them. A symbol such as 🦊 or € is a word of its own, and `C++` and `C#` are other words than `C`; they are
+written in letters and digits. So no word holds anything else, and nothing that somebody types is ever an operator.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from operator import add
 from uuid import UUID
@@ -26,10 +28,18 @@ PREFIX_CHARACTERS = 2
 #: words that are made small at once, which takes a tenth of the time
 MADE_SMALL = 1_000
 _WORD = re.compile(r"[^\W_]+")
+#: a word, what belongs to its end (C++, C#), or something that is neither letter nor digit
+_TOKEN = re.compile(r"([^\W_]+)(\+\+|#)?(?![^\W\d_])|([^\w\s\x00-\x7f])")
+#: categories of Unicode whose characters are words: emoji, arrows, currencies, signs of mathematics
+_SYMBOLS = ("So", "Sc", "Sm")
 #: as much as is made small at once, cut where no word goes on
 _PART = re.compile(r".{1,20000}(?:[\s。、，！？]|\Z)|.{20000}", re.DOTALL)
-#: a word as it was written, with its accents and vowel signs
-_WRITTEN = re.compile("(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff])+")
+#: a word as it was written, with its accents and vowel signs and what belongs to its end; or a symbol
+_WRITTEN = re.compile(
+    "(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff])+(?:\\+\\+|#)?|[^\\w\\s\\x00-\\x7f]"
+)
+_ENDS = re.compile(r"(?:\+\+|#)\Z")
+_LETTER_WITH_SIGN = re.compile("LATIN SMALL LETTER ([A-Z]) WITH .*")
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007"
     "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -38,12 +48,22 @@ _RUN = re.compile(f"([{_UNSPACED}]+)|[^{_UNSPACED}]+")
 
 
 def folded(text: str) -> str:
-    """Small letters without accents."""
+    """Small letters without accents; ł is l, đ is d and æ is ae, as people type them on another keyboard."""
     if text.isascii():
         return text.lower()
     # Without marks before it is taken apart: very many on one letter would be sorted, each past all the others.
     apart = unicodedata.normalize("NFKD", _unmarked(text.casefold()))
-    return unicodedata.normalize("NFKC", _unmarked(apart.casefold()))
+    return unicodedata.normalize("NFKC", _unmarked(apart.casefold())).translate(_plain_letters())
+
+
+@cache
+def _plain_letters() -> dict[int, str]:
+    """{a letter that Unicode does not take apart: the plain letters people type instead}."""
+    plain = {"æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ŋ": "n", "ĸ": "k", "ı": "i", "ȷ": "j"}
+    for code in (*range(0xC0, 0x2B0), *range(0x1D00, 0x1F00), *range(0x2C60, 0x2C80), *range(0xA720, 0xA800)):
+        if with_sign := _LETTER_WITH_SIGN.fullmatch(unicodedata.name(chr(code), "")):
+            plain.setdefault(chr(code), with_sign[1].lower())
+    return {ord(letter): told for letter, told in plain.items() if unicodedata.normalize("NFKD", letter) == letter}
 
 
 def _unmarked(text: str) -> str:
@@ -70,6 +90,15 @@ def _cut(words: Iterable[str]) -> Iterator[tuple[str, bool]]:
                 yield from ((pair, True) for pair in dict.fromkeys(map(add, unspaced, unspaced[1:])) or (unspaced,))
 
 
+def _tokens(small: str) -> Iterator[str]:
+    """Words in order, those with a sign at their end and symbols spelled out: `c_2b2b`, `u_1f98a`."""
+    for word, end, symbol in _TOKEN.findall(small):
+        if word:
+            yield f"{word[:WORD_CHARACTERS]}_{end.encode().hex()}" if end else word
+        elif unicodedata.category(symbol) in _SYMBOLS:
+            yield f"u_{ord(symbol):x}"
+
+
 def mark_of(id: UUID) -> str:
     """A word that no text holds: whose a row is, and of which session."""
     return f"_{id.hex}"
@@ -84,6 +113,8 @@ def words_of(text: str, *marks: UUID) -> str:
             found[word] = None
             if unspaced:
                 found |= dict.fromkeys(word)
+        if "#" in small or "++" in small or not small.isascii():
+            found |= dict.fromkeys(word for word in _tokens(small) if "_" in word)
         read += len(small)
         if read > READ_CHARACTERS or 2 * len(found) > MOST_CHARACTERS:
             break
@@ -95,11 +126,11 @@ class Asked:
     """What is looked for: all of these words, the last of them as the beginning of one."""
 
     def __init__(self, q: str) -> None:
-        found = dict(_cut(_WORD.findall(folded(q[:ASKED_CHARACTERS]))))
+        found = dict(_cut(_tokens(folded(q[:ASKED_CHARACTERS]))))
         self.words = list(found)[:ASKED_WORDS]
         last = self.words[-1] if self.words else ""
         #: the last word is still being typed
-        self.open = len(last) >= PREFIX_CHARACTERS and not found[last] and not q[-1:].isspace()
+        self.open = len(last) >= PREFIX_CHARACTERS and not (found[last] or "_" in last or q[-1:].isspace())
 
     def __bool__(self) -> bool:
         return bool(self.words)
@@ -126,6 +157,10 @@ class Asked:
     def _within(self, written: str, small: str) -> list[tuple[int, int]]:
         """Where the words stand in one that was written, which is this one in small letters."""
         whole = 0, len(written)
+        if any("_" in token and token in self.words for token in _tokens(small)):
+            return [whole]
+        if end := _ENDS.search(small):
+            small, whole = small[: end.start()], (0, len(written) - len(end[0]))
         cut = small[:WORD_CHARACTERS]
         if cut in self.words or (self.open and cut.startswith(self.words[-1])):
             return [whole]

@@ -43,6 +43,8 @@ ERASED_TURNS = 50
 INDEXED_TURNS, INDEXED_CHARACTERS = 25, 200_000
 #: such transactions in one sweep
 ERASED_ROUNDS, INDEXED_ROUNDS = 100, 100
+#: sessions of which one sweep builds the index anew
+REINDEXED_SESSIONS = 20
 #: before the first turn of any session
 BEFORE_ALL = UUID(int=0)
 #: when a session was deleted that nobody can have back, whatever the clock says
@@ -57,6 +59,8 @@ class Upkeep:
         self.now = units.now
         #: the last session that was looked at; each look goes on behind it
         self._looked_at: UUID | None = None
+        #: whether the index of the search may still have to be built anew
+        self._reindexing = True
 
     async def sweep(self, db_session: DbSession, *, alone: bool, thorough: bool) -> int:
         """As SessionService says."""
@@ -73,6 +77,7 @@ class Upkeep:
             await self.forget(db_session)
             ended += await self._expire(db_session) + await self._erase(db_session)
         await self._index(db_session)
+        await self._reindex(db_session)
         return ended
 
     async def _interrupt(self, turn_id: UUID, db_session: DbSession, *, alone: bool) -> None:
@@ -137,6 +142,27 @@ class Upkeep:
             return session.indexed_to is None
 
         await self._in_parts(index, await db_session.list_sessions_to_index(LAPSED_ROWS), INDEXED_ROUNDS, db_session)
+
+    async def _reindex(self, db_session: DbSession) -> None:
+        """Build the index of some more sessions anew, where a release changed how words are made of a text.
+
+        Of a long session only the beginning; `_index` goes on with it.
+        """
+        if not self._reindexing:
+            return
+        after = await db_session.find_reindexing()
+        session_ids = await db_session.list_session_ids(after, REINDEXED_SESSIONS) if after is not None else []
+        for session_id in session_ids:
+            async with self._units.writing(db_session):
+                session = await db_session.find_session(session_id, None, lock=True, deleted_after=FOR_GOOD)
+                if session is not None and session.indexed_to is None:
+                    await self.index_copies(session, db_session)
+                    await db_session.renew_title(session)
+                await db_session.reindex_to(session_id)
+        if not session_ids:
+            self._reindexing = False
+            async with self._units.writing(db_session):
+                await db_session.reindex_to(None)
 
     async def _in_parts(
         self,

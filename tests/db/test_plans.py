@@ -32,7 +32,7 @@ from tests.db.crowd import crowd
 
 ROWS, OWNERS = 20_000, 2_000
 #: tables with as many rows as somebody has configured
-SMALL = {"model", "account_group", "limit_rule", "model_move"}
+SMALL = {"reindexing", "model", "account_group", "limit_rule", "model_move"}
 #: what lists of sessions go along
 ALONG = {
     "session_by_activity",
