@@ -378,6 +378,10 @@ class DbSession:
         """Undo one taking."""
         await RateBucket.raw("UPDATE rate_bucket SET tat_us = tat_us - {} WHERE key = {}", interval_us, key)
 
+    async def shorten_bucket(self, key: str, tat_us: int) -> None:
+        """Let a bucket reach no further than `tat_us`."""
+        await RateBucket.raw("UPDATE rate_bucket SET tat_us = {} WHERE key = {} AND tat_us > {}", tat_us, key, tat_us)
+
     async def bucket_tat(self, key: str) -> int:
         """The bucket's theoretical arrival time in microseconds; 0 where it was never used."""
         rows = await RateBucket.select(RateBucket.tat_us).where(RateBucket.key == key)
@@ -398,13 +402,14 @@ class DbSession:
             cost_nanos,
         )
 
-    async def usage_since(self, owner_id: UUID, day: date) -> tuple[int, int]:
-        """Tokens and nano-money used by ended turns since `day`."""
+    async def usage_between(self, owner_id: UUID, first: date, end: date) -> tuple[int, int]:
+        """Tokens and nano-money used by ended turns from the day `first` on, before the day `end`."""
         rows = await Usage.raw(
             "SELECT COALESCE(SUM(tokens), 0) AS tokens, COALESCE(SUM(cost_nanos), 0) AS cost_nanos "
-            "FROM usage WHERE owner_id = {} AND day >= {}",
+            "FROM usage WHERE owner_id = {} AND day >= {} AND day < {}",
             owner_id,
-            day,
+            first,
+            end,
         )
         return int(rows[0]["tokens"]), int(rows[0]["cost_nanos"])
 

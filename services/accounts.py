@@ -5,7 +5,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from ipaddress import ip_address, ip_network
@@ -16,11 +16,12 @@ import msgspec
 
 from db.db_session import Conflict, DbSession, new_id
 from db.tables import Account, ApiToken, Login
+from services import rates
 from services.actor import SYSTEM, Actor, require_admin, require_person
 from services.catalogue import EVERYBODY
 from services.errors import Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
 from services.idempotency import checked_key
-from services.policies import Rate, microseconds
+from services.policies import Rate
 from services.text import checked_line, storable
 from services.unit_of_work import UnitOfWork
 
@@ -333,8 +334,7 @@ class Accounts:
         places = (f"sign_in:{actor.rate_key}", f"sign_in:name:{self._sealed(b'name:' + name.encode()).hex()[:32]}")
         # Both places or none: an address that is refused must not use up what the owner of the name has.
         async with self.units.writing(db_session):
-            for place in places:
-                await self._take_attempt(place, db_session)
+            await self._take_attempts(places, db_session)
         account = await db_session.find_account_by_name(name)
         known = account is not None and account.password_hash is not None and account.disabled_at is None
         right = await _verified(account.password_hash if known and account else _DECOY, password)
@@ -361,13 +361,16 @@ class Accounts:
             raise Unauthenticated(WRONG)
         return current
 
-    async def _take_attempt(self, place: str, db_session: DbSession) -> None:
-        """One attempt to sign in, of those an address or a name has. Raises RateLimited."""
-        now = self.now()
-        taken = await db_session.take_from_bucket(place, microseconds(now), SIGN_INS.interval_us, SIGN_INS.burst)
-        if taken is None:
-            state = SIGN_INS.allowance("sign_ins", await db_session.bucket_tat(place), now)
-            raise RateLimited("Too many attempts to sign in. Please wait.", state, now)
+    async def _take_attempts(self, places: Iterable[str], db_session: DbSession) -> None:
+        """One attempt to sign in, of those that an address and a name have. Raises RateLimited."""
+        asked = [await rates.take(place, "sign_ins", SIGN_INS, self.now, db_session) for place in places]
+        full = [one.before for one in asked if one.after is None]
+        if full:
+            now = self.now()
+            longest = max(full, key=lambda one: one.retry_after_seconds(now))
+            # All that a wrong clock has filled are put right together: one after the other each would be a wait.
+            ahead = {bucket: us for one in asked for bucket, us in one.ahead.items()}
+            raise RateLimited("Too many attempts to sign in.", longest, now, ahead=ahead)
 
     async def _signed_in(
         self, account: Account, key: str, actor: Actor, browser: str, db_session: DbSession

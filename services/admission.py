@@ -5,7 +5,7 @@ over processes too. Whatever a refused verb took is rolled back with it. A verb 
 applied, as it stands afterwards and the tightest first.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from uuid import UUID
 
@@ -13,6 +13,7 @@ import msgspec
 
 from db.db_session import DbSession
 from db.tables import Turn
+from services import rates
 from services.actor import Actor
 from services.catalogue import Entry
 from services.context import reply_tokens
@@ -26,7 +27,6 @@ from services.policies import (
     Policies,
     Rate,
     Slots,
-    microseconds,
     tightest_first,
 )
 from services.rules import Rules
@@ -39,6 +39,8 @@ class Claim(msgspec.Struct, frozen=True):
     before: Allowance
     #: None where there is not enough
     after: Allowance | None
+    #: buckets that a wrong clock has filled: {key: microseconds of a full one}
+    ahead: Mapping[str, int] = {}
 
 
 class Admission:
@@ -132,22 +134,24 @@ class Admission:
             return tightest_first(claim.after for claim in claims if claim.after is not None)
         longest = max(short, key=lambda one: one.retry_after_seconds(now))
         others = tightest_first(claim.before for claim in claims if claim.before is not longest)
-        raise _refusal(longest, now, others)
+        refusal = _refusal(longest, now, others)
+        refusal.ahead = {bucket: us for claim in claims for bucket, us in claim.ahead.items()}
+        raise refusal
 
     async def _claims(self, name: str, rate: Rate, keys: Iterable[str], db_session: DbSession) -> list[Claim]:
         """One place in each bucket of a rate; of several buckets the tightest is told."""
         if not rate.count:
             return []
-        now, claims = self.now(), []
+        claims = []
         for key in sorted(keys):
-            bucket = bucket_of(name, rate, key)
-            tat = await db_session.take_from_bucket(bucket, microseconds(now), rate.interval_us, rate.burst)
-            if tat is None:
-                claims.append(Claim(rate.allowance(name, await db_session.bucket_tat(bucket), now), None))
-            else:
-                before = rate.allowance(name, tat - rate.interval_us, now)
-                claims.append(Claim(before, rate.allowance(name, tat, now)))
-        return [max(claims, key=lambda one: (one.after is None, one.before.used, one.before.retry_after_seconds(now)))]
+            taken = await rates.take(bucket_of(name, rate, key), name, rate, self.now, db_session)
+            claims.append(Claim(taken.before, taken.after, taken.ahead))
+        now = self.now()
+        tightest = max(
+            claims, key=lambda one: (one.after is None, one.before.used, one.before.retry_after_seconds(now))
+        )
+        ahead = {bucket: us for one in claims for bucket, us in one.ahead.items()}
+        return [msgspec.structs.replace(tightest, ahead=ahead)]
 
     async def _slots(
         self, actor: Actor, entries: Iterable[Entry], rules: Rules, db_session: DbSession
@@ -192,12 +196,15 @@ class Admission:
             await self._unbooked(owner_id, rules, db_session),
         )
         held = reserved[0] + lapsed[0], reserved[1] + lapsed[1]
-        days = {budget.first_day(now) for budget in budgets.values()}
-        spent = {day: await db_session.usage_since(owner_id, day) for day in days}
+        # Both ends: a clock that was ahead has booked use on days to come.
+        windows = {(budget.first_day(now), budget.end_day(now)) for budget in budgets.values()}
+        spent = {days: await db_session.usage_between(owner_id, *days) for days in windows}
         found = []
         for name, budget in budgets.items():
             place = ("tokens", "money").index(name.partition("_")[0])
-            found.append(budget.allowance(name, held[place] + spent[budget.first_day(now)][place], now))
+            found.append(
+                budget.allowance(name, held[place] + spent[budget.first_day(now), budget.end_day(now)][place], now)
+            )
         return found
 
     async def _unbooked(self, owner_id: UUID, rules: Rules, db_session: DbSession) -> tuple[int, int]:

@@ -31,6 +31,7 @@
 The text is a sentence for the user; the facts are attributes, listed by `facts`.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import ClassVar
 from uuid import UUID
@@ -160,11 +161,21 @@ class SessionQuota(Refusal):
 class LimitReached(Refusal):
     """A limit is used up: the first of `allowance`, which tells the others that applied too.
 
-    `retry_after_seconds` is a wait that suffices from `at` on.
+    `retry_after_seconds` is a wait that suffices from `at` on. `ahead` names the buckets of rates that a clock has
+    written that was ahead: they are shortened once the refused verb is undone.
     """
 
-    def __init__(self, text: str, limit: Allowance, now: datetime, others: tuple[Allowance, ...] = ()) -> None:
+    def __init__(
+        self,
+        text: str,
+        limit: Allowance,
+        now: datetime,
+        others: tuple[Allowance, ...] = (),
+        *,
+        ahead: Mapping[str, int] | None = None,
+    ) -> None:
         self.allowance = (limit, *others)
+        self.ahead = ahead or {}
         self.retry_after_seconds = limit.retry_after_seconds(now)
         self.at = now
         super().__init__(

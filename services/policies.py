@@ -166,6 +166,8 @@ class Rate(msgspec.Struct, frozen=True):
     def allowance(self, name: str, tat_us: int, now: datetime) -> Allowance:
         """What a bucket with theoretical arrival time `tat_us` still allows at `now`."""
         now_us = microseconds(now)
+        # Further than a full bucket reaches only what a clock has written that was ahead.
+        tat_us = min(tat_us, now_us + self.window_us)
         waiting = -(-max(0, tat_us - now_us) // self.interval_us)
         used = min(self.burst, waiting)
         free_us = tat_us - (self.burst - 1) * self.interval_us if used == self.burst else max(tat_us, now_us)
@@ -243,9 +245,13 @@ class Budget(msgspec.Struct, frozen=True):
     def since(self, now: datetime) -> datetime:
         return self._begins(self.first_day(now))
 
-    def until(self, now: datetime) -> datetime:
+    def end_day(self, now: datetime) -> date:
+        """The day on which the next window begins."""
         first = self.first_day(now)
-        return self._begins(first + timedelta(days=1) if self.window == "day" else _next_month(first))
+        return first + timedelta(days=1) if self.window == "day" else _next_month(first)
+
+    def until(self, now: datetime) -> datetime:
+        return self._begins(self.end_day(now))
 
     def _begins(self, day: date) -> datetime:
         """When a day begins; where clocks jump over midnight, at the jump."""

@@ -1,13 +1,13 @@
 """A verb's transaction: all or nothing, one effect for each idempotency key, a refusal noted once it is undone."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 from db.db_session import DatabaseUnavailable, DbSession
-from services import refusals
+from services import rates, refusals
 from services.actor import SYSTEM, Actor
-from services.errors import Refusal, StorageUnavailable
+from services.errors import LimitReached, Refusal, StorageUnavailable
 from services.idempotency import Once
 
 
@@ -25,8 +25,16 @@ class UnitOfWork:
             yield
         except Refusal as refusal:
             if outermost:
+                await self._shorten(refusal, db_session)
                 await refusals.note(refusal, verb, actor, self.now(), db_session)
             raise
+
+    async def _shorten(self, refusal: Refusal, db_session: DbSession) -> None:
+        """Put right the rates that a wrong clock had filled. Where even that fails, the next caller finds them so."""
+        if isinstance(refusal, LimitReached) and refusal.ahead:
+            with suppress(DatabaseUnavailable):
+                async with db_session.transaction():
+                    await rates.shorten(refusal.ahead, self.now(), db_session)
 
     @asynccontextmanager
     async def writing(self, db_session: DbSession, *, actor: Actor = SYSTEM, verb: str = "") -> AsyncIterator[None]:
