@@ -70,6 +70,7 @@ WRITERS = {
     "records.py",
     "refusals.py",
     "admission.py",
+    "rates.py",
     "idempotency.py",
     "governance.py",
     "moves.py",
