@@ -6,8 +6,8 @@ HOST ?=
 PORT ?=
 ARGS ?=
 UPGRADE ?=
-# one more than there are processors: many tests wait for something
-JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
+# two more than there are processors: many tests wait for something
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 TEST_SECONDS ?= 1800
 SECONDS ?=
 PEOPLE ?=

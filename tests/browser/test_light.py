@@ -5,6 +5,7 @@ import json
 from playwright.sync_api import Browser, expect
 
 from tests.browser.conftest import Chat, long_session
+from tests.browser.traces import styled_elements
 from tests.browser.visit import TEXT
 from tests.web.running import ROOT
 
@@ -29,15 +30,6 @@ FINISHED = """() => {
     const turn = [...document.querySelectorAll("article.turn")].at(-1);
     window.finished = [turn.querySelector(".window p"), turn.querySelector(".text.rich > p")];
 }"""
-
-
-def styled_elements(trace: bytes) -> list[int]:
-    """How many elements each recalculation of styles of a trace visited.
-
-    An event that had begun when the trace began, or was still open when it ended, has no count.
-    """
-    events = [event for event in json.loads(trace)["traceEvents"] if event["name"] == "UpdateLayoutTree"]
-    return [event["args"]["elementCount"] for event in events if "elementCount" in event.get("args", {})]
 
 
 def test_an_event_that_a_trace_cuts_off_counts_nothing() -> None:
