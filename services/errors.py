@@ -31,7 +31,7 @@
 The text is a sentence for the user; the facts are attributes, listed by `facts`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar
 from uuid import UUID
@@ -125,8 +125,13 @@ class NoModelAvailable(Refusal):
 
 
 class ModelUnavailable(Refusal):
+    """Names the models that the actor could use instead, the default first."""
+
     code = "model_unavailable"
     text = "The model's provider does not answer at the moment. The session is unchanged."
+
+    def __init__(self, text: str = "", *, alternatives: Sequence[str] = ()) -> None:
+        super().__init__(text, alternatives=list(alternatives))
 
 
 class VersionConflict(Refusal):

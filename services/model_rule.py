@@ -75,6 +75,16 @@ class ModelRule:
             raise Forbidden(f"The group of this session's owner may not use “{entry.label}”.")
         return entry
 
+    def callable_by(self, owner: Account, is_up: Callable[[str], bool | None]) -> list[Entry]:
+        """The models that an owner could use now, the default first; no provider of theirs is known to be down."""
+        default = next((entry.id for _, entry in self._defaults(owner)), None)
+        entries = [
+            entry
+            for entry in self._catalogue.entries.values()
+            if self._callable(entry) and entry.open_to(owner.group_name) and is_up(entry.provider) is not False
+        ]
+        return sorted(entries, key=lambda entry: (entry.id != default, entry.state != "active"))
+
     def _fallback(self, session: Session, owner: Account) -> CurrentModel:
         """What stands in for a model that can no longer be used: the group's default, the instance's, or nothing."""
         wanted = str(session.last_model)

@@ -852,7 +852,9 @@ class SessionService:
             why = await self.standing.current(session, owner, rules, db_session)
             entry = rule.usable(why)
         if self.pool.is_up(entry.provider) is False:
-            raise ModelUnavailable(f"The provider of “{entry.label}” does not answer at the moment.")
+            others = [] if session.locked and not actor.is_admin else rule.callable_by(owner, self.pool.is_up)
+            text = f"The provider of “{entry.label}” does not answer at the moment."
+            raise ModelUnavailable(text, alternatives=[one.id for one in others])
         if cap:
             entry = msgspec.structs.replace(entry, max_reply_tokens=min(cap, entry.max_reply_tokens or cap))
         return entry, why

@@ -143,6 +143,7 @@ def _chrome(request: Request) -> dict[str, Any]:
         "actor": request.state.get("actor"),
         "guests": request.app.state.accounts.guests,
         "zone": _zone(request.cookies.get("tz", "")),
+        "refused": request.state.get("refused"),
     }
 
 

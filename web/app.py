@@ -141,6 +141,8 @@ def create_app(
             backend="gzip", gzip_compress_level=6, exclude=["/events$", "^/chat", "^/v1/chat", "^/session/import$"]
         ),
     )
+    # What a refused form is answered with is asked for once more, inside of what guards requests from outside.
+    app.state["pages"] = app.asgi_handler
     # Around the whole application: what the router itself refuses is guarded too.
     app.asgi_handler = Guard(app.asgi_handler, settings.hosts, counts)
     return app

@@ -1,7 +1,8 @@
-"""The one table refusal → status, and how a refusal looks: problem+json, a fragment, or a page with the typed text."""
+"""The one table refusal → status, and how a refusal looks: problem+json, a fragment, or the page the form stood on."""
 
 import logging
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from litestar import Request, Response
@@ -13,6 +14,8 @@ from services.errors import LimitReached, Refusal, StorageUnavailable
 from services.outages import tell
 from web.answer import html, json, rate_headers, wants
 from web.completions import OpenError, refusal_headers
+from web.late import Late
+from web.refusal import Refused, page_of
 from web.templating import render
 
 log = logging.getLogger(__name__)
@@ -71,7 +74,7 @@ def refused(request: Request, refusal: Refusal) -> Response[Any]:
         headers = rate_headers(refusal.allowance, refusal.at)
     if wait := getattr(refusal, "retry_after_seconds", None):
         headers["Retry-After"] = str(wait)
-    return _told(request, STATUS[type(refusal)], refusal.code, str(refusal), headers, refusal.facts)
+    return _told(request, STATUS[type(refusal)], refusal.code, str(refusal), headers, refusal.facts, refusal.session_id)
 
 
 def unavailable(request: Request, error: DatabaseUnavailable) -> Response[Any]:
@@ -119,7 +122,13 @@ HANDLERS: dict[Any, Any] = {
 
 
 def _told(
-    request: Request, status: int, code: str, detail: str, headers: dict[str, str], facts: dict[str, Any]
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    headers: dict[str, str],
+    facts: dict[str, Any],
+    session_id: UUID | None = None,
 ) -> Response[Any]:
     problem = {
         "type": f"urn:turnkeeper:{code}",
@@ -138,11 +147,9 @@ def _told(
             response = json(OpenError.of(status, code, detail, facts.get("field")), status)
             headers = refusal_headers(status, code, headers)
         case "fragment":
-            response = html(
-                render("refusal/refused.html", problem=problem, signed_out=_signed_out(request, problem)), status
-            )
+            response = html(render("refusal/refused.html", refused=_refused(request, problem, session_id)), status)
         case "page":
-            response = html(_page(request, problem), status)
+            response = _page(request, problem, session_id)
         case _:
             response = json(problem, status, PROBLEM)
     response.headers.update(headers)
@@ -151,15 +158,30 @@ def _told(
     return response
 
 
-def _page(request: Request, problem: dict[str, Any]) -> str:
-    """A page that says why, with what was typed; where signing in would help, the form for it."""
-    actor, typed = request.state.get("actor"), request.state.get("typed") or {}
-    context = {"request": request, "actor": actor, "guests": request.app.state.accounts.guests, "problem": problem}
+def _page(request: Request, problem: dict[str, Any], session_id: UUID | None) -> Response[Any]:
+    """The page that the form stood on with the refusal in it, else one that says why; or the form to sign in."""
+    actor, refused = request.state.get("actor"), _refused(request, problem, session_id)
+    context = {"request": request, "actor": actor, "guests": request.app.state.accounts.guests}
+    path, status = request.url.path, problem["status"]
+    if status == 401 or path == "/login":
+        onward = refused.typed.get("next") or ("/" if path.startswith(("/login", "/setup")) else path)
+        name = refused.typed.get("name", "")
+        return html(render("login.html", next=onward, typed_name=name, problem=problem, **context), status)
+
+    async def make() -> str:
+        page = await page_of(request, refused) if request.method == "POST" else None
+        return page or render("refusal.html", refused=refused, **context)
+
+    return Late(make, status)
+
+
+def _refused(request: Request, problem: dict[str, Any], session_id: UUID | None) -> Refused:
+    """A refusal as templates see it."""
+    typed = request.state.get("typed") or {}
     path = request.url.path
-    if problem["status"] == 401 or path == "/login":
-        onward = typed.get("next") or ("/" if path.startswith(("/login", "/setup")) else path)
-        return render("login.html", next=onward, typed_name=typed.get("name", ""), **context)
-    return render("refusal.html", typed=typed, signed_out=_signed_out(request, problem), **context)
+    asked_in = session_id or typed.get("session_id") or request.path_params.get("session_id")
+    action = path if request.method == "POST" else ""
+    return Refused(problem, action, typed, _signed_out(request, problem), asked_in)
 
 
 def _signed_out(request: Request, problem: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event, Thought
 from web.answer import wants
 from web.given import Db, Pool, Sessions, Who
-from web.markdown import Growing, ready
+from web.markdown import Growing, ready, ready_to_grow
 from web.templating import render
 from web.views import LineView, SessionView, TurnView, WayView, lines_between, models_view, texts_of
 
@@ -57,6 +57,23 @@ class Controls:
             "models": models_view(entries, self._pool, None),
             "reasons": {entry.id: entry.state_reason for entry in entries},
             "limits": await self._sessions.allowances(self._db_session, actor=self._actor),
+        }
+
+    async def branch(self, session: LiveSession, *turns: Turn) -> dict[str, Any]:
+        """The same, with the turns and lines of the log up to the last of `turns`, or to the session's head."""
+        if not self._needed:
+            return {}
+        reads, last = Reads(self._sessions), turns[-1].id if turns else None
+        found = await reads.transcript(session, self._db_session, actor=self._actor, last=last)
+        await ready(texts_of(found.turns))
+        await ready_to_grow(*found.written)
+        switches = await reads.switches(session, found.turns, self._db_session, actor=self._actor)
+        return {
+            "turns": [TurnView.of(turn, found.written) for turn in found.turns],
+            "lines": lines_between(found.turns, switches, self._actor),
+            "earlier": found.earlier,
+            "instructions": session.row.instructions,
+            **await self.of(session, *found.turns),
         }
 
     async def render(self, event: Event) -> str | None:
@@ -113,13 +130,10 @@ class Controls:
         self._owed.clear()
         if turn.reply is not None:
             self._shown.add(turn.id)
-        reads = Reads(self._sessions)
-        found = await reads.transcript(session, self._db_session, actor=self._actor, last=turn.id)
-        await ready(texts_of(found.turns))
-        switches = await reads.switches(session, found.turns, self._db_session, actor=self._actor)
-        lines = lines_between(found.turns, switches, self._actor)
-        shown = {"turns": [TurnView.of(one) for one in found.turns], "lines": lines, "view": TurnView.of(turn)}
-        return render("chat/branched.html", **shown, **await self.of(session, *found.turns))
+        shown = await self.branch(session, turn)
+        # Its text follows from the beginning.
+        shown["turns"][-1] = TurnView.of(turn)
+        return render("chat/branched.html", view=TurnView.of(turn), **shown)
 
 
 async def provide_controls(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Controls:

@@ -45,6 +45,7 @@ class Problem(msgspec.Struct):
     current_model: str | msgspec.UnsetType | None = msgspec.UNSET
     version: int | msgspec.UnsetType = msgspec.UNSET
     running_turn: UUID | msgspec.UnsetType = msgspec.UNSET
+    alternatives: list[str] | msgspec.UnsetType = msgspec.UNSET
     field: str | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -1,4 +1,4 @@
-"""Jinja, and the few functions templates call: asset(), dom_id(), ago(), left(), new_key()."""
+"""Jinja, and the few functions templates call: asset(), dom_id(), typed(), ago(), left(), new_key()."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 
 from services.policies import instant, tightest_first
 
@@ -30,6 +31,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
+    made.globals.update(typed=typed, refused=None)
     for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, wait, words):
         made.filters[filter.__name__] = filter
     made.filters["tightest"] = tightest_first
@@ -46,6 +48,13 @@ def asset(path: str) -> str:
     """The URL of a static file, named by its content so that it may be cached for ever."""
     digest = hashlib.sha256((STATIC / path).read_bytes()).hexdigest()[:12]
     return f"/static/{path}?v={digest}"
+
+
+@pass_context
+def typed(context: Context, action: str, field: str, default: str = "") -> str:
+    """What somebody typed into a field of a form that was refused, for the page that shows the form again."""
+    refused = context.get("refused")
+    return default if refused is None else refused.given(action, field, default)
 
 
 def dom_id(kind: str, id: UUID | str, part: str = "") -> str:

@@ -169,7 +169,7 @@ if (box) {
 
 on("submit", ({ target }) => {
   if (target.matches("[action='/logout']")) sessionStorage.clear();
-  else if (target.matches("form.composer")) remember("");
+  else if (target.matches("form.composer:not([data-composer])")) remember("");
 });
 
 // fields whose message is on its way: what is in them is no draft
@@ -187,6 +187,8 @@ on("htmx:after:request", ({ target, detail }) => {
   const field = composer(target);
   const was = sent.get(field);
   sent.delete(field);
+  // what a menu was asked for is told beneath it
+  target.closest?.(".menu:popover-open")?.hidePopover();
   if (response.status >= 400) {
     if ((field || !typing(target)) && !text.includes("<hx-partial"))
       say("The server did not accept this. What you wrote is still here.");
@@ -194,7 +196,7 @@ on("htmx:after:request", ({ target, detail }) => {
     // Typed on meanwhile? Then it is another message.
     field.value = "";
     remember("");
-    scroller.scrollTop = 0;
+    if (scroller) scroller.scrollTop = 0;
   }
 });
 
@@ -227,6 +229,10 @@ if (scroller && !CSS.supports("overflow-anchor", "auto")) {
     if (scroller.scrollTop < 0) scroller.scrollTop -= grown;
   }).observe(log);
 }
+
+// ---- the same with another model
+
+on("click", ({ target: { form, dataset } }) => dataset.pick && (form.elements.model.value = dataset.pick));
 
 // ---- one tick for all of them
 

@@ -132,7 +132,7 @@ def test_a_closed_session_goes_on_in_a_copy(either: Chat) -> None:
     either.page.get_by_text("Close …").click()
     either.page.get_by_role("button", name="Close for good").click()
     expect(either.page.get_by_role("button", name="Retry")).to_be_hidden()
-    either.page.locator(".ended-note").get_by_role("button", name="Go on in a copy").click()
+    either.page.locator(".ended-note").get_by_role("button", name="Continue in a copy").click()
     either.page.wait_for_url(lambda at: at != url and "/session/" in at)
     expect(either.replies).to_have_text("to be kept")
     either.box.fill("and on")

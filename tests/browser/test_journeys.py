@@ -308,7 +308,7 @@ def test_a_refusal_says_when_to_try_again_and_keeps_the_text(come: Callable[...,
     plain.click(button("Send"))
     plain.tells("[data-countdown]", "Try again in")
     plain.holds("also <over> it")
-    plain.click(button("Send again"))
+    plain.click(button("Send"))
     plain.tells("[data-countdown]", "Try again in")
     plain.holds("also <over> it")
 

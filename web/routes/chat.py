@@ -22,6 +22,9 @@ from web.live import Controls
 from web.sse import for_scripts, stream
 from web.views import SessionView, TurnView
 
+#: the log anew, for the page may show another branch
+BRANCHED = "chat/branched.html"
+
 
 class Reply:
     """How a begun turn is answered: scripts wait for its end or get its stream, pages get what changes on screen."""
@@ -40,7 +43,7 @@ class Reply:
         self._log, self._proof, self._controls = log, proof, controls
 
     async def of(self, begun: BegunTurn, fragment: str | None) -> Response[Any]:
-        """The answer to a page is `fragment`; without one the page is loaded anew, for another branch is shown."""
+        """The answer to a page is `fragment`; without one the page of the session is opened."""
         response: Response[Any]
         allowance = begun.allowance
         match wants(self._request):
@@ -55,6 +58,8 @@ class Reply:
                 # It has ended since it was begun, so what it held is free again.
                 allowance = freed(begun.allowance) if begun.turn.ended_at is None else begun.allowance
             case _:
+                controls, branched = self._controls, fragment == BRANCHED
+                shown = await (controls.branch(begun.session) if branched else controls.of(begun.session, begun.turn))
                 return answer(
                     self._request,
                     fragment,
@@ -62,7 +67,7 @@ class Reply:
                     location=f"/session/{begun.turn.session_id}",
                     allowance=allowance,
                     again=False,
-                    **await self._controls.of(begun.session, begun.turn),
+                    **shown,
                 )
         response.headers.update(rate_headers(allowance))
         return response
@@ -98,7 +103,9 @@ async def begin_turn(
         expected_version=form.expected_version,
         key=request.state.key,
     )
-    return await reply.of(begun, "chat/begun.html" if form.parent_id is None else None)
+    if form.session_id is None:
+        return await reply.of(begun, None)
+    return await reply.of(begun, "chat/begun.html" if form.parent_id is None else BRANCHED)
 
 
 @post(
@@ -118,7 +125,7 @@ async def retry_turn(
 ) -> Response[Any]:
     """Ask the same again beside a turn, with `model` for this once."""
     begun = await sessions.retry_turn(turn_id, db_session, actor=actor, model=form.model, key=request.state.key)
-    return await reply.of(begun, None)
+    return await reply.of(begun, BRANCHED)
 
 
 @post(
@@ -140,7 +147,7 @@ async def edit_turn(
     begun = await sessions.edit_turn(
         turn_id, form.prompt, db_session, actor=actor, model=form.model, key=request.state.key
     )
-    return await reply.of(begun, None)
+    return await reply.of(begun, BRANCHED)
 
 
 @get("/chat/{turn_id:uuid}", opt={"answers": TurnView})
@@ -194,8 +201,16 @@ async def stop_turn(
 
 @post("/chat/{turn_id:uuid}/choose", **acts(Nothing, TurnView))
 async def choose_turn(
-    request: Request, turn_id: FromPath[UUID], form: Given[Nothing], sessions: Sessions, db_session: Db, actor: Who
+    request: Request,
+    turn_id: FromPath[UUID],
+    form: Given[Nothing],
+    sessions: Sessions,
+    db_session: Db,
+    actor: Who,
+    controls: Given[Controls],
 ) -> Response[Any]:
     """Show the branch that goes through a turn."""
     turn = await sessions.choose_turn(turn_id, db_session, actor=actor, key=request.state.key)
-    return answer(request, None, TurnView.of(turn), location=f"/session/{turn.session_id}#turn-{turn.id}")
+    session = await sessions.get_session(turn.session_id, db_session, actor=actor)
+    where = f"/session/{turn.session_id}#turn-{turn.id}"
+    return answer(request, BRANCHED, TurnView.of(turn), location=where, **await controls.branch(session))
