@@ -1245,13 +1245,16 @@ class DbSession:
         return [row["what"] for row in rows]
 
     async def list_switches(self, session_id: UUID, limit: int) -> list[Journal]:
-        """The last switches of a session's model, oldest first."""
+        """The last decisions about a session's model, oldest first: its switches, and before them its first model."""
         rows = await self._rows(
             Journal,
             "SELECT * FROM journal WHERE session_id = {} AND what = 'model_switched' ORDER BY version DESC LIMIT {}",
             session_id,
             limit,
         )
+        if len(rows) < limit:
+            first = "SELECT * FROM journal WHERE session_id = {} AND what = 'model_chosen' LIMIT 1"
+            rows += await self._rows(Journal, first, session_id)
         return rows[::-1]
 
     async def list_last_switches(self, session_ids: Sequence[UUID]) -> dict[UUID, Journal]:
@@ -1260,10 +1263,11 @@ class DbSession:
             return {}
         rows = await self._rows(
             Journal,
-            # One look at the index for each session, however often its model was switched.
-            "SELECT * FROM journal WHERE id IN (SELECT (SELECT one.id FROM journal AS one "  # noqa: S608
-            "WHERE one.session_id = session.id AND one.what = 'model_switched' ORDER BY one.version DESC LIMIT 1) "
-            f"FROM session WHERE session.id IN ({_marks(session_ids)}))",
+            # One look at each index for a session, however often its model was switched.
+            "SELECT * FROM journal WHERE id IN (SELECT COALESCE((SELECT one.id FROM journal AS one "  # noqa: S608
+            "WHERE one.session_id = session.id AND one.what = 'model_switched' ORDER BY one.version DESC LIMIT 1), "
+            "(SELECT one.id FROM journal AS one WHERE one.session_id = session.id AND one.what = 'model_chosen' "
+            f"LIMIT 1)) FROM session WHERE session.id IN ({_marks(session_ids)}))",
             *session_ids,
         )
         return {row.session_id: row for row in rows}

@@ -6,8 +6,6 @@ ask it. A provider that is down is not a missing model.
 
 from collections.abc import Callable, Iterator
 
-import msgspec
-
 from db.tables import Account, Journal, Session
 from services.actor import Actor
 from services.catalogue import CurrentModel, Entry
@@ -20,13 +18,19 @@ OWN = "Your default model"
 CHOSEN = "Chosen for this session."
 #: the reason of a turn's model that was named with its message
 ASKED = "Asked for with this message."
-#: the reasons of switches that nobody asked for
-BY_ITSELF = {
-    "default": "Kept since the first reply; it was the default.",
-    "replacement": "Kept since the first reply; it was the replacement.",
-    "fallback": "Kept since the first reply; it was the fallback.",
-    "fork": "Kept from the session this one was forked from.",
-    "import": "Kept from the session that was imported.",
+#: the journal's word for a session's first model, and for each one after it
+FIRST, SWITCHED = "model_chosen", "model_switched"
+#: the source of a first model that somebody named
+NAMED = "asked"
+#: the sources of models that nobody named: with a message, and in a new session that begins with another's turns
+WITH_A_MESSAGE = {
+    "default": "Default model.",
+    "replacement": "Replaced a model that is retired.",
+    "fallback": "Stands in for a model that could not be used any more.",
+}
+WITH_A_COPY = {
+    "fork": "The model of the chat that this one was copied from.",
+    "import": "The model of the chat that was imported.",
 }
 
 
@@ -39,14 +43,17 @@ class ModelRule:
         #: whether a provider is configured here
         self._configured = configured
 
-    def current(self, session: Session, owner: Account) -> CurrentModel:
-        """Which model a session uses: its own, a retired one's replacement, a fallback, or a default."""
+    def current(self, session: Session, owner: Account, choice: Journal | None = None) -> CurrentModel:
+        """Which model a session uses: its own, a retired one's replacement, a fallback, or a default.
+
+        `choice` is what the journal tells of its own model.
+        """
         if session.last_model is None:
             return self.default(owner)
         entry = self._catalogue.find_id(session.last_model, owner.group_name)
         if entry is not None and self._callable(entry):
             going = f" It is going away. {entry.state_reason}".rstrip() if entry.state == "deprecated" else ""
-            return CurrentModel(entry.id, "session", True, f"{CHOSEN}{going}")
+            return CurrentModel(entry.id, "session", True, f"{chosen_by(choice)}{going}")
         if entry is not None and entry.state == "retired":
             replacement = self._catalogue.replacement_of(entry, owner.group_name)
             if replacement is not None and self._callable(replacement):
@@ -116,18 +123,33 @@ class ModelRule:
         return entry.serves and self._configured(entry.provider)
 
 
-def explained(current: CurrentModel, switch: Journal | None) -> CurrentModel:
-    """The session's own choice, with who made it and why, as the journal tells."""
-    if current.source != "session" or switch is None:
-        return current
-    by_somebody = (
-        f"Chosen by {switch.actor_name}{f': {switch.reason}' if switch.reason else ''}".removesuffix(".") + "."
-    )
-    whose = BY_ITSELF[switch.reason] if came_by_itself(switch) else by_somebody
-    return msgspec.structs.replace(current, reason=current.reason.replace(CHOSEN, whose))
+def chosen_by(row: Journal | None, *, to_owner: bool = False) -> str:
+    """Who put a session on its own model and why, as a sentence: for everybody, or for its owner."""
+    if row is None:
+        return CHOSEN
+    if came_by_itself(row):
+        return (WITH_A_MESSAGE | WITH_A_COPY)[row.reason]
+    who = "you" if to_owner and is_owners(row) else row.actor_name
+    return f"Chosen by {who}{f': {why}' if (why := reason_of(row)) else ''}".removesuffix(".") + "."
 
 
-def came_by_itself(switch: Journal) -> bool:
-    """Whether a turn, a fork or an import brought a switch along; the same word from an admin is its own reason."""
-    of_owner = switch.turn_id is not None or switch.owner_id in (switch.actor_id, switch.on_behalf_of)
-    return of_owner and switch.reason in BY_ITSELF
+def reason_of(row: Journal) -> str:
+    """The reason that somebody gave for a choice; empty for none."""
+    return "" if row.what == FIRST and row.reason == NAMED else row.reason
+
+
+def is_first(row: Journal) -> bool:
+    """Whether it tells of a session's first model; older journals call that a switch from nothing."""
+    return row.from_value is None
+
+
+def is_owners(row: Journal) -> bool:
+    """Whether the session's owner decided it, also by a token."""
+    return row.owner_id in (row.actor_id, row.on_behalf_of)
+
+
+def came_by_itself(row: Journal) -> bool:
+    """Whether a message, a fork or an import brought a model along; the same word from a person is a reason given."""
+    if row.turn_id is not None:
+        return row.reason in WITH_A_MESSAGE
+    return is_first(row) and is_owners(row) and row.reason in WITH_A_COPY

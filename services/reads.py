@@ -10,14 +10,12 @@ from db.tables import Journal, Turn
 from services.access import NO_TURN
 from services.actor import Actor
 from services.errors import Forbidden, NotFound
-from services.model_rule import came_by_itself
+from services.model_rule import came_by_itself, is_first, is_owners
 from services.outcomes import LiveSession
 from services.session_service import SessionService
 
 #: switches that one page of a transcript tells of
 SWITCHES = 50
-#: switches that nobody decided: the first turn kept the default, or a copy began where its original was
-QUIET = ("default", "fork", "import")
 NOT_YOURS = "Only its owner reads a session."
 
 
@@ -118,9 +116,9 @@ class Reads:
         return await db_session.list_journal(session.row.id)
 
 
-def is_quiet(switch: Journal) -> bool:
-    """Whether nobody decided a switch, so that the transcript need not tell of it."""
-    return switch.reason in QUIET and came_by_itself(switch)
+def is_quiet(choice: Journal) -> bool:
+    """Whether the transcript need not tell of it: the first model, unless somebody else chose it for the owner."""
+    return is_first(choice) and (is_owners(choice) or came_by_itself(choice))
 
 
 def require_owner(session: LiveSession, actor: Actor) -> None:

@@ -44,7 +44,7 @@ from services.errors import (
 from services.event_bus import EventBus, Hint
 from services.idempotency import Once
 from services.inspection import Inspection
-from services.model_rule import ASKED
+from services.model_rule import ASKED, FIRST, NAMED, SWITCHED
 from services.outcomes import (
     BegunTurn,
     End,
@@ -481,7 +481,7 @@ class SessionService:
             if once.answer:
                 first: SwitchAnswer = msgspec.json.decode(once.answer, type=SwitchAnswer)
                 live = await self._done_before(session_id, SWITCH_LIMITS, db_session, actor)
-                return Switch(*first, live, live.allowance if first[0] else ())
+                return Switch(*first, live, live.allowance if first[0] and first[1] else ())
             async with self.access.changing(session_id, db_session, actor) as session:
                 before = session.last_model
                 self._may_switch(session, actor, reason, lock)
@@ -500,9 +500,10 @@ class SessionService:
                     if when == "stop":
                         await self.turns.stop_running(session, actor, db_session)
                         running = None
-                    rate = rules.policies_of(actor.group).switches
-                    keys = switch_keys(session.id, actor)
-                    allowance = await self.admission.take("switches", rate, keys, db_session)
+                    if before is not None:
+                        rate = rules.policies_of(actor.group).switches
+                        keys = switch_keys(session.id, actor)
+                        allowance = await self.admission.take("switches", rate, keys, db_session)
                     await self._put_model(session, entry.id, actor, reason, db_session)
                     session.last_activity_at = self.now()
                 if locking:
@@ -755,7 +756,7 @@ class SessionService:
         with suppress(UnknownModel, UnusableModel, Forbidden):
             if brought.model is not None:
                 entry = self.standing.model_rule(rules).require(brought.model, actor, actor.group)
-                await self._put_model(session, entry.id, actor, origin, db_session)
+                await self._put_model(session, entry.id, actor, "import", db_session)
         ids = [new_id() for _ in brought.turns]
         await db_session.add_turns(self.turns.brought(session, brought.turns, ids))
         session.head_id = ids[brought.head] if brought.head is not None else None
@@ -774,11 +775,14 @@ class SessionService:
         *,
         turn: Turn | None = None,
     ) -> None:
-        """The one place where `last_model` is written, with its link of the journal's chain; `turn` is what did it."""
+        """The one place where `last_model` is written, with its link of the journal's chain; `turn` is what did it.
+
+        The first model is a choice and begins the chain; each one after it is a switch.
+        """
         before, session.last_model = session.last_model, model
         session.version += 1
-        facts = {"reason": reason, "before": before, "to": model}
-        await self._record("model_switched", session, actor, db_session, turn=turn, **facts)
+        facts = {"reason": reason or ("" if before else NAMED), "before": before, "to": model}
+        await self._record(SWITCHED if before else FIRST, session, actor, db_session, turn=turn, **facts)
 
     async def _put_lock(self, session: Session, locked: bool, actor: Actor, reason: str, db_session: DbSession) -> None:
         """The one place where a session's model is locked and unlocked."""
@@ -818,10 +822,13 @@ class SessionService:
         left_out = parent.depth - kept if parent is not None else 0
         turn = self.turns.new(session, parent, prompt, entry, why, messages, left_out)
         other = entry.id != session.last_model
-        switching = other and asked is not None
+        # The first model is no switch; one for this turn alone is checked as one all the same.
+        switching = other and asked is not None and (beside or session.last_model is not None)
         allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
         if other and not (beside and asked is not None):
-            await self._put_model(session, entry.id, actor, "" if switching else why.source, db_session, turn=turn)
+            await self._put_model(
+                session, entry.id, actor, "" if asked is not None else why.source, db_session, turn=turn
+            )
         await db_session.add(turn)
         await db_session.index_turn(turn)
         session.opening = session.opening or title_of(prompt)

@@ -12,7 +12,7 @@ from db.tables import Account, Journal, Session
 from services.actor import SYSTEM, Actor
 from services.catalogue import CurrentModel
 from services.client_pool import ClientPool
-from services.model_rule import ModelRule, explained
+from services.model_rule import ModelRule
 from services.outcomes import Glance, LiveSession, State
 from services.policies import Allowance, Lifetime
 from services.rules import Rules
@@ -85,7 +85,7 @@ class Standing:
     async def current(self, session: Session, owner: Account, rules: Rules, db_session: DbSession) -> CurrentModel:
         """Which model its next turn uses, and why, as the journal tells."""
         switches = await db_session.list_last_switches([session.id] if session.last_model is not None else [])
-        return explained(self.model_rule(rules).current(session, owner), switches.get(session.id))
+        return self.model_rule(rules).current(session, owner, switches.get(session.id))
 
     async def owner(self, owner_id: UUID, db_session: DbSession, actor: Actor = SYSTEM) -> Account:
         """The owner's account; an actor that has made nothing yet has no row."""
@@ -117,7 +117,7 @@ class Standing:
     ) -> LiveSession:
         lifetime = rules.policies_of(owner.group_name).lifetime
         mine = session.owner_id == actor.id
-        current = explained(self.model_rule(rules).current(session, owner), switch)
+        current = self.model_rule(rules).current(session, owner, switch)
         if running is not None and switch is not None and switch.id > running[0] and running[1] != current.id:
             current = msgspec.structs.replace(current, reason=f"{current.reason} From the next reply on.")
         return LiveSession(

@@ -412,15 +412,21 @@ def a_copy_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services.upkeep, "INDEXED_TURNS", 1)
 
 
+#: what the journal tells of a session's model: its first one, and each switch
+MODEL_DECISIONS = ["model_chosen", "model_switched"]
 Chain = Callable[[UUID], Awaitable[list[str]]]
 
 
 @pytest.fixture
 def chain(engine: Engine) -> Chain:
-    """The models a session was put on, in order; fails unless they form one chain that ends at its model (I3)."""
+    """The models a session was put on, in order; fails unless they form one chain that ends at its model (I3).
+
+    The first is chosen, and every other is switched to (S0).
+    """
 
     async def models(session_id: UUID) -> list[str]:
-        rows = await Journal.objects().where(Journal.session_id == session_id, Journal.what == "model_switched")
+        rows = await Journal.objects().where(Journal.session_id == session_id, Journal.what.is_in(MODEL_DECISIONS))
+        assert [row.what == "model_chosen" for row in rows] == [row.from_value is None for row in rows]
         links = [(row.from_value, row.to_value) for row in sorted(rows, key=lambda row: row.version)]
         following = [to for _, to in links]
         assert [before for before, _ in links] == [None, *following][: len(links)]

@@ -14,7 +14,9 @@ RULES = {"I": 13, "C": 8, "A": 6, "E": 11, "F": 3, "O": 4, "M": 8, "S": 14, "G":
 
 
 def test_every_rule_is_written_down_once_and_in_order() -> None:
-    assert list(read_rules()) == [f"{letter}{number + 1}" for letter in RULES for number in range(RULES[letter])]
+    rules = [f"{letter}{number + 1}" for letter in RULES for number in range(RULES[letter])]
+    rules.insert(rules.index("S1"), "S0")
+    assert list(read_rules()) == rules
 
 
 def test_every_rule_has_a_test_on_both_databases(request: pytest.FixtureRequest) -> None:
@@ -29,7 +31,7 @@ def test_every_rule_has_a_test_on_both_databases(request: pytest.FixtureRequest)
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
         faults = [line for line in done.stdout.splitlines() if line.startswith(("NOT SHOWN", "ERROR"))]
         assert (done.returncode, faults) == (0, [])
-        assert f"{sum(RULES.values())} rules, all shown" in done.stdout
+        assert f"{sum(RULES.values()) + 1} rules, all shown" in done.stdout
 
 
 def test_a_rule_is_shown_where_its_tests_run_and_pass() -> None:

@@ -19,7 +19,16 @@ from web.answer import wants
 from web.given import Db, Pool, Sessions, Who
 from web.markdown import Growing, ready, ready_to_grow
 from web.templating import render
-from web.views import LineView, SessionView, TurnView, WayView, lines_between, models_view, texts_of
+from web.views import (
+    LineView,
+    SessionView,
+    TurnView,
+    WayView,
+    WhyView,
+    lines_between,
+    models_view,
+    texts_of,
+)
 
 
 class Controls:
@@ -39,7 +48,7 @@ class Controls:
         self._shown: set[UUID] = set()
 
     async def of(self, session: LiveSession, *turns: Turn) -> dict[str, Any]:
-        """session, mine, models, reasons, limits, ways (of these turns), line; nothing where a script is answered."""
+        """session, mine, models, reasons, why, limits, ways (of these turns), line; nothing for a script."""
         if not self._needed:
             return {}
         entries = await self._sessions.models(self._db_session, actor=self._actor)
@@ -51,6 +60,7 @@ class Controls:
         return {
             "session": SessionView.of(session),
             "mine": mine,
+            "why": WhyView.of(session, self._actor),
             "ways": ways,
             "line": LineView.of(switch, self._actor) if switch is not None and new else None,
             "head_id": session.row.head_id,

@@ -16,7 +16,7 @@ from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.desk import DeskPage, OnDesk, Outcome, Writing
 from services.governance import GovernedGroup, GovernedLimit, GovernedModel
-from services.model_rule import came_by_itself
+from services.model_rule import came_by_itself, chosen_by, is_first, is_owners, reason_of
 from services.moves import Preview
 from services.outcomes import Extension, Found, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
@@ -290,6 +290,24 @@ class WayView(msgspec.Struct, frozen=True):
         return cls(at + 1, len(ids), ids[at - 1] if at else None, ids[at + 1] if at + 1 < len(ids) else None)
 
 
+class WhyView(msgspec.Struct, frozen=True):
+    """Why a session uses its model, for whoever looks."""
+
+    text: str
+    #: somebody else chose it for the owner
+    by_other: bool
+
+    @classmethod
+    def of(cls, live: LiveSession, actor: Actor) -> "WhyView":
+        reason, row = live.current.reason, live.last_switch
+        if live.current.source != "session" or row is None:
+            return cls(reason, False)
+        # The sentence for everybody begins so, whoever is called what: both are made of the same row.
+        rest = reason[len(chosen_by(row)) :]
+        text = chosen_by(row, to_owner=live.row.owner_id == actor.id) + rest
+        return cls(text, not is_owners(row) and not came_by_itself(row))
+
+
 class LineView(msgspec.Struct, frozen=True):
     """A quiet line in the transcript: the model was switched, by whom and why."""
 
@@ -300,12 +318,13 @@ class LineView(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, row: Journal, actor: Actor) -> "LineView":
         who = "You" if row.actor_id in (actor.id, actor.token_id) else row.actor_name
-        way = f"from {row.from_value} to {row.to_value}" if row.from_value else f"to {row.to_value}"
+        way = f"from {row.from_value} to {row.to_value}"
         if row.reason == "replacement" and came_by_itself(row):
             return cls(row.id, f"{row.to_value} took the place of {row.from_value}", row.at)
         if row.reason == "fallback" and came_by_itself(row):
             return cls(row.id, f"{row.from_value} could not be used any more; on {row.to_value} since", row.at)
-        return cls(row.id, f"{who} switched {way}{f': {row.reason}' if row.reason else ''}", row.at)
+        did = f"chose {row.to_value}" if is_first(row) else f"switched {way}"
+        return cls(row.id, f"{who} {did}{f': {why}' if (why := reason_of(row)) else ''}", row.at)
 
 
 def lines_between(

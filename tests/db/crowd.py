@@ -61,7 +61,7 @@ async def crowd(
         words=f"CASE WHEN {mine} THEN one.words ELSE {words} END",
     )  # fmt: skip
     begun = f"one.turn_id = '{turn.id}' AND one.what = 'turn_begun'"
-    what = "CASE WHEN n % 3 = 0 THEN 'model_switched' ELSE one.what END"
+    what = "CASE WHEN n % 3 = 0 THEN 'model_switched' WHEN n % 50 = 1 THEN 'model_chosen' ELSE one.what END"
     await _copy(Journal, begun, rows, id=id, owner_id=owner, session_id=inside, what=what, version="n")
     await db_session.add_pieces([Piece(turn.session_id, turn.id, 0, "Hello")], turn.created_at)
     await _copy(TurnPiece, f"one.turn_id = '{turn.id}'", rows, turn_id=id)

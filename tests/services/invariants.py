@@ -96,7 +96,7 @@ class Ledger:
         text = text_of_turns(rows)
         I13_nothing_is_shown_that_is_not_stored(self._published[self._hints :], self._text, text)
         self._hints = len(self._published)
-        for session_id, switches in _by_session(rows["journal"], "model_switched").items():
+        for session_id, switches in _by_session(rows["journal"], "model_chosen", "model_switched").items():
             I3_the_switches_form_one_chain(session_id, switches, rows)
         for session in rows["session"]:
             the_turns_form_a_tree(session, turns_of[session["id"]])
@@ -144,7 +144,7 @@ def the_books_are_balanced(rows: Rows) -> None:
     I8_what_was_used_is_the_sum_of_the_turns(charges, set(), rows)
     the_index_holds_what_is_said(rows)
     turns_of = _by_session(rows["turn"])
-    for session_id, switches in _by_session(rows["journal"], "model_switched").items():
+    for session_id, switches in _by_session(rows["journal"], "model_chosen", "model_switched").items():
         I3_the_switches_form_one_chain(session_id, switches, rows)
     journal_of = _by_session(rows["journal"])
     for session in rows["session"]:
@@ -161,10 +161,10 @@ def _cost_if_stopped(turn: Row, rows: Rows, day: date) -> tuple[UUID, date, int,
     return turn["owner_id"], day, tokens, turn["prompt_tokens"] * price_in + reply_tokens * price_out
 
 
-def _by_session(rows: list[Row], what: str = "") -> dict[UUID, list[Row]]:
+def _by_session(rows: list[Row], *what: str) -> dict[UUID, list[Row]]:
     of: dict[UUID, list[Row]] = defaultdict(list)
     for row in rows:
-        if not what or row["what"] == what:
+        if not what or row["what"] in what:
             of[row["session_id"]].append(row)
     return of
 
@@ -202,6 +202,7 @@ def I3_the_switches_form_one_chain(session_id: UUID, switches: list[Row], rows: 
     links = sorted(switches, key=lambda row: row["version"])
     models = [row["to_value"] for row in links]
     assert [row["from_value"] for row in links] == [None, *models][: len(models)]
+    assert [row["what"] for row in links] == ["model_chosen", *["model_switched"] * len(links)][: len(links)]
     for session in rows["session"]:
         if session["id"] == session_id:
             assert session["last_model"] == models[-1]

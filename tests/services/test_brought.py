@@ -95,7 +95,7 @@ async def test_what_a_script_tells_becomes_the_beginning_of_a_new_session(
     ]
     row = begun.session.row
     assert (row.origin, row.instructions, row.opening, row.turn_count) == ("script", "Be brief.", "one", 3)
-    assert [entry.what for entry in await journal()] == ["session_created", "model_switched", "turn_begun"]
+    assert [entry.what for entry in await journal()] == ["session_created", "model_chosen", "turn_begun"]
     assert await chain(row.id) == ["fast"]
 
 
@@ -202,9 +202,9 @@ async def test_an_imported_session_is_what_it_was(
     assert (row.origin, row.state, row.head_id, row.turn_count) == ("import", "active", two.id, 3)
     assert (row.title, row.opening, row.instructions, row.last_model) == ("Rome", "one", "Be brief.", "smart")
     assert (row.created_at, row.last_activity_at, row.owner_id) == (clock(), clock(), ann.id)
-    assert live.current.reason == "Kept from the session that was imported."
+    assert live.current.reason == "The model of the chat that was imported."
     created, switched = await journal()
-    assert (created.what, created.reason, switched.what) == ("session_created", "import", "model_switched")
+    assert (created.what, created.reason, switched.what) == ("session_created", "import", "model_chosen")
     assert await chain(row.id) == ["smart"]
     assert not (await everything())["usage"] and not await Usage.count()
 

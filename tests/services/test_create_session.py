@@ -87,9 +87,9 @@ async def test_C2_a_model_asked_for_is_stored_and_is_the_first_link_of_the_chain
     assert row is not None
     assert (row.last_model, row.version) == ("fast", 1)
     assert (created.row.last_model, created.current.id, created.current.source) == ("fast", "fast", "session")
-    (switch,) = await journal("model_switched")
-    assert (switch.from_value, switch.to_value, switch.version) == (None, "fast", 1)
-    assert [row.what for row in await journal()] == ["session_created", "model_switched"]
+    (chosen,) = await journal("model_chosen")
+    assert (chosen.from_value, chosen.to_value, chosen.version, chosen.reason) == (None, "fast", 1, "asked")
+    assert [row.what for row in await journal()] == ["session_created", "model_chosen"]
 
 
 async def test_C2_the_row_and_its_journal_are_one_transaction(
@@ -312,7 +312,7 @@ async def test_a_caller_who_goes_away_leaves_all_or_nothing(
         await asyncio.gather(task, return_exceptions=True)
     rows = await everything()
     created = {row["session_id"] for row in rows["journal"] if row["what"] == "session_created"}
-    switched = {row["session_id"] for row in rows["journal"] if row["what"] == "model_switched"}
+    switched = {row["session_id"] for row in rows["journal"] if row["what"] == "model_chosen"}
     ids: set[UUID] = {row["id"] for row in rows["session"]}
     assert ids == created == switched
     assert 0 < len(ids) < 30

@@ -198,13 +198,13 @@ async def test_M7_the_first_turn_pins_the_default(
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     await sessions.finish_turn(turn.id, db_session, state="done")
-    (row,) = await journal("model_switched")
+    (row,) = await journal("model_chosen")
     assert (row.from_value, row.to_value, row.reason, row.version) == (None, "fast", "default", 1)
     assert (row.actor_name, row.session_id) == ("ann", session_id)
     await offer(default="smart")
     current = await sessions.current_model(session_id, db_session, actor=ann)
     assert (current.id, current.source) == ("fast", "session")
-    assert current.reason == "Kept since the first reply; it was the default."
+    assert current.reason == "Default model."
     await sessions.begin_turn(session_id, "And now?", db_session, actor=ann)
     assert await chain(session_id) == ["fast"]
 

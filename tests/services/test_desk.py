@@ -188,6 +188,7 @@ async def test_each_session_is_acted_on_by_itself(
         return [one.code or "done" for one in outcomes]
 
     over = ["session_closed", "session_not_found"]
+    await sessions.switch_model(of_bob, "fast", db_session, actor=bob)
     for _ in range(2):  # the second is a double click
         assert await act("switch", model="smart", reason="costs", key="k") == ["done", *over, "done"]
     switches = [row for row in await journal("model_switched") if row.actor_name == "ada"]

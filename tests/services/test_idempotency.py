@@ -57,6 +57,7 @@ async def test_D1_L5_a_repeated_call_tells_the_limits_as_they_stand_and_takes_no
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, configure: Configure
 ) -> None:
     await configure("user", turns="10/min burst 10", switches="9/min", sessions_created="8/min", tokens_per_day=100_000)
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
     for verb in (
         lambda: sessions.create_session(db_session, actor=ann, key="k1"),
         lambda: sessions.fork_session(session_id, db_session, actor=ann, key="k1"),
@@ -86,7 +87,7 @@ async def test_D1_twenty_switches_with_one_key_are_one(
     assert results.codes == []
     assert {switch.changed for switch in results.done} == {True}
     rows = await everything()
-    assert [row["what"] for row in rows["journal"]].count("model_switched") == 1
+    assert [row["what"] for row in rows["journal"]].count("model_chosen") == 1
     assert len(rows["idempotency"]) == 1
 
 

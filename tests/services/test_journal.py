@@ -47,7 +47,7 @@ async def test_J1_every_decision_is_told_in_order(
         (row.what, row.actor_name, row.outcome, row.reason, row.from_value, row.to_value, row.version) for row in rows
     ] == [
         ("session_created", "ann", "done", "script", None, None, 0),
-        ("model_switched", "ann", "done", "default", None, "fast", 1),
+        ("model_chosen", "ann", "done", "default", None, "fast", 1),
         ("turn_begun", "ann", "done", "", None, "fast", 1),
         ("turn_ended", "system", "done", "", None, None, 1),
         ("session_renamed", "ann", "done", "", None, None, 2),
@@ -79,6 +79,7 @@ async def test_J1_a_script_is_told_with_its_token_and_whom_it_acts_for(
 ) -> None:
     token_id = uuid4()
     script = msgspec.structs.replace(script, token_id=token_id)
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
     await sessions.switch_model(session_id, "smart", db_session, actor=script)
     (row,) = await journal("model_switched")
     assert (row.actor_kind, row.actor_id, row.on_behalf_of, row.actor_name) == ("token", token_id, ann.id, "ann")
@@ -270,7 +271,7 @@ async def test_O2_the_owner_reads_the_timeline_newest_first_and_others_do_not(
     for actor in (ann, ada):
         rows = await Reads(sessions).timeline(session_id, db_session, actor=actor)
         assert [(row.what, row.actor_name, row.reason) for row in rows] == [
-            ("model_switched", "ada", "costs"),
+            ("model_chosen", "ada", "costs"),
             ("session_created", "ann", "script"),
         ]
     async with refused("session_not_found"):

@@ -501,6 +501,7 @@ async def test_L5_a_success_tells_every_limit_that_applied_and_the_tightest_firs
         "user", turns="10/h", switches="4/h", concurrent_turns=5, tokens_per_day=1000, tokens_per_month=106_000,
         money_per_day=5, sessions_created="5/h", open_sessions=100,
     )  # fmt: skip
+    await sessions.switch_model(session_id, "fast", db_session, actor=ann)
     begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="smart")
     assert [(one.name, one.remaining, one.size) for one in begun.allowance] == [
         ("switches", 3, 4),
@@ -527,7 +528,8 @@ async def test_L5_a_refusal_tells_the_limit_that_lasts_longest_and_then_the_othe
 ) -> None:  # fmt: skip
     await configure("user", turns="6/min burst 4", switches="10/h", concurrent_turns=1, tokens_per_month=10**6)
     await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="fast")
-    other = (await sessions.create_session(db_session, actor=ann, title="other")).row.id
+    other = (await sessions.create_session(db_session, actor=ann, title="other", model="fast")).row.id
+    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
     clock.pass_(seconds=5)
     there = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}
     async with refused("concurrency_limited") as told:
@@ -653,6 +655,7 @@ async def test_L7_every_limit_is_told_before_sending(
         tokens_per_day=1000, money_per_month=1.0,
     )  # fmt: skip
     await sessions.create_session(db_session, actor=ann)
+    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
     await sessions.begin_turn(session_id, "x" * 40, db_session, actor=ann, model="fast")
     clock.pass_(seconds=5)
     before = await everything()

@@ -61,7 +61,7 @@ async def test_the_journal_is_filtered_by_what_whose_and_outcome_and_reads_write
 ) -> None:  # fmt: skip
     await chats(ann)
     await chats(bob)
-    session = await sessions.create_session(db_session, actor=ann)
+    session = await sessions.create_session(db_session, actor=ann, model="fast")
     await sessions.switch_model(session.row.id, "smart", db_session, actor=ada, reason="It is cheaper.")
     with pytest.raises(Exception, match="no model"):
         await sessions.switch_model(session.row.id, "none", db_session, actor=ann)
@@ -82,7 +82,12 @@ async def test_the_journal_is_filtered_by_what_whose_and_outcome_and_reads_write
     assert set(await found(what="turn_begun")) == {("turn_begun", "ann"), ("turn_begun", "bob")}
     assert await found(what="turn_begun", account="bob") == [("turn_begun", "bob")]
     of_session = await found(session_id=session.row.id)
-    assert of_session == [("refused", "ann"), ("model_switched", "ada"), ("session_created", "ann")]
+    assert of_session == [
+        ("refused", "ann"),
+        ("model_switched", "ada"),
+        ("model_chosen", "ann"),
+        ("session_created", "ann"),
+    ]
     assert len(await found()) == len(before["journal"]) + 1  # `everything` leaves refusals out
     kinds = await oversight.kinds(db_session, actor=ada)
     assert kinds == sorted({what for what, _ in await found()})
@@ -97,7 +102,7 @@ async def test_what_a_token_did_is_its_accounts(
     accounts = Accounts(b"a secret", guests=True, now=clock)
     token = await accounts.create_token("ada", "ci", ("admin",), db_session)
     script = await accounts.authenticate(Credentials(token, "", "", "", ""), db_session)
-    session = await sessions.create_session(db_session, actor=ann)
+    session = await sessions.create_session(db_session, actor=ann, model="fast")
     await sessions.switch_model(session.row.id, "smart", db_session, actor=script, reason="By the script.")
     page = await oversight.journal(Asked(account="ada", what="model_switched"), db_session, actor=ada)
     assert [(one.row.actor_kind, one.owner.name if one.owner else "") for one in page.decisions] == [("token", "ann")]

@@ -261,7 +261,7 @@ async def test_O2_an_admin_acts_by_the_same_verbs_and_is_named(
     assert [row.what for row in rows] == [
         "session_renamed",
         "session_extended",
-        "model_switched",
+        "model_chosen",
         "session_reopened",
         "session_closed",
         "session_deleted",

@@ -164,7 +164,7 @@ async def test_why_a_turn_has_its_model_is_kept_with_it(
     last: list[Turn] = []
     assert await why(None) == ("fast", "default", "The default here.")
     id = last[-1].session_id
-    kept = "Kept since the first reply; it was the default."
+    kept = "Default model."
     assert await why(id) == ("fast", "session", kept)
     assert await why(id, "smart") == ("smart", "asked", "Asked for with this message.")
     assert await why(id) == ("smart", "session", "Chosen by ann.")

@@ -1,4 +1,4 @@
-"""switch_model: rules S1 to S13."""
+"""switch_model: rules S0 to S13."""
 
 import asyncio
 from datetime import timedelta
@@ -28,24 +28,30 @@ from tests.conftest import (
 )
 
 
+@pytest.fixture
+async def on_fast(sessions: SessionService, db_session: DbSession, ann: Actor) -> UUID:
+    """A session of ann's whose first model is chosen already."""
+    return (await sessions.create_session(db_session, actor=ann, model="fast")).row.id
+
+
 async def test_a_switch_works_and_says_what_became_of_it(
-    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock, chain: Chain,
+    sessions: SessionService, db_session: DbSession, ann: Actor, on_fast: UUID, clock: Clock, chain: Chain,
     journal: JournalRows, published: list[Hint],
 ) -> None:  # fmt: skip
     clock.pass_(minutes=5)
-    switch = await sessions.switch_model(session_id, "smart", db_session, actor=ann, reason="  harder\nquestions ")
-    assert (switch.changed, switch.from_model, switch.to_model) == (True, None, "smart")
-    assert (switch.effective, switch.warnings, switch.session.row.version) == ("now", (), 1)
+    switch = await sessions.switch_model(on_fast, "smart", db_session, actor=ann, reason="  harder\nquestions ")
+    assert (switch.changed, switch.from_model, switch.to_model) == (True, "fast", "smart")
+    assert (switch.effective, switch.warnings, switch.session.row.version) == ("now", (), 2)
     assert (switch.session.current.id, switch.session.current.source) == ("smart", "session")
-    row = await db_session.find_session(session_id, ann.id)
+    row = await db_session.find_session(on_fast, ann.id)
     assert row is not None
-    assert (row.last_model, row.version, row.last_activity_at) == ("smart", 1, clock())
+    assert (row.last_model, row.version, row.last_activity_at) == ("smart", 2, clock())
     (told,) = await journal("model_switched")
-    assert (told.actor_kind, told.actor_name, told.owner_id, told.session_id) == ("user", "ann", ann.id, session_id)
-    assert (told.from_value, told.to_value, told.version, told.reason) == (None, "smart", 1, "harder questions")
+    assert (told.actor_kind, told.actor_name, told.owner_id, told.session_id) == ("user", "ann", ann.id, on_fast)
+    assert (told.from_value, told.to_value, told.version, told.reason) == ("fast", "smart", 2, "harder questions")
     assert (told.at, told.outcome) == (clock(), "done")
-    assert published == [Hint(session_id, "session")]
-    assert await chain(session_id) == ["smart"]
+    assert published == [Hint(on_fast, "session")]
+    assert await chain(on_fast) == ["fast", "smart"]
 
 
 async def test_S1_unknown_or_hidden_is_refused_alike_and_costs_nothing(
@@ -129,7 +135,7 @@ async def test_S3_the_first_fault_of_two_wins(
     clock: Clock, configure: Configure, offer: Offer, refused: Refused, storage_fails: StorageFails,
 ) -> None:  # fmt: skip
     """Every two neighbours of the order of checks, at once."""
-    await configure("user", switches="2/d")
+    await configure("user", switches="1/d")
     closed = (await sessions.create_session(db_session, actor=ann)).row.id
     await sessions.close_session(closed, db_session, actor=ann)
     await sessions.switch_model(session_id, "aging", db_session, actor=ann, key="k1")
@@ -267,6 +273,7 @@ async def test_S6_stop_that_is_refused_stops_nothing(
     refused: Refused,
 ) -> None:  # fmt: skip
     await configure("user", switches="1/h")
+    await sessions.switch_model(session_id, "aging", db_session, actor=ann)
     await sessions.switch_model(session_id, "fast", db_session, actor=ann)
     await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
     async with refused("rate_limited"):
@@ -298,7 +305,7 @@ async def test_S7_limited_per_actor_and_again_after_exactly_the_wait(
     sessions: SessionService, db_session: DbSession, ann: Actor, clock: Clock, configure: Configure, refused: Refused
 ) -> None:
     await configure("user", switches="3/min")
-    ids = [(await sessions.create_session(db_session, actor=ann)).row.id for _ in range(4)]
+    ids = [(await sessions.create_session(db_session, actor=ann, model="fast")).row.id for _ in range(4)]
     for id in ids[:3]:
         await sessions.switch_model(id, "smart", db_session, actor=ann)
     async with refused("rate_limited") as told:
@@ -315,29 +322,29 @@ async def test_S7_limited_per_actor_and_again_after_exactly_the_wait(
 
 
 async def test_S7_limited_per_session_whoever_switches(
-    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, clock: Clock,
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, on_fast: UUID, clock: Clock,
     configure: Configure, refused: Refused,
 ) -> None:  # fmt: skip
     await configure("user", switches="1/min")
     await configure("admin", switches="1/min")
-    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
+    await sessions.switch_model(on_fast, "smart", db_session, actor=ann)
     async with refused("rate_limited"):
-        await sessions.switch_model(session_id, "fast", db_session, actor=ada, reason="costs")
-    other = (await sessions.create_session(db_session, actor=ada)).row.id
+        await sessions.switch_model(on_fast, "fast", db_session, actor=ada, reason="costs")
+    other = (await sessions.create_session(db_session, actor=ada, model="fast")).row.id
     assert (await sessions.switch_model(other, "smart", db_session, actor=ada)).changed is True
     clock.pass_(minutes=1)
-    assert (await sessions.switch_model(session_id, "fast", db_session, actor=ada, reason="costs")).changed is True
+    assert (await sessions.switch_model(on_fast, "fast", db_session, actor=ada, reason="costs")).changed is True
 
 
 async def test_S7_others_are_not_affected(
-    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, session_id: UUID, configure: Configure,
+    sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, on_fast: UUID, configure: Configure,
     refused: Refused,
 ) -> None:  # fmt: skip
     await configure("user", switches="1/min")
-    theirs = (await sessions.create_session(db_session, actor=bob)).row.id
-    await sessions.switch_model(session_id, "smart", db_session, actor=ann)
+    theirs = (await sessions.create_session(db_session, actor=bob, model="fast")).row.id
+    await sessions.switch_model(on_fast, "smart", db_session, actor=ann)
     async with refused("rate_limited"):
-        await sessions.switch_model(session_id, "fast", db_session, actor=ann)
+        await sessions.switch_model(on_fast, "fast", db_session, actor=ann)
     assert (await sessions.switch_model(theirs, "smart", db_session, actor=bob)).changed is True
 
 
@@ -357,14 +364,14 @@ async def test_S8_twenty_at_once_are_serialised(
 
 
 async def test_S8_over_the_rate_exactly_the_burst_switch(
-    sessions: SessionService, ann: Actor, session_id: UUID, configure: Configure, offer: Offer, at_once: AtOnce,
+    sessions: SessionService, ann: Actor, on_fast: UUID, configure: Configure, offer: Offer, at_once: AtOnce,
     chain: Chain,
 ) -> None:  # fmt: skip
     await configure("user", switches="7/h")
     await offer(**{f"m{number}": {} for number in range(20)})
-    results = await at_once(20, lambda n, db: sessions.switch_model(session_id, f"m{n}", db, actor=ann))
+    results = await at_once(20, lambda n, db: sessions.switch_model(on_fast, f"m{n}", db, actor=ann))
     assert (len(results.done), results.codes) == (7, ["rate_limited"] * 13)
-    assert len(await chain(session_id)) == 7
+    assert len(await chain(on_fast)) == 1 + 7
 
 
 async def test_S9_with_the_same_expected_version_exactly_one_wins(
@@ -422,13 +429,13 @@ async def test_S10_a_turn_has_the_old_or_the_new_model_entirely(
 
 
 async def test_S11_a_failing_database_changes_nothing(
-    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, refused: Refused,
+    sessions: SessionService, db_session: DbSession, ann: Actor, on_fast: UUID, refused: Refused,
     storage_fails: StorageFails,
 ) -> None:  # fmt: skip
     for place in ("rate_bucket", "journal", "commit"):
         async with refused("storage_unavailable"), storage_fails(place):
-            await sessions.switch_model(session_id, "smart", db_session, actor=ann, key="k1")
-    assert (await sessions.switch_model(session_id, "smart", db_session, actor=ann, key="k1")).changed is True
+            await sessions.switch_model(on_fast, "smart", db_session, actor=ann, key="k1")
+    assert (await sessions.switch_model(on_fast, "smart", db_session, actor=ann, key="k1")).changed is True
 
 
 async def test_S11_a_caller_who_goes_away_leaves_all_or_nothing(
@@ -466,19 +473,19 @@ async def test_S12_every_watcher_is_told_after_the_commit(
 
 
 async def test_S13_an_admin_gives_a_reason_and_the_owner_sees_it(
-    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, session_id: UUID, refused: Refused,
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, on_fast: UUID, refused: Refused,
     journal: JournalRows,
 ) -> None:  # fmt: skip
     for reason in ("", "  \n"):
         async with refused("invalid_request") as told:
-            await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason=reason)
+            await sessions.switch_model(on_fast, "smart", db_session, actor=ada, reason=reason)
         assert told.facts == {"field": "reason"}
-    switch = await sessions.switch_model(session_id, "smart", db_session, actor=ada, reason="it is cheaper.")
+    switch = await sessions.switch_model(on_fast, "smart", db_session, actor=ada, reason="it is cheaper.")
     assert switch.changed is True
     (row,) = await journal("model_switched")
     assert (row.actor_kind, row.actor_id, row.actor_name) == ("admin", ada.id, "ada")
     assert (row.owner_id, row.reason) == (ann.id, "it is cheaper.")
-    seen = await sessions.get_session(session_id, db_session, actor=ann)
+    seen = await sessions.get_session(on_fast, db_session, actor=ann)
     assert seen.current.reason == "Chosen by ada: it is cheaper."
     assert seen.last_switch is not None
     assert (seen.last_switch.actor_name, seen.last_switch.reason) == ("ada", "it is cheaper.")

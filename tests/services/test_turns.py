@@ -519,10 +519,11 @@ async def test_a_turn_with_a_model_switches_the_session_first(
     refused: Refused, journal: JournalRows,
 ) -> None:  # fmt: skip
     await configure("user", switches="1/h")
+    await sessions.switch_model(session_id, "aging", db_session, actor=ann)
     begun = await sessions.begin_turn(session_id, "Hello", db_session, actor=ann, model="quick")
     assert (begun.turn.model, begun.session.row.last_model) == ("fast", "fast")
     (row,) = await journal("model_switched")
-    assert (row.from_value, row.to_value, row.reason) == (None, "fast", "")
+    assert (row.from_value, row.to_value, row.reason) == ("aging", "fast", "")
     await sessions.finish_turn(begun.turn.id, db_session, state="done")
     async with refused("rate_limited") as told:
         await sessions.begin_turn(session_id, "Two", db_session, actor=ann, model="smart")
@@ -531,7 +532,7 @@ async def test_a_turn_with_a_model_switches_the_session_first(
         async with refused(code):
             await sessions.begin_turn(session_id, "Two", db_session, actor=ann, model=model)
     await sessions.begin_turn(session_id, "Two", db_session, actor=ann, model="fast")
-    assert await chain(session_id) == ["fast"]
+    assert await chain(session_id) == ["aging", "fast"]
 
 
 async def test_G10_never_done_before_the_whole_text_is_committed(

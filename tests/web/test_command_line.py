@@ -700,10 +700,10 @@ def test_the_journal_is_read_and_narrowed_down(beside: tuple[Server, Here]) -> N
         id = chat(guest, "canary of the owner")["session_id"]
         assert guest.post("/chat", json={"prompt": "x", "model": "none"}).status_code == 422
     rows = of(here.run("journal", "--session", id, "--json"))["journal"]
-    assert [row["what"] for row in rows] == ["turn_ended", "turn_begun", "model_switched", "session_created"]
+    assert [row["what"] for row in rows] == ["turn_ended", "turn_begun", "model_chosen", "session_created"]
     refusals = of(here.run("journal", "--outcome", "refused", "--json"))["journal"]
     assert [row["outcome"] for row in refusals] == ["model_unknown"]
-    told = here.run("journal", "--what", "model_switched").stdout.splitlines()
+    told = here.run("journal", "--what", "model_chosen").stdout.splitlines()
     assert len(told) == 2 and told[0].startswith("WHEN") and "default" in told[1]
     assert len(of(here.run("journal", "--limit", "2", "--json"))["journal"]) == 2
     today = rows[0]["at"][:10]

@@ -31,11 +31,11 @@ def asked(governed: Server, tokens: dict[str, str]) -> Iterator[dict[str, str]]:
 def test_the_journal_is_a_page_json_and_lines(boss: httpx.Client, asked: dict[str, str]) -> None:
     found = boss.get("/admin/journal", params=asked).json()
     assert [row["what"] for row in found["journal"]] == [
-        "refused", "turn_ended", "turn_begun", "model_switched", "session_created",
+        "refused", "turn_ended", "turn_begun", "model_chosen", "session_created",
     ]  # fmt: skip
     assert {row["owner"]["name"] for row in found["journal"] if row["owner"]} == {"ola"}
     page = boss.get("/admin/journal", params=asked, headers=FORM)
-    assert is_page(page) and "Model switched" not in page.text and "model switched" in page.text
+    assert is_page(page) and "Model chosen" not in page.text and "model chosen" in page.text
     file = boss.get("/admin/journal/export", params=asked)
     assert file.headers["content-disposition"] == 'attachment; filename="turnkeeper-journal.jsonl"'
     assert [json.loads(line) for line in file.text.splitlines()] == found["journal"]

@@ -480,7 +480,7 @@ def test_the_journal_tells_what_was_decided_and_never_what_was_said(guest: httpx
         "model_switched",
         "turn_ended",
         "turn_begun",
-        "model_switched",
+        "model_chosen",
         "session_created",
     ]
     assert (rows[2]["from"], rows[2]["to"], rows[2]["reason"]) == ("fast", "smart", "because")
