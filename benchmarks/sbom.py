@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from db.version import version
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,9 +24,7 @@ def bill() -> dict[str, Any]:
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {
-            "component": _component("application", "pypi", project["name"], project["version"], project["license"])
-        },
+        "metadata": {"component": _component("application", "pypi", project["name"], version(), project["license"])},
         "components": [
             *(_component("library", "pypi", name, version) for name, version in pinned),
             *(

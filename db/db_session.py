@@ -240,8 +240,8 @@ class DbSession:
         """Accounts that are not guests', by name, from the one behind `after` on."""
         return await self._rows(
             Account,
-            "SELECT * FROM account WHERE role <> 'guest' AND name > {} AND LOWER(name) LIKE {} ESCAPE '!' "
-            "ORDER BY name LIMIT {}",
+            f"SELECT {_columns(Account)} FROM account WHERE role <> 'guest' AND name > {{}} "  # noqa: S608
+            "AND LOWER(name) LIKE {} ESCAPE '!' ORDER BY name LIMIT {}",
             after,
             f"%{_escaped(q.lower())}%",
             limit,
@@ -299,8 +299,8 @@ class DbSession:
         if not token_hashes:
             return {}
         rows = await Login.raw(
-            "SELECT login.token_hash AS proof, login.id AS login_id, login.last_used_at AS used_at, account.* "  # noqa: S608
-            "FROM login JOIN account ON account.id = login.account_id "
+            "SELECT login.token_hash AS proof, login.id AS login_id, login.last_used_at AS used_at, "  # noqa: S608
+            f"{_columns(Account)} FROM login JOIN account ON account.id = login.account_id "
             f"WHERE login.token_hash IN ({_marks(token_hashes)}) AND login.revoked_at IS NULL "
             "AND login.expires_at > {} AND login.last_used_at > {}",
             *token_hashes,
@@ -317,8 +317,8 @@ class DbSession:
         if not token_hashes:
             return {}
         rows = await ApiToken.raw(
-            "SELECT api_token.token_hash AS proof, api_token.id AS token_id, api_token.scopes AS scopes, account.* "  # noqa: S608
-            "FROM api_token JOIN account ON account.id = api_token.account_id "
+            "SELECT api_token.token_hash AS proof, api_token.id AS token_id, api_token.scopes AS scopes, "  # noqa: S608
+            f"{_columns(Account)} FROM api_token JOIN account ON account.id = api_token.account_id "
             f"WHERE api_token.token_hash IN ({_marks(token_hashes)}) AND api_token.revoked_at IS NULL "
             "AND (api_token.expires_at IS NULL OR api_token.expires_at > {})",
             *token_hashes,
@@ -589,7 +589,7 @@ class DbSession:
         args += told
         rows = await self._rows(
             Session,
-            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
+            f"SELECT {_columns(Session)} FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
             f"WHERE {' AND '.join(where)} ORDER BY session.{column} DESC, session.id DESC LIMIT {{}}",
             *args,
             limit + 1,
@@ -617,7 +617,7 @@ class DbSession:
             told.append(deleted_after)
         rows = await self._rows(
             Session,
-            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
+            f"SELECT {_columns(Session)} FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608 - values are bound
             # COALESCE, so that the ids bound it: one owner may have very many more.
             f"WHERE session.id IN ({_marks(session_ids)}) AND COALESCE(session.owner_id, session.id) = {{}} "
             f"AND {' AND '.join([SHOWN[show], *alike])}",
@@ -760,7 +760,8 @@ class DbSession:
         """The last `limit` turns of the transcript that ends with `last_id`, oldest first."""
         if last_id is None:
             return []
-        rows = await self._rows(Turn, f"SELECT * FROM turn WHERE id IN ({_PATH} SELECT id FROM path)", last_id, limit)  # noqa: S608
+        told = f"SELECT {_columns(Turn)} FROM turn WHERE id IN ({_PATH} SELECT id FROM path)"  # noqa: S608
+        rows = await self._rows(Turn, told, last_id, limit)
         by_id = {row.id: row for row in rows}
         path: list[Turn] = []
         following = by_id.get(last_id)
@@ -1190,7 +1191,8 @@ class DbSession:
 
     async def take_refusals_before(self, minute: datetime, limit: int) -> list[RefusalCount]:
         """Take away the counts of minutes that are over."""
-        return await self._rows(RefusalCount, self._taking(RefusalCount, "minute < {}", "*"), minute, limit)
+        columns = ", ".join(column._meta.name for column in RefusalCount._meta.columns)
+        return await self._rows(RefusalCount, self._taking(RefusalCount, "minute < {}", columns), minute, limit)
 
     async def list_journal(self, session_id: UUID, limit: int = 200) -> list[Journal]:
         """A session's decisions, newest first."""
@@ -1224,7 +1226,7 @@ class DbSession:
             where.append(f"what {'' if refused else 'NOT '}IN ('refused', 'refusals_counted')")
         newest = "ORDER BY id DESC LIMIT {}"
         if account_id is None:
-            told = f"SELECT * FROM journal WHERE {' AND '.join(where)} {newest}"  # noqa: S608
+            told = f"SELECT {_columns(Journal)} FROM journal WHERE {' AND '.join(where)} {newest}"  # noqa: S608
             return await self._rows(Journal, told, *args, limit)
         # One look at each index, none of them longer than the answer.
         said = " AND ".join(where)
@@ -1232,7 +1234,7 @@ class DbSession:
             f"SELECT id FROM (SELECT id FROM journal WHERE {said} AND {column} = {{}} {newest}) AS {name}"  # noqa: S608
             for column, name in (("owner_id", "about"), ("actor_id", "by_it"), ("on_behalf_of", "for_it"))
         )
-        told = f"SELECT * FROM journal WHERE id IN ({parts}) {newest}"  # noqa: S608
+        told = f"SELECT {_columns(Journal)} FROM journal WHERE id IN ({parts}) {newest}"  # noqa: S608
         return await self._rows(Journal, told, *([*args, account_id, limit] * 3), limit)
 
     async def list_kinds_of_decisions(self) -> list[str]:
@@ -1248,7 +1250,8 @@ class DbSession:
         """The last decisions about a session's model, oldest first: its switches, and before them its first model."""
         rows = await self._rows(
             Journal,
-            "SELECT * FROM journal WHERE session_id = {} AND what = 'model_switched' ORDER BY version DESC LIMIT {}",
+            f"SELECT {_columns(Journal)} FROM journal WHERE session_id = {{}} AND what = 'model_switched' "  # noqa: S608
+            "ORDER BY version DESC LIMIT {}",
             session_id,
             limit,
         )
@@ -1264,7 +1267,7 @@ class DbSession:
         rows = await self._rows(
             Journal,
             # One look at each index for a session, however often its model was switched.
-            "SELECT * FROM journal WHERE id IN (SELECT COALESCE((SELECT one.id FROM journal AS one "  # noqa: S608
+            f"SELECT {_columns(Journal)} FROM journal WHERE id IN (SELECT COALESCE((SELECT one.id FROM journal AS one "  # noqa: S608
             "WHERE one.session_id = session.id AND one.what = 'model_switched' ORDER BY one.version DESC LIMIT 1), "
             "(SELECT one.id FROM journal AS one WHERE one.session_id = session.id AND one.what = 'model_chosen' "
             f"LIMIT 1)) FROM session WHERE session.id IN ({_marks(session_ids)}))",
@@ -1293,7 +1296,7 @@ class DbSession:
             )
         return await self._rows(
             Journal,
-            f"SELECT * FROM journal WHERE session_id IS NULL AND {told} ORDER BY id DESC LIMIT {{}}",  # noqa: S608
+            f"SELECT {_columns(Journal)} FROM journal WHERE session_id IS NULL AND {told} ORDER BY id DESC LIMIT {{}}",  # noqa: S608
             limit,
         )
 
@@ -1328,7 +1331,7 @@ class DbSession:
         over, args = _over(ends, now)
         return await self._rows(
             Session,
-            "SELECT session.* FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
+            f"SELECT {_columns(Session)} FROM session JOIN account ON account.id = session.owner_id "  # noqa: S608
             f"WHERE session.last_model = {{}} AND {_OPEN} AND NOT ({over}) "
             f"{'AND session.id > {} ' if after is not None else ''}ORDER BY session.id LIMIT {{}}",
             model,
@@ -1410,6 +1413,11 @@ def _text_of(turn: Mapping[str, Any]) -> search_index.Text:
     """What the index is told of a turn's columns."""
     text = search_index.text_of(turn["prompt"], turn["reply"])
     return turn["session_id"], turn["id"], turn["owner_id"], text
+
+
+def _columns(table: type[Table]) -> str:
+    """The columns of a table that this program knows; a later one may have added others to it."""
+    return ", ".join(f"{table._meta.tablename}.{column._meta.name}" for column in table._meta.columns)
 
 
 def _pairs(table: type[Table]) -> str:

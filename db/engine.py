@@ -15,15 +15,13 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext, redirect_stdout, suppress
-from io import StringIO
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiosqlite
 import asyncpg
-from piccolo.apps.migrations.commands.forwards import run_forwards
 from piccolo.apps.migrations.tables import Migration
 from piccolo.engine.postgres import PostgresEngine
 from piccolo.engine.sqlite import SQLiteEngine, dict_factory
@@ -568,20 +566,7 @@ def open_engine(url: str) -> Engine:
 
 
 async def migrate(engine: Engine) -> list[str]:
-    """Bring the schema up to date in one transaction, also when several start at once; the migrations that ran."""
-    async with engine.transaction() as transaction:
-        if engine.engine_type == "postgres":
-            transaction.seconds = MIGRATION_SECONDS
-            await transaction.run("SELECT pg_advisory_xact_lock(7307199)")
-        before = set(await Migration.get_migrations_which_ran()) if await _has_migrations(engine) else set()
-        with redirect_stdout(StringIO()) as said:
-            result = await run_forwards("turnkeeper")
-        if not result.success:
-            raise RuntimeError(f"the migration failed: {said.getvalue()}")
-        return sorted(set(await Migration.get_migrations_which_ran()) - before)
+    """Bring the schema up to date, also when several start at once; the migrations that ran. Raises WrongSchema."""
+    from db import schema  # which needs the engines
 
-
-async def _has_migrations(engine: Engine) -> bool:
-    catalogue = "sqlite_master" if engine.engine_type == "sqlite" else "pg_catalog.pg_tables"
-    column = "name" if engine.engine_type == "sqlite" else "tablename"
-    return bool(await engine.run(f"SELECT 1 FROM {catalogue} WHERE {column} = 'migration'"))  # noqa: S608
+    return await schema.migrate(engine)

@@ -24,8 +24,17 @@ if TYPE_CHECKING:
     from web.welcome import Start
 
 
+def _version(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from db.schema import number
+        from db.version import version
+
+        click.echo(f"turnkeeper {version()}, schema {number()}")
+        context.exit()
+
+
 @click.group(context_settings=HELP)
-@click.version_option(package_name="turnkeeper", prog_name="turnkeeper")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Tell it and exit.")
 def main() -> None:
     """Turnkeeper: governed chat sessions over several language models.
 

@@ -9,12 +9,12 @@ import msgspec
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
+from db.version import version
 from web.answer import JSON
 from web.completions import SESSION_HEADER, OpenError
 from web.errors import PROBLEM, STATUS
 from web.forms import FORM_KINDS, KEY_FIELD
 
-VERSION = "0.1.0"
 FORM, MULTIPART = FORM_KINDS
 A_FILE = {
     "type": "object",
@@ -73,7 +73,7 @@ def describe(app: Litestar) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Turnkeeper",
-            "version": VERSION,
+            "version": version(),
             "description": "Governed chat sessions over several language models. Pages and scripts share these URLs.",
         },
         "paths": paths,

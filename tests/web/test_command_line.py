@@ -19,6 +19,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from db import schema
+from db.version import version
 from tests.servers import free_port
 from tests.web.running import Server, a_server
 from tests.web.wire import ABSENT, JSON, SOON, assert_session, begin, chat, create, problem, streaming
@@ -127,11 +129,9 @@ def test_every_option_says_what_it_is_for(path: tuple[str, ...]) -> None:
 
 
 def test_the_version_is_told(quiet: Server) -> None:
-    from importlib.metadata import version
-
     done = quiet.run("--version")
     assert done.returncode == 0
-    assert version("turnkeeper") in done.stdout
+    assert done.stdout == f"turnkeeper {version()}, schema {schema.number()}\n"
 
 
 WRONG_CALLS = (

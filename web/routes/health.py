@@ -5,13 +5,14 @@ from typing import Any
 from litestar import Request, Response, get
 
 from db.db_session import DatabaseUnavailable
+from db.version import version
 from services.actor import require_admin
 from web.actor import on_this_machine, provide_actor
 from web.answer import json, page
 from web.given import Db, Log, Pool, Sessions, Who
 from web.metrics import TEXT as METRICS
 from web.metrics import Gauges, families, text
-from web.openapi import VERSION, describe
+from web.openapi import describe
 from web.reference import reference_of
 from web.views import HealthView
 
@@ -40,7 +41,7 @@ async def show_metrics(request: Request, db_session: Db, sessions: Sessions, poo
     if not on_this_machine(request):
         require_admin(await provide_actor(request, db_session))
     running = await sessions.turns_running(db_session)
-    gauges = Gauges(running, len(log.readers), pool.known, VERSION)
+    gauges = Gauges(running, len(log.readers), pool.known, version())
     return Response(text(families(request.app.state.counts, gauges)), media_type=METRICS)
 
 
