@@ -66,10 +66,10 @@ class Guard:
         request_id = uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
         send = _counted(send, self.counts)
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            self.counts.refusals[refusal[1]] += 1
-            await _refuse(send, *refusal, request_id)
+        refused = self._refusal(scope, headers)
+        if refused is not None:
+            self.counts.refusals[refused[1]] += 1
+            await _refuse(send, *refused, request_id)
             return
         if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
             # A copy: the server below still has to know that no body follows.
@@ -182,18 +182,20 @@ def _dressed(send: Send, scope: Scope) -> Send:
 
 
 async def _refuse(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
-    problem = {"type": f"urn:turnkeeper:{code}", "title": "Refused", "status": status, "code": code, "detail": detail}
-    body = msgspec.json.encode(problem | {"request_id": request_id})
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", b"application/problem+json"),
-                (b"cache-control", b"no-store"),
-                (b"x-request-id", request_id.encode()),
-                *HEADERS,
-            ],
-        }
-    )
+    headers, body = refusal(status, code, detail, request_id)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def refusal(
+    status: int, code: str, detail: str, request_id: str
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body of a refusal that no page asked for."""
+    problem = {"type": f"urn:turnkeeper:{code}", "title": "Refused", "status": status, "code": code, "detail": detail}
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"cache-control", b"no-store"),
+        (b"x-request-id", request_id.encode()),
+        *HEADERS,
+    ]
+    return headers, msgspec.json.encode(problem | {"request_id": request_id})

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from uuid import UUID, uuid4
 
+from services.counts import Counts
 from web.settings import Settings
 from web.welcome import Models
 
@@ -64,6 +65,11 @@ def serve(
         def room() -> int:
             return room
 
+        @staticmethod
+        def counts() -> Counts:
+            counts: Counts = app.state.counts
+            return counts
+
     class Listening(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
@@ -72,9 +78,10 @@ def serve(
 
     raise_open_files()
     room = room_for_connections()
+    app = create_app(settings, models, ready, worker=worker, dead=dead)
     server = Listening(
         uvicorn.Config(
-            create_app(settings, models, ready, worker=worker, dead=dead),
+            app,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies or None,
             server_header=False,
