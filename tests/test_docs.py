@@ -34,7 +34,9 @@ from tests.web.running import Server, a_server
 from tests.web.wire import ABSENT
 from web import views
 from web.__main__ import main
+from web.bodies import FIELDS, VALUES
 from web.completions import MOST_MESSAGES, ChatCompletion
+from web.connection import HEAD_BYTES, HEADERS, LINE_BYTES, TOLD
 from web.errors import STATUS
 from web.guard import BODY_BYTES, FILE_BYTES
 from web.openapi import Problem
@@ -317,6 +319,8 @@ def test_sizes_and_waits_are_as_documented() -> None:
     sizes = section(HTTP, "Sizes")
     for size in (BODY_BYTES, FILE_BYTES, text.PROMPT_CHARACTERS, text.TITLE_CHARACTERS, text.REASON_CHARACTERS):
         assert f" {size:,}" in sizes
+    for size in (FIELDS, VALUES, LINE_BYTES, HEAD_BYTES, HEADERS):
+        assert f" {size:,} " in sizes.replace("\n", " ")
     assert f"{text.PROMPT_CHARACTERS:,} characters" in SESSIONS
     assert f"at most {MOST_MESSAGES:,} messages" in read("docs/openai.md")
     assert f"at most {KEY_CHARACTERS} characters" in " ".join(section(HTTP, "Repeating a request safely").split())
@@ -333,7 +337,8 @@ BESIDES = {
     "too_large": 413,
     "unknown_host": 421,
     "internal": 500,
-}
+    "too_many_fields": 413,
+} | {code: status for code, (status, _) in TOLD.items()}
 
 
 def test_every_code_of_a_refusal_is_documented_with_its_status_and_no_other() -> None:
@@ -454,7 +459,8 @@ def test_every_make_target_in_the_docs_is_there() -> None:
 def test_everything_that_is_tried_against_security_has_its_tests() -> None:
     page = read("docs/security.md")
     rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", page, re.M)
-    assert [int(number) for number, _ in rows] == list(range(1, 53))
+    numbers = [int(number) for number, _ in rows]
+    assert numbers[:52] == list(range(1, 53)) and numbers == sorted(set(numbers))
     there = {
         test
         for file in (ROOT / "tests").rglob("test_*.py")

@@ -33,6 +33,7 @@ from services.turn_log import TurnLog
 from services.turn_runner import TurnRunner
 from web.actor import provide_actor, provide_proof
 from web.admin import provide_admin
+from web.bodies import FIELDS
 from web.descriptors import room_for_streams
 from web.errors import HANDLERS
 from web.guard import Guard
@@ -139,6 +140,7 @@ def create_app(
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,
+        multipart_form_part_limit=FIELDS,
         # Not what streams: its frames go out as they come.
         compression_config=CompressionConfig(
             backend="gzip", gzip_compress_level=6, exclude=["/events$", "^/chat", "^/v1/chat", "^/session/import$"]

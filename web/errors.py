@@ -13,6 +13,7 @@ from services import errors
 from services.errors import LimitReached, Refusal, StorageUnavailable
 from services.outages import tell
 from web.answer import html, json, rate_headers, wants
+from web.bodies import BodyRefused
 from web.completions import OpenError, refusal_headers
 from web.late import Late
 from web.refusal import Refused, page_of
@@ -57,6 +58,7 @@ TITLES = {
     409: "Not at the moment",
     410: "This session has ended",
     413: "Too long",
+    414: "Too long",
     421: "Unknown host",
     422: "Not possible",
     429: "Please wait a moment",
@@ -99,6 +101,11 @@ def http_error(request: Request, error: HTTPException) -> Response[Any]:
     )
 
 
+def body_refused(request: Request, error: BodyRefused) -> Response[Any]:
+    """A body that is too large, or has too many fields, where it is read."""
+    return _told(request, error.status_code, error.code, error.told, dict(error.headers or {}), {})
+
+
 def malformed(request: Request, _: Exception) -> Response[Any]:
     """Bad encoding or nesting, wherever it shows."""
     return refused(request, errors.InvalidRequest())
@@ -113,6 +120,7 @@ def unexpected(request: Request, error: Exception) -> Response[Any]:
 HANDLERS: dict[Any, Any] = {
     Refusal: refused,
     DatabaseUnavailable: unavailable,
+    BodyRefused: body_refused,
     HTTPException: http_error,
     UnicodeDecodeError: malformed,
     RecursionError: malformed,

@@ -5,14 +5,18 @@ from collections.abc import AsyncGenerator
 from datetime import date
 from typing import Annotated, Any, Literal, get_origin
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import msgspec
 from litestar import Request
-from litestar.datastructures import UploadFile
+from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.di import NamedDependency, Provide
+from litestar.exceptions import ClientException
 
 from services.actor import Actor
 from services.errors import InvalidRequest
+from services.text import storable
+from web.bodies import check_values, too_many_fields
 
 
 class CreateSession(msgspec.Struct, forbid_unknown_fields=True):
@@ -157,8 +161,12 @@ class ShowLogin(msgspec.Struct):
 KEY_FIELD = "idempotency_key"
 #: what no page ever gives back
 SECRETS = frozenset(("password", "old", "new"))
-#: files that are read, and acted on, at a time; whoever comes then waits with the body unread
+#: files that are decoded, and acted on, at a time
 _FILES = asyncio.Semaphore(4)
+#: who sends a file: one at a time, whose next one waits with its body unread
+_SENDING: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+#: how Litestar refuses a form of too many parts
+TOO_MANY_PARTS = "Request Entity Too Large"
 FORM_KINDS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -193,21 +201,22 @@ def acts(form: type[msgspec.Struct], view: type[msgspec.Struct] | None, status: 
 def takes(document: type[msgspec.Struct]) -> Provide:
     """A dependency that reads a file of `document`: as a JSON body, or in the field `file` of a form.
 
-    Who asks is known before a large body is read. Few are held in memory at a time: its place is kept until the handler
-    has answered. Raises InvalidRequest.
+    Who asks is known before a large body is read. A place among the few that are worked on is taken once the body is
+    there, and kept until the handler has answered, so nobody who sends slowly holds one. Raises InvalidRequest.
     """
 
     async def take(request: Request, actor: NamedDependency[Actor]) -> AsyncGenerator[Any, None]:
-        async with _FILES:
+        async with _SENDING.setdefault(actor.id, asyncio.Lock()):
             file, typed = await _file(request)
             request.state.typed = {}
             request.state.key = request.headers.get("idempotency-key") or typed or None
-            try:
-                read = await asyncio.to_thread(msgspec.json.decode, file, type=document)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise _malformed(error) from error
-            del file
-            yield read
+            async with _FILES:
+                try:
+                    read = await asyncio.to_thread(msgspec.json.decode, file, type=document)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                    raise _malformed(error) from error
+                del file
+                yield read
 
     take.struct = document  # type: ignore[attr-defined]
     return Provide(take)
@@ -220,7 +229,7 @@ async def _file(request: Request) -> tuple[bytes, str]:
     if _kind(request) != "multipart/form-data":
         raise InvalidRequest("The body is neither JSON nor a form with a file.")
     try:
-        form = await request.form()
+        form = await _form(request)
     except (UnicodeDecodeError, ValueError, LookupError) as error:  # the last one for a charset that nobody knows
         raise InvalidRequest("The body is neither JSON nor a form with a file.") from error
     file, key, names = form.get("file"), form.get(KEY_FIELD, ""), set(form.keys())
@@ -231,11 +240,30 @@ async def _file(request: Request) -> tuple[bytes, str]:
     return await file.read(), key
 
 
+async def _form(request: Request) -> FormMultiDict:
+    """A form of either kind. Raises BodyRefused where a multipart form has too many parts."""
+    try:
+        return await request.form()
+    except ClientException as error:
+        if error.detail == TOO_MANY_PARTS:
+            raise too_many_fields() from error
+        raise
+
+
 def asks(query: type[msgspec.Struct]) -> Provide:
-    """A dependency that fills `query` from the URL; fields it does not know are ignored. Raises InvalidRequest."""
+    """A dependency that fills `query` from the URL; fields it does not know are ignored.
+
+    Raises InvalidRequest, also for text that no database can be asked for: a stream would find out in its midst.
+    """
 
     def read(request: Request) -> Any:
         fields = {name: value for name, value in request.query_params.items() if value != ""}
+        for name, value in fields.items():
+            if name in query.__struct_encode_fields__:
+                try:
+                    storable(value)
+                except InvalidRequest as refusal:
+                    raise InvalidRequest(str(refusal), field=name) from refusal
         return _converted(fields, query, strict=False)
 
     read.struct = query  # type: ignore[attr-defined]
@@ -271,11 +299,12 @@ async def _fields(request: Request, struct: type[msgspec.Struct]) -> dict[str, A
         raise InvalidRequest("The body is neither JSON nor a form.")
     try:
         if is_json(request):
+            check_values(body)
             fields = msgspec.json.decode(body or b"{}")
             if not isinstance(fields, dict):
                 raise InvalidRequest("The body is a JSON object.")
             return fields
-        form = await request.form()
+        form = await _form(request)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, LookupError) as error:
         raise InvalidRequest("The body is neither JSON nor a form.") from error
     given, known = list(form.multi_items()), msgspec.structs.fields(struct)

@@ -9,11 +9,11 @@ from uuid import uuid4
 import msgspec
 from litestar.datastructures import Cookie
 from litestar.enums import HttpMethod, ScopeType
-from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from services.counts import Counts
 from web.actor import GUEST_COOKIE
+from web.bodies import FIELDS, Bodies, Body
 
 #: a prompt of the longest kind, percent-encoded in a form, and some more
 BODY_BYTES = 1_500_000
@@ -22,6 +22,7 @@ FILE_BYTES = 20_000_000
 #: {path: its own cap}
 CAPS = {"/session/import": FILE_BYTES}
 PATH_CHARACTERS = 1000
+FORM = "application/x-www-form-urlencoded"
 MOST_PORT = 65_535
 SAFE = ("GET", "HEAD", "OPTIONS")
 #: what decides who asks, from where and for what: of two of a kind, we and a proxy might each believe another one
@@ -57,6 +58,7 @@ class Guard:
         self.app = app
         self.counts = counts
         self.hosts = frozenset(hosts)
+        self.bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -75,13 +77,20 @@ class Guard:
             # A copy: the server below still has to know that no body follows.
             scope = {**scope, "method": HttpMethod.GET}
             send = _headers_only(send)
-        await self.app(scope, _capped(receive, _cap(scope)), _dressed(send, scope))
+        form = headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+        body = Body(self.bodies, _cap(scope), form)
+        try:
+            await self.app(scope, body.reading(receive), body.answering(_dressed(send, scope)))
+        finally:
+            self.bodies.release(body)
 
     def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         names = [name.lower() for name, _ in scope["headers"]]
         doubled = any(names.count(name) > 1 for name in ONCE)
         if "host" not in headers or doubled or "\0" in scope["path"] or len(scope["path"]) > PATH_CHARACTERS:
             return 400, "invalid_request", "The request is malformed."
+        if scope["query_string"].count(b"&") >= FIELDS:
+            return 414, "uri_too_long", f"A query has at most {FIELDS:,} fields."
         if _host_name(headers["host"]) not in self.hosts:
             return 421, "unknown_host", "This server does not answer to that name; see allowed_hosts."
         length = headers.get("content-length", "0")
@@ -116,22 +125,6 @@ def _same_origin(headers: dict[str, str]) -> bool:
 def _cap(scope: HTTPScope) -> int:
     """How large a body may be."""
     return CAPS.get(scope["path"], BODY_BYTES)
-
-
-def _capped(receive: Receive, cap: int) -> Receive:
-    """A body that grows past the cap without having said so is refused where it is read."""
-    seen = 0
-
-    async def capped() -> Any:
-        nonlocal seen
-        message = await receive()
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            if seen > cap:
-                raise HTTPException(status_code=413)
-        return message
-
-    return capped
 
 
 def _counted(send: Send, counts: Counts) -> Send:
@@ -187,9 +180,7 @@ async def _refuse(send: Send, status: int, code: str, detail: str, request_id: s
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def refusal(
-    status: int, code: str, detail: str, request_id: str
-) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def refusal(status: int, code: str, detail: str, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """The headers and the body of a refusal that no page asked for."""
     problem = {"type": f"urn:turnkeeper:{code}", "title": "Refused", "status": status, "code": code, "detail": detail}
     headers = [

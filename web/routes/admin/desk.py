@@ -34,6 +34,8 @@ async def follow_desk(asked: Given[ShowDesk], admin: Given[Admin], proof: Proof)
     """What changes on the first page of the desk, from what it is now on."""
     require_admin(admin.actor)
     admin.log.require_room()
+    # What refuses a look is told before the answer begins; in its midst nobody could be told.
+    await admin.desk.look(_wanted(asked), admin.db_session, actor=admin.actor, limit=1)
     looks = admin.desk.watch(_wanted(asked), actor=admin.actor, proof=proof, limit=asked.limit)
     return stream(desk_frames(looks, page=wants(admin.request) == "fragment"))
 
