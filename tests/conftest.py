@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from piccolo.table import Table
 
+import db.engine
 import services.upkeep
 from db.db_session import DbSession, new_id
 from db.engine import Engine, SqliteEngine, migrate, open_engine
@@ -29,6 +30,7 @@ from services.errors import LimitReached, Refusal
 from services.event_bus import Hint, MemoryEventBus
 from services.outcomes import TurnOrder
 from services.session_service import SessionService
+from tests.services.process import PATIENT_SECONDS
 
 pytest_plugins = ["tests.servers", "tests.peers.llama_cpp", "tests.web.running"]
 
@@ -104,6 +106,14 @@ def clock() -> Clock:
 
 
 # ---------------------------------------------------------------- storage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_database() -> Iterator[None]:
+    """Writers wait for one another as long as a slow machine makes them. Tests of that time-out set their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db.engine, "BUSY_SECONDS", PATIENT_SECONDS)
+        yield
 
 
 @pytest.fixture(scope="session")
