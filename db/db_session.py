@@ -1275,6 +1275,20 @@ class DbSession:
         )
         return {row.session_id: row for row in rows}
 
+    async def list_last_decisions(self, what: str, session_ids: Sequence[UUID]) -> dict[UUID, Journal]:
+        """{session id: the last decision of this kind about it}."""
+        if not session_ids:
+            return {}
+        rows = await self._rows(
+            Journal,
+            "SELECT * FROM journal WHERE id IN (SELECT (SELECT one.id FROM journal AS one "  # noqa: S608
+            "WHERE one.session_id = session.id AND one.what = {} ORDER BY one.id DESC LIMIT 1) "
+            f"FROM session WHERE session.id IN ({_marks(session_ids)}))",
+            what,
+            *session_ids,
+        )
+        return {row.session_id: row for row in rows}
+
     # ------------------------------------------------------------ governance and moves
 
     async def drop_rule(self, row: Model | AccountGroup | LimitRule) -> None:

@@ -24,6 +24,8 @@ from services.text import REASON_CHARACTERS, checked_line
 from services.unit_of_work import UnitOfWork
 
 State = Literal["active", "deprecated", "retired", "disabled"]
+#: states that take a model away from people who use it
+OUT_OF_USE = ("retired", "disabled")
 NAME_CHARACTERS = 60
 VALUE_CHARACTERS = 40
 #: decisions that a page lists
@@ -136,7 +138,7 @@ class Governance:
     ) -> None:
         """Change a model; what is left out stays. No groups are all of them. Raises Forbidden, InvalidRequest.
 
-        A new state without a `state_reason` has none.
+        A new state without a `state_reason` has none; to take a model out of use needs a `state_reason` or a `reason`.
         """
         asked = _given(
             state=state,
@@ -146,7 +148,10 @@ class Governance:
             concurrent_turns=concurrent_turns,
         )
 
+        told = state_reason.strip() if state_reason is not msgspec.UNSET else ""
+
         def change(rows: RuleRows) -> None:
+            before = _require_model(model_id, rows)["state"]
             row = rows["model", model_id] = {**_require_model(model_id, rows), "set_by": str(actor.id)}
             if state is not msgspec.UNSET:
                 row["state_reason"] = row["state_reason"] if state == row["state"] else ""
@@ -162,8 +167,11 @@ class Governance:
                 if not 0 <= concurrent_turns <= MOST:
                     raise InvalidRequest("This is no number of replies.", field="concurrent_turns")
                 row["concurrent_turns"] = concurrent_turns
+            if row["state"] != before and row["state"] in OUT_OF_USE and not (told or reason.strip()):
+                text = "Please give a reason; people who use this model will see it."
+                raise InvalidRequest(text, field="state_reason")
 
-        await self._change("set_model", key, (model_id, asked), change, actor, reason, db_session)
+        await self._change("set_model", key, (model_id, asked), change, actor, reason or told, db_session)
 
     async def restore_model(
         self, model_id: str, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None

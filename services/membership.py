@@ -88,7 +88,8 @@ class Membership:
     ) -> Account:
         """Change a role or a group, or take away and give back the way in; what is left out stays.
 
-        A group that was the role's own follows the role. Raises Forbidden, NotFound, InvalidRequest.
+        A group that was the role's own follows the role. To disable somebody else needs a reason.
+        Raises Forbidden, NotFound, InvalidRequest.
         """
         async with self._units.refusing("change_account", actor, db_session):
             reason = checked_line(reason, REASON_CHARACTERS, "reason")
@@ -104,6 +105,8 @@ class Membership:
             ends = (account.disabled_at is not None) if disabled is msgspec.UNSET else disabled
             if account.role == "admin" and account.disabled_at is None and (after != "admin" or ends):
                 await self._require_another_admin(db_session)
+            if ends and account.disabled_at is None:
+                _require_reason(account.id, actor, reason)
             place = account.group_name if account.group_name != account.role else after
             await self._move(account, after, place if group is msgspec.UNSET else group, reason, actor, db_session)
             if ends != (account.disabled_at is not None):
@@ -161,50 +164,68 @@ class Membership:
             await self._put_password(account, password_hash, "", actor, db_session)
 
     async def revoke_login(
-        self, login_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+        self, login_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
     ) -> UUID:
-        """End one login; whose it was. Raises NotFound, Unauthenticated, Forbidden."""
-        async with self._units.once("revoke_login", key, login_id, actor, db_session) as once:
+        """End one login; whose it was. Somebody else's needs a reason.
+
+        Raises NotFound, Unauthenticated, Forbidden, InvalidRequest.
+        """
+        async with self._units.refusing("revoke_login", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        async with self._units.once("revoke_login", key, _with(login_id, reason), actor, db_session) as once:
             require_person(actor)
             if once.answer:
                 return UUID(once.answer)
             login = await db_session.find_login_by_id(login_id, self.now(), self.now() - LOGIN_IDLE)
             if login is None or (login.account_id != actor.id and not actor.is_admin):
                 raise NotFound(NO_LOGIN)
+            _require_reason(login.account_id, actor, reason)
             await self._locked(login.account_id, db_session, actor)
-            if not await self._end_login(login, actor, db_session):
+            if not await self._end_login(login, actor, db_session, reason):
                 raise NotFound(NO_LOGIN)
             await once.remember(str(login.account_id))
             return login.account_id
 
     async def revoke_logins(
-        self, account_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+        self, account_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
     ) -> int:
-        """End every login of an account but the one that asks; how many. Raises NotFound, Unauthenticated."""
-        async with self._units.once("revoke_logins", key, account_id, actor, db_session) as once:
+        """End every login of an account but the one that asks; how many. Somebody else's need a reason.
+
+        Raises NotFound, Unauthenticated, InvalidRequest.
+        """
+        async with self._units.refusing("revoke_logins", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        async with self._units.once("revoke_logins", key, _with(account_id, reason), actor, db_session) as once:
             require_person(actor)
             if once.answer:
                 return int(once.answer)
             account = await self._locked(account_id, db_session, actor)
-            ended = await self._end_logins(account, actor, db_session)
+            _require_reason(account.id, actor, reason)
+            ended = await self._end_logins(account, actor, db_session, reason)
             await once.remember(str(ended))
             return ended
 
     async def revoke_token(
-        self, token_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None
+        self, token_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
     ) -> UUID:
-        """End a script's token; whose it was. Raises NotFound, Unauthenticated, Forbidden."""
-        async with self._units.once("revoke_token", key, token_id, actor, db_session) as once:
+        """End a script's token; whose it was. Somebody else's needs a reason.
+
+        Raises NotFound, Unauthenticated, Forbidden, InvalidRequest.
+        """
+        async with self._units.refusing("revoke_token", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        async with self._units.once("revoke_token", key, _with(token_id, reason), actor, db_session) as once:
             require_person(actor)
             if once.answer:
                 return UUID(once.answer)
             token = await db_session.find_api_token_by_id(token_id)
             if token is None or (token.account_id != actor.id and not actor.is_admin):
                 raise NotFound(NO_TOKEN)
+            _require_reason(token.account_id, actor, reason)
             await self._locked(token.account_id, db_session, actor)
             if not await db_session.revoke_api_token(token.id, self.now()):
                 raise NotFound(NO_TOKEN)
-            told = {"reason": token.name, "from_value": token.scopes}
+            told = {"reason": f"{token.name}: {reason}" if reason else token.name, "from_value": token.scopes}
             await self._record("token_revoked", token.account_id, actor, db_session, **told)
             await once.remember(str(token.account_id))
             return token.account_id
@@ -237,18 +258,31 @@ class Membership:
         await self._record("password_changed", account.id, actor, db_session, reason=reason)
         await self._end_logins(account, actor, db_session)
 
-    async def _end_logins(self, account: Account, actor: Actor, db_session: DbSession) -> int:
+    async def _end_logins(self, account: Account, actor: Actor, db_session: DbSession, reason: str = "") -> int:
         """End every login of an account but the actor's own; how many."""
         living = await db_session.list_logins(account.id, self.now(), self.now() - LOGIN_IDLE)
-        ended = [await self._end_login(login, actor, db_session) for login in living if login.id != actor.login_id]
+        ended = [
+            await self._end_login(login, actor, db_session, reason) for login in living if login.id != actor.login_id
+        ]
         return sum(ended)
 
-    async def _end_login(self, login: Login, actor: Actor, db_session: DbSession) -> bool:
+    async def _end_login(self, login: Login, actor: Actor, db_session: DbSession, reason: str) -> bool:
         """Whether it had not ended before, at another's hand."""
         ended = await db_session.revoke_login(login.id, self.now())
         if ended:
-            await self._record("login_revoked", login.account_id, actor, db_session)
+            await self._record("login_revoked", login.account_id, actor, db_session, reason=reason)
         return ended
 
     async def _record(self, what: str, account_id: UUID, actor: Actor, db_session: DbSession, **facts: Any) -> None:
         await db_session.record(what, actor, self.now(), owner_id=account_id, **facts)
+
+
+def _require_reason(account_id: UUID, actor: Actor, reason: str) -> None:
+    """Raise InvalidRequest unless the account is the actor's own, or its owner is told why."""
+    if account_id != actor.id and not reason:
+        raise InvalidRequest("Please give a reason; the owner of the account will see it.", field="reason")
+
+
+def _with(id: UUID, reason: str) -> object:
+    """What a key stands for; without a reason it is what it was before there were reasons."""
+    return (id, reason) if reason else id

@@ -135,13 +135,25 @@ class Moves:
             db_session.after_commit(self.ordered.set)
             return move
 
-    async def stop(self, move_id: UUID, db_session: DbSession, *, actor: Actor, key: str | None = None) -> ModelMove:
-        """Stop a move where it is; what was moved stays. Twice is once. Raises Forbidden, NotFound."""
-        async with self._units.once("stop_move", key, move_id, actor, db_session):
+    async def stop(
+        self, move_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
+    ) -> ModelMove:
+        """Stop a move where it is; what was moved stays. Twice is once.
+
+        One that another admin ordered needs a reason. Raises Forbidden, NotFound, InvalidRequest.
+        """
+        async with self._units.refusing("stop_move", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        asked = (move_id, reason) if reason else move_id
+        async with self._units.once("stop_move", key, asked, actor, db_session):
             require_admin(actor)
             move = await self._require(move_id, db_session, lock=True)
             if move.state == "running":
-                await self._end(move, "stopped", f"Stopped by {actor.name}.", actor, db_session)
+                if move.admin_id != actor.id and not reason:
+                    text = f"Please give a reason; {move.admin_name} ordered this and will see it."
+                    raise InvalidRequest(text, field="reason")
+                why = f"Stopped by {actor.name}{f': {reason}' if reason else '.'}"
+                await self._end(move, "stopped", why, actor, db_session)
             return move
 
     async def list_moves(self, db_session: DbSession, *, actor: Actor) -> list[ModelMove]:

@@ -45,6 +45,8 @@ class LiveSession(msgspec.Struct, frozen=True):
     #: when it expires if nothing happens; None for never
     deadline: datetime | None
     running_turn: UUID | None
+    #: the decision that closed it, or that deleted it; None where neither was done, or that is not known
+    ending: Journal | None = None
     #: every limit that applied to the verb that made this answer, tightest first
     allowance: tuple[Allowance, ...] = ()
     #: where it was looked for by what was said

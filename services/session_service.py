@@ -364,13 +364,17 @@ class SessionService:
     async def close_session(
         self, session_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
     ) -> LiveSession:
-        """End a session for good, stop its running turn, keep its text readable. Raises NotFound, SessionClosed."""
+        """End a session for good, stop its running turn, keep its text readable.
+
+        Somebody else's needs a reason. Raises NotFound, SessionClosed, InvalidRequest.
+        """
         async with self.units.refusing("close_session", actor, db_session):
             reason = checked_line(reason, REASON_CHARACTERS, "reason")
         async with self.units.once("close_session", key, (session_id, reason), actor, db_session) as once:
             if once.answer:
                 return await self.get_session(session_id, db_session, actor=actor)
             async with self.access.changing(session_id, db_session, actor, also="expired") as session:
+                self._check_reason(session, actor, reason)
                 await self.turns.stop_running(session, actor, db_session)
                 session.state = "closed"
                 session.version += 1
@@ -415,18 +419,30 @@ class SessionService:
         return await self._arrange(*did, session_id, db_session, actor, key, archived=archived)
 
     async def delete_session(
-        self, session_id: UUID, db_session: DbSession, *, actor: Actor, for_good: bool = False, key: str | None = None
+        self,
+        session_id: UUID,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        for_good: bool = False,
+        reason: str = "",
+        key: str | None = None,
     ) -> None:
         """Take a session away from everybody; for a while its owner can have it back, unless it is `for_good`.
 
-        What runs in it is stopped. Raises NotFound, Forbidden.
+        What runs in it is stopped. Somebody else's needs a reason. Raises NotFound, Forbidden, InvalidRequest.
         """
-        async with self.units.once("delete_session", key, (session_id, for_good), actor, db_session) as once:
+        async with self.units.refusing("delete_session", actor, db_session):
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
+        # Without a reason a key is what it was before there were reasons: an old one still answers.
+        asked = (session_id, for_good, reason) if reason else (session_id, for_good)
+        async with self.units.once("delete_session", key, asked, actor, db_session) as once:
             if once.answer:
                 return
             session = await self.access.require(session_id, db_session, actor, lock=True, deleted=True)
             if for_good and session.owner_id != actor.id:
                 raise Forbidden("Only its owner deletes a session for good; others leave a way back.")
+            self._check_reason(session, actor, reason)
             if session.deleted_at is not None and not for_good:
                 return
             await self.turns.stop_running(session, actor, db_session)
@@ -434,7 +450,7 @@ class SessionService:
                 await self.upkeep.erase(session, actor, db_session)
             else:
                 await db_session.update(session, deleted_at=self.now(), version=session.version + 1)
-                await self._record("session_deleted", session, actor, db_session)
+                await self._record("session_deleted", session, actor, db_session, reason=reason)
             self._publish(db_session, Hint(session.id, "session"))
 
     async def restore_session(
@@ -934,6 +950,10 @@ class SessionService:
             raise Forbidden("Only an admin can lock a model.")
         if session.locked and not actor.is_admin:
             raise ModelLocked()
+        self._check_reason(session, actor, reason)
+
+    def _check_reason(self, session: Session, actor: Actor, reason: str) -> None:
+        """Raise InvalidRequest unless the session is the actor's own, or its owner is told why."""
         if session.owner_id != actor.id and not reason:
             raise InvalidRequest("Please give a reason; the owner of the session will see it.", field="reason")
 

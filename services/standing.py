@@ -43,7 +43,9 @@ class Standing:
         owner = await self.owner(session.owner_id, db_session)
         running = await db_session.list_running_turns([session.id], self.now())
         switches = await db_session.list_last_switches([session.id] if session.last_model is not None else [])
-        return self._live(session, owner, actor, running.get(session.id), switches.get(session.id), rules, allowance)
+        endings = await self._endings([session], db_session)
+        switch, ending = switches.get(session.id), endings.get(session.id)
+        return self._live(session, owner, actor, running.get(session.id), switch, ending, rules, allowance)
 
     async def all_of(self, sessions: list[Session], actor: Actor, db_session: DbSession) -> list[LiveSession]:
         """Many at once, in as few queries."""
@@ -51,10 +53,22 @@ class Standing:
         owners = await db_session.list_accounts(session.owner_id for session in sessions)
         running = await db_session.list_running_turns(ids, self.now())
         switches = await db_session.list_last_switches(ids)
+        endings = await self._endings(sessions, db_session)
         return [
-            self._live(one, owners[one.owner_id], actor, running.get(one.id), switches.get(one.id), rules)
+            self._live(
+                one, owners[one.owner_id], actor, running.get(one.id), switches.get(one.id), endings.get(one.id), rules
+            )
             for one in sessions
         ]
+
+    async def _endings(self, sessions: Sequence[Session], db_session: DbSession) -> dict[UUID, Journal]:
+        """{session id: the decision that deleted it, or else closed it}."""
+        deleted = [one.id for one in sessions if one.deleted_at is not None]
+        closed = [one.id for one in sessions if one.deleted_at is None and one.state == "closed"]
+        return {
+            **await db_session.list_last_decisions("session_closed", closed),
+            **await db_session.list_last_decisions("session_deleted", deleted),
+        }
 
     async def glances(self, watched: Sequence[tuple[UUID, UUID]], db_session: DbSession) -> list[Glance | None]:
         """The least that shows whether anything has changed, under rules that may be a second old.
@@ -112,6 +126,7 @@ class Standing:
         actor: Actor,
         running: tuple[UUID, str] | None,
         switch: Journal | None,
+        ending: Journal | None,
         rules: Rules,
         allowance: tuple[Allowance, ...] = (),
     ) -> LiveSession:
@@ -129,6 +144,7 @@ class Standing:
             switch,
             lifetime.deadline(session),
             running[0] if running is not None else None,
+            ending,
             allowance,
         )
 

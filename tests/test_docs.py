@@ -247,6 +247,7 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
     }
     structs = {
         "Session": views.SessionView,
+        "Ending": views.EndingView,
         "Found": views.FoundView,
         "Sessions": views.SessionsView,
         "Turn": views.TurnView,

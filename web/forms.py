@@ -34,17 +34,20 @@ class OpenTranscript(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CloseSession(msgspec.Struct, forbid_unknown_fields=True):
+    #: needed where the session is somebody else's; its owner sees it
     reason: str = ""
 
 
 class Arrange(msgspec.Struct, forbid_unknown_fields=True):
-    #: where a page goes on: at the session, or at the list
-    back: Literal["session", "list"] = "session"
+    #: where a page goes on: at the session, at the list, or at the desk of admins
+    back: Literal["session", "list", "desk"] = "session"
 
 
 class DeleteSession(Arrange):
     #: at once, and nobody can have it back
     for_good: bool = False
+    #: needed where the session is somebody else's; its owner sees it
+    reason: str = ""
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -388,6 +391,8 @@ class OrderMove(msgspec.Struct, forbid_unknown_fields=True, rename={"from_model"
 
 class StopMove(msgspec.Struct, forbid_unknown_fields=True):
     move_id: UUID
+    #: needed where another admin ordered the move, who sees it
+    reason: str = ""
 
 
 # ---------------------------------------------------------------- accounts
@@ -403,6 +408,8 @@ class RevokeLogins(msgspec.Struct, forbid_unknown_fields=True):
     login_id: UUID | None = None
     #: an admin's choice; default: one's own
     account_id: UUID | None = None
+    #: needed where they are somebody else's, who sees it
+    reason: str = ""
 
 
 class CreateToken(msgspec.Struct, forbid_unknown_fields=True):
@@ -417,6 +424,8 @@ class CreateToken(msgspec.Struct, forbid_unknown_fields=True):
 
 class RevokeToken(msgspec.Struct, forbid_unknown_fields=True):
     token_id: UUID
+    #: needed where it is somebody else's, who sees it
+    reason: str = ""
 
 
 class ListAccounts(msgspec.Struct):
@@ -442,7 +451,7 @@ class ChangeAccount(msgspec.Struct, forbid_unknown_fields=True):
     role: Literal["user", "admin"] | None = None
     group: str | None = None
     disabled: bool | None = None
-    #: for the journal
+    #: for the journal; needed to disable somebody else
     reason: str = ""
 
 

@@ -67,6 +67,21 @@ class FoundView(View, frozen=True):
         return [(self.text[start:end], bool(n % 2)) for n, (start, end) in enumerate(pairwise(cuts)) if end > start]
 
 
+class EndingView(View, frozen=True):
+    """Who closed or deleted a session, and why."""
+
+    at: datetime
+    #: a name
+    by: str
+    by_owner: bool
+    reason: str
+
+    @classmethod
+    def of(cls, row: Journal, owner: Account) -> "EndingView":
+        by_owner = row.actor_id == owner.id or row.on_behalf_of == owner.id
+        return cls._of(row, by=row.actor_name, by_owner=by_owner)
+
+
 class SessionView(View, frozen=True):
     id: UUID
     title: str
@@ -84,6 +99,8 @@ class SessionView(View, frozen=True):
     pinned: bool
     archived: bool
     deleted_at: datetime | None
+    #: who closed it, or who deleted it; null where nobody did
+    ending: EndingView | None
     #: where it was looked for by words
     found: FoundView | None
 
@@ -97,6 +114,7 @@ class SessionView(View, frozen=True):
             current_model=live.current,
             expires_at=live.deadline,
             running_turn=live.running_turn,
+            ending=EndingView.of(live.ending, live.owner) if live.ending is not None else None,
             found=FoundView.of(live.found) if live.found is not None else None,
         )
 

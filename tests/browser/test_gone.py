@@ -42,7 +42,7 @@ def test_O4_a_page_of_somebody_whose_account_is_disabled_is_told_and_does_not_as
     chat.page.reload()
     streams.wait(asked=1)
     began = time.monotonic()
-    assert chat.server.run("account", "disable", "leaver").returncode == 0
+    assert chat.server.run("account", "disable", "leaver", "--reason", "left").returncode == 0
     streams.wait(ended=1)
     assert time.monotonic() - began < 15
     expect(chat.notice).to_contain_text("no longer yours")

@@ -125,10 +125,10 @@ async def test_D1_one_key_is_one_change(
     governance: Governance, db_session: DbSession, ada: Actor, refused: Refused, journal: JournalRows
 ) -> None:
     for _ in range(2):
-        await governance.set_model("smart", db_session, actor=ada, state="disabled", key="k")
+        await governance.set_model("smart", db_session, actor=ada, state="disabled", reason="x", key="k")
     async with refused("idempotency_key_reused"):
         await governance.set_model("smart", db_session, actor=ada, state="active", key="k")
-    await governance.set_model("smart", db_session, actor=ada, state="disabled")
+    await governance.set_model("smart", db_session, actor=ada, state="disabled", reason="x")
     assert len(await journal("model_changed")) == 1
 
 

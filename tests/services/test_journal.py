@@ -129,7 +129,7 @@ async def test_J1_who_stopped_a_reply_is_told(
     elif verb == "close":
         await sessions.close_session(session_id, db_session, actor=ada, reason="costs")
     else:
-        await sessions.delete_session(session_id, db_session, actor=ada)
+        await sessions.delete_session(session_id, db_session, actor=ada, reason="costs")
     (row,) = await journal("turn_ended")
     assert (row.outcome, row.turn_id) == ("stopped", turn.id)
     assert (row.actor_kind, row.actor_name, row.owner_id) == ("admin", "ada", ann.id)

@@ -81,13 +81,15 @@ OF_ANYBODY: dict[str, Verb] = {
     "account": lambda m, db, actor, whose: m.account(whose["account"], db, actor=actor),
     "logins": lambda m, db, actor, whose: m.logins(whose["account"], db, actor=actor),
     "tokens": lambda m, db, actor, whose: m.tokens(whose["account"], db, actor=actor),
-    "revoke_login": lambda m, db, actor, whose: m.revoke_login(whose["login"], db, actor=actor),
-    "revoke_logins": lambda m, db, actor, whose: m.revoke_logins(whose["account"], db, actor=actor),
-    "revoke_token": lambda m, db, actor, whose: m.revoke_token(whose["token"], db, actor=actor),
+    "revoke_login": lambda m, db, actor, whose: m.revoke_login(whose["login"], db, actor=actor, reason="x"),
+    "revoke_logins": lambda m, db, actor, whose: m.revoke_logins(whose["account"], db, actor=actor, reason="x"),
+    "revoke_token": lambda m, db, actor, whose: m.revoke_token(whose["token"], db, actor=actor, reason="x"),
 }
 OF_ADMINS: dict[str, Verb] = {
     "list_accounts": lambda m, db, actor, whose: m.list_accounts(db, actor=actor),
-    "change_account": lambda m, db, actor, whose: m.change_account(whose["account"], db, actor=actor, disabled=True),
+    "change_account": lambda m, db, actor, whose: m.change_account(
+        whose["account"], db, actor=actor, disabled=True, reason="x"
+    ),
     "set_password": lambda m, db, actor, whose: m.set_password(whose["account"], OTHER, db, actor=actor),
 }
 
@@ -306,8 +308,8 @@ async def test_a_login_and_a_token_end_once_however_many_end_them_at_once(
     (token,) = await membership.tokens(ann.id, db_session, actor=ann)
     assert other.login_id is not None
     for what, end in (
-        ("login_revoked", lambda n, db: membership.revoke_login(other.login_id, db, actor=who[n % 2])),
-        ("token_revoked", lambda n, db: membership.revoke_token(token.id, db, actor=who[n % 2])),
+        ("login_revoked", lambda n, db: membership.revoke_login(other.login_id, db, actor=who[n % 2], reason="x")),
+        ("token_revoked", lambda n, db: membership.revoke_token(token.id, db, actor=who[n % 2], reason="x")),
     ):
         together = await at_once(6, end)
         assert (len(together.done), together.codes) == (1, ["session_not_found"] * 5), what
@@ -390,3 +392,36 @@ async def test_a_failing_database_changes_nothing(
                 except Refusal as refusal:
                     assert refusal.code == "storage_unavailable"
     assert await everything() == before
+
+
+#: what takes something from an account, by what the journal calls it
+TAKING: dict[str, Callable[[Membership, DbSession, Actor, Any, str], Awaitable[Any]]] = {
+    "account_disabled": lambda m, db, actor, whose, why: m.change_account(
+        whose["account"], db, actor=actor, disabled=True, reason=why
+    ),
+    "login_revoked": lambda m, db, actor, whose, why: m.revoke_login(whose["login"], db, actor=actor, reason=why),
+    "logins_revoked": lambda m, db, actor, whose, why: m.revoke_logins(whose["account"], db, actor=actor, reason=why),
+    "token_revoked": lambda m, db, actor, whose, why: m.revoke_token(whose["token"], db, actor=actor, reason=why),
+}
+
+
+@pytest.mark.parametrize("what", TAKING)
+async def test_O2_nothing_is_taken_from_somebody_elses_account_without_a_reason(
+    membership: Membership, db_session: DbSession, ann: Actor, ada: Actor, anns: Any, what: str, refused: Refused,
+    everything: Everything, journal: JournalRows,
+) -> None:  # fmt: skip
+    before = await everything()
+    async with refused("invalid_request") as told:
+        await TAKING[what](membership, db_session, ada, anns, " ")
+    assert told.refusal.facts["field"] == "reason"
+    assert await everything() == before
+    await TAKING[what](membership, db_session, ada, anns, "a lost laptop")
+    rows = await journal(what.replace("logins", "login"))
+    assert rows and all(row.owner_id == ann.id and row.reason.endswith("a lost laptop") for row in rows)
+
+
+@pytest.mark.parametrize("what", ["login_revoked", "logins_revoked", "token_revoked"])
+async def test_ones_own_is_ended_without_a_reason(
+    membership: Membership, db_session: DbSession, ann: Actor, anns: Any, what: str
+) -> None:
+    await TAKING[what](membership, db_session, ann, anns, "")

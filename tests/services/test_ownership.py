@@ -256,7 +256,7 @@ async def test_O2_an_admin_acts_by_the_same_verbs_and_is_named(
     clock.pass_(days=30)
     await sessions.reopen_session(session_id, db_session, actor=ada)
     await sessions.close_session(session_id, db_session, actor=ada, reason="enough")
-    await sessions.delete_session(session_id, db_session, actor=ada)
+    await sessions.delete_session(session_id, db_session, actor=ada, reason="enough")
     rows = [row for row in await journal() if row.actor_name == "ada"]
     assert [row.what for row in rows] == [
         "session_renamed",

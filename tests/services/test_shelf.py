@@ -313,7 +313,7 @@ async def test_E10_nobody_but_the_owner_deletes_for_good(
     async with refused("forbidden"):
         await sessions.delete_session(session_id, db_session, actor=ada, for_good=True)
     assert await everything() == before
-    await sessions.delete_session(session_id, db_session, actor=ada)
+    await sessions.delete_session(session_id, db_session, actor=ada, reason="x")
     async with refused("session_not_found"):
         await sessions.delete_session(session_id, db_session, actor=ada, for_good=True)
     assert (await sessions.restore_session(session_id, db_session, actor=ann)).state == "active"
@@ -338,7 +338,7 @@ async def test_E10_erased_at_once_with_anything_else_it_is_gone_once(
             if against == "restored":
                 await sessions.restore_session(id, db, actor=ann)
             else:
-                await sessions.delete_session(id, db, actor=ada)
+                await sessions.delete_session(id, db, actor=ada, reason="x")
             return against
 
         results = await at_once(4, race)
@@ -362,7 +362,7 @@ async def test_E10_restored_and_deleted_by_an_admin_at_once_it_is_what_the_last_
 
         async def race(number: int, db: DbSession, id: UUID = id) -> None:
             if number:
-                await sessions.delete_session(id, db, actor=ada)
+                await sessions.delete_session(id, db, actor=ada, reason="x")
             else:
                 await sessions.restore_session(id, db, actor=ann)
 

@@ -167,10 +167,13 @@ class Verbs:
 
     def delete(self, pick: Pick) -> Call:
         session, key, for_good = self._session(pick), self._key(pick), pick([False, False, True])
+        reason = pick(["", "done with it", "done with it"])
         actor = self._whose(session, pick)
         return Call(
             actor,
-            lambda db: self.worker.delete_session(session["id"], db, actor=actor, for_good=for_good, key=key),
+            lambda db: self.worker.delete_session(
+                session["id"], db, actor=actor, for_good=for_good, reason=reason, key=key
+            ),
             "delete_session",
             key,
         )

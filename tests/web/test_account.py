@@ -212,11 +212,11 @@ def test_O4_whoever_an_admin_takes_the_right_from_is_out_at_once_and_its_streams
             streams[-1].next("delta")
         ids = {why: boss.get(f"/admin/accounts/{id}").json() for why, id in accounts.items()}
         for url, fields in (
-            ("/admin/accounts/change", {"account_id": accounts["disabled"], "disabled": True}),
+            ("/admin/accounts/change", {"account_id": accounts["disabled"], "disabled": True, "reason": "r"}),
             ("/admin/accounts/change", {"account_id": accounts["demoted"], "role": "user"}),
-            ("/account/tokens/revoke", {"token_id": ids["token"]["tokens"][0]["id"]}),
-            ("/account/logins/revoke", {"login_id": ids["login"]["logins"][0]["id"]}),
-            ("/account/logins/revoke", {"account_id": accounts["logins"]}),
+            ("/account/tokens/revoke", {"token_id": ids["token"]["tokens"][0]["id"], "reason": "r"}),
+            ("/account/logins/revoke", {"login_id": ids["login"]["logins"][0]["id"], "reason": "r"}),
+            ("/account/logins/revoke", {"account_id": accounts["logins"], "reason": "r"}),
             ("/admin/accounts/password", {"account_id": accounts["password"], "password": OTHER}),
         ):
             answer = boss.post(url, json=fields)

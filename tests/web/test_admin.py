@@ -315,7 +315,7 @@ def test_an_admin_does_not_read_by_acting(guest: httpx.Client, ada: httpx.Client
             headers=headers,
         )
         stopped = ada.post(f"/chat/{turn['id']}/stop", data={}, headers=headers)
-        closed = ada.post(f"/session/{session['id']}/close", data={}, headers=headers)
+        closed = ada.post(f"/session/{session['id']}/close", data={"reason": "r"}, headers=headers)
         for answer in (switched, stopped, closed):
             assert answer.status_code in (200, 303), answer.text
             assert SECRET not in answer.text

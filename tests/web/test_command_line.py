@@ -137,7 +137,9 @@ def test_the_version_is_told(quiet: Server) -> None:
 WRONG_CALLS = (
     ("nonsense",), ("config", "nonsense"), ("serve", "--nonsense"), ("serve", "--port", "x"), ("serve", "--port", "0"),
     ("serve", "--workers", "0"), ("account", "create"), ("token", "create"),
-    ("account", "create", "x", "--role", "king"), ("account", "disable"), ("token", "revoke", "x"), ("token", "list"),
+    ("account", "create", "x", "--role", "king"), ("account", "disable"), ("token", "list"),
+    ("token", "revoke", "x", "--reason", "x"), ("token", "revoke", ABSENT), ("account", "disable", "x"),
+    ("account", "signout", "x"), ("session", "close", ABSENT), ("session", "delete", ABSENT),
     ("token", "create", "--account", "x", "--name", "y", "--expires", "soon"), ("session", "show", "x"),
     ("session", "switch", "01890000-0000-7000-8000-000000000000", "fast"), ("model", "retire"),
     ("session", "list", "--limit", "0"), ("account", "change", "x"), ("group", "limit", "guest"),
@@ -394,9 +396,9 @@ def test_an_account_is_disabled_enabled_and_given_a_password_while_it_is_served(
     ]
     told = here.run("account", "list", "--search", "nn").stdout.splitlines()
     assert [line.split()[0] for line in told] == ["NAME", "ann"]
-    assert "last admin" in refused(here.run("account", "disable", "ada"))
+    assert "last admin" in refused(here.run("account", "disable", "ada", "--reason", "x"))
     for verb in ("disable", "enable", "passwd"):
-        assert "no such account" in refused(here.run("account", verb, "nobody", stdin=PASSWORD))
+        assert "no such account" in refused(here.run("account", verb, "nobody", "--reason", "x", stdin=PASSWORD))
     refused(here.run("account", "passwd", "ann", stdin="short\n"))
     with sqlite3.connect(here.folder / "var" / "turnkeeper.db") as database:
         rows = database.execute("SELECT DISTINCT what, actor_name FROM journal WHERE what LIKE 'account_%'").fetchall()
@@ -419,9 +421,9 @@ def test_a_token_is_listed_without_its_text_ends_and_is_revoked(beside: tuple[Se
         while brief.get("/session").status_code == 200:
             assert time.monotonic() < began + 60
         assert time.monotonic() >= began + 1
-        assert here.run("token", "revoke", listed[0]["id"]).stdout == "The token is revoked.\n"
+        assert here.run("token", "revoke", listed[0]["id"], "--reason", "lost").stdout == "The token is revoked.\n"
         assert script.get("/session").status_code == 401
-    assert "no such token" in refused(here.run("token", "revoke", ABSENT))
+    assert "no such token" in refused(here.run("token", "revoke", ABSENT, "--reason", "x"))
     assert "no such account" in refused(here.run("token", "list", "--account", "nobody"))
     for past in ("0", "2020-01-01"):
         refused(here.run("token", "create", "--account", "ann", "--name", "x", "--expires", past))
@@ -461,7 +463,7 @@ def test_sessions_are_listed_shown_switched_and_closed_while_they_are_served(bes
         assert here.run("session", "close", plain, "--reason", "enough").stdout == "The session is closed.\n"
         ended = guest.get(f"/chat/{running_turn['id']}").json()
         assert ended["state"] == "stopped"
-        assert "closed" in refused(here.run("session", "close", plain))
+        assert "closed" in refused(here.run("session", "close", plain, "--reason", "x"))
         assert "no model “none”" in refused(here.run("session", "switch", id, "none", "--reason", "x"))
         assert "no such session" in refused(here.run("session", "show", ABSENT))
         assert here.run("session", "list", "--search", "nothing like it").stdout == "There are no sessions.\n"
@@ -581,7 +583,7 @@ def test_models_are_listed_tried_and_taken_out_of_use(beside: tuple[Server, Here
         assert chat(guest, "x", model="smart")["model"] == "smart"
     assert "no model “none”" in refused(here.run("model", "restore", "none"))
     assert "no model “none”" in refused(here.run("model", "test", "none"))
-    refused(here.run("model", "disable", "none"))
+    refused(here.run("model", "disable", "none", "--why", "x"))
     refused(here.run("model", "retire", "fast", "--replacement", "none"))
 
 
@@ -619,12 +621,12 @@ def test_an_account_is_moved_and_signed_out(beside: tuple[Server, Here]) -> None
         words = here.run("account", "change", "ann", "--role", "user", "--group", "guest").stdout
         assert words == "“ann” is user, in the group guest.\n"
         assert browser.get("/admin").status_code == 403
-        assert here.run("account", "signout", "ann").stdout == "“ann” is signed out of 1 browser.\n"
+        assert here.run("account", "signout", "ann", "--reason", "x").stdout == "“ann” is signed out of 1 browser.\n"
         assert browser.get("/account").status_code == 401
-    assert of(here.run("account", "signout", "ann", "--json")) == {"ended": 0}
+    assert of(here.run("account", "signout", "ann", "--reason", "x", "--json")) == {"ended": 0}
     assert "last admin" in refused(here.run("account", "change", "ada", "--role", "user"))
     assert "no group" in refused(here.run("account", "change", "ann", "--group", "none"))
-    assert "no such account" in refused(here.run("account", "signout", "nobody"))
+    assert "no such account" in refused(here.run("account", "signout", "nobody", "--reason", "x"))
 
 
 def test_a_reply_is_stopped_and_a_session_renamed_extended_reopened_and_deleted(beside: tuple[Server, Here]) -> None:
@@ -648,16 +650,17 @@ def test_a_reply_is_stopped_and_a_session_renamed_extended_reopened_and_deleted(
         # Under today's policy it has not idled out at all.
         assert re.fullmatch(r"The session is open again until .{16}\.\n", here.run("session", "reopen", id).stdout)
         assert of(here.run("session", "reopen", id, "--json"))["state"] == "active"
-        here.run("session", "close", id)
+        here.run("session", "close", id, "--reason", "over")
         refused(here.run("session", "extend", id))
         assert "closed" in refused(here.run("session", "reopen", id))
-        assert of(here.run("session", "delete", id, "--json")) == {"deleted": id}
+        assert of(here.run("session", "delete", id, "--reason", "over", "--json")) == {"deleted": id}
         problem(guest.get(f"/session/{id}"), 404, "session_not_found")
         assert guest.post(f"/session/{id}/restore", json={}).json()["title"] == "Once more"
         told = guest.get(f"/session/{id}/journal").json()["journal"]
         assert ("session_deleted", "system") in [(row["what"], row["actor"]) for row in told]
-    for verb in ("stop", "extend", "reopen", "delete"):
+    for verb in ("stop", "extend", "reopen"):
         assert "no such session" in refused(here.run("session", verb, ABSENT))
+    assert "no such session" in refused(here.run("session", "delete", ABSENT, "--reason", "x"))
     assert "no such session" in refused(here.run("session", "rename", ABSENT, "x"))
 
 

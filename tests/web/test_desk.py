@@ -178,7 +178,7 @@ def test_every_write_of_an_admin_is_in_the_journal(
         (f"/session/{theirs}/extend", {}, "session_extended"),
         (f"/chat/{turn['id']}/stop", {}, "turn_ended"),
         (f"/session/{theirs}/close", {"reason": "x"}, "session_closed"),
-        (f"/session/{theirs}/delete", {}, "session_deleted"),
+        (f"/session/{theirs}/delete", {"reason": "x"}, "session_deleted"),
         ("/admin/models/change", {"model": "aging", "state_reason": unique}, "model_changed"),
         ("/admin/models/restore", {"model": "aging"}, "model_changed"),
         ("/admin/models/test", {"model": "fast"}, "model_tested"),
@@ -190,11 +190,11 @@ def test_every_write_of_an_admin_is_in_the_journal(
         ("/admin/accounts", {"name": f"y-{unique}", "password": PASSWORD}, "account_created"),
         ("/admin/accounts/change", {"account_id": made["id"], "group": "brief"}, "account_changed"),
         ("/admin/accounts/change", {"account_id": made["id"], "disabled": False}, ""),
-        ("/account/logins/revoke", {"login_id": login}, "login_revoked"),
-        ("/account/tokens/revoke", {"token_id": token}, "token_revoked"),
+        ("/account/logins/revoke", {"login_id": login, "reason": "x"}, "login_revoked"),
+        ("/account/tokens/revoke", {"token_id": token, "reason": "x"}, "token_revoked"),
         ("/account/tokens", {"name": unique, "account": f"x-{unique}"}, "token_created"),
         ("/admin/accounts/password", {"account_id": made["id"], "password": PASSWORD[::-1]}, "password_changed"),
-        ("/admin/accounts/change", {"account_id": made["id"], "disabled": True}, "account_disabled"),
+        ("/admin/accounts/change", {"account_id": made["id"], "disabled": True, "reason": "x"}, "account_disabled"),
     ]
     written = {re.sub(re.escape(theirs), "{session_id:uuid}", url) for url, _, _ in writes}
     declared = {path for _, path, _ in POSTS if path.startswith(("/admin", "/account"))}

@@ -264,8 +264,8 @@ def test_real_answers_match_their_description(description: Node, guest: httpx.Cl
     token = ada.post("/account/tokens", json={"name": "described", "account": made.json()["name"]})
     check(token, "/account/tokens")
     token_id = token.json()["tokens"][0]["id"]
-    check(ada.post("/account/tokens/revoke", json={"token_id": token_id}), "/account/tokens/revoke")
-    check(ada.post("/account/logins/revoke", json={"account_id": account_id}), "/account/logins/revoke")
+    check(ada.post("/account/tokens/revoke", json={"token_id": token_id, "reason": "x"}), "/account/tokens/revoke")
+    check(ada.post("/account/logins/revoke", json={"account_id": account_id, "reason": "x"}), "/account/logins/revoke")
     check(ada.post("/account/password", json={"old": PASSWORD, "new": PASSWORD}), "/account/password")
     check(ada.get("/admin/moves/preview?from=fast&to=smart"), "/admin/moves/preview")
     move = ada.post("/admin/moves", json={"from": "guide", "to": "fast", "reason": "described"})

@@ -293,7 +293,7 @@ def test_O4_an_export_ends_with_the_right_of_who_reads_it(server: Server, ada: h
                 got += len(piece)
             return got
 
-    revoked = {"token_id": lost["tokens"][0]["id"]}
+    revoked = {"token_id": lost["tokens"][0]["id"], "reason": "r"}
     with ThreadPoolExecutor(1) as pool:
         all_of_it = pool.submit(read, kept["token"])
         assert read(lost["token"], lambda: ada.post("/account/tokens/revoke", json=revoked).raise_for_status()) < whole

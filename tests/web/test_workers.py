@@ -435,10 +435,10 @@ def test_O4_who_loses_the_right_is_refused_and_its_streams_end_in_every_process(
                 stack.enter_context(watching(watchers[-1]))
             with within(SENT_AWAY_SECONDS, *cluster.both):
                 for url, fields in (
-                    ("/admin/accounts/change", {"account_id": ids["dan"], "disabled": True}),
+                    ("/admin/accounts/change", {"account_id": ids["dan"], "disabled": True, "reason": "r"}),
                     ("/admin/accounts/change", {"account_id": ids["eva"], "role": "user"}),
-                    ("/account/tokens/revoke", {"token_id": fays}),
-                    ("/account/logins/revoke", {"account_id": ids["hal"]}),
+                    ("/account/tokens/revoke", {"token_id": fays, "reason": "r"}),
+                    ("/account/logins/revoke", {"account_id": ids["hal"], "reason": "r"}),
                 ):
                     root.post(url, json=fields).raise_for_status()
                 everywhere["gus"][1].post("/logout", json={})

@@ -26,7 +26,8 @@ HTMX = {"HX-Request": "true", "Accept": "text/html"}
 
 SESSION = {
     "id", "title", "owner", "state", "last_model", "current_model", "locked", "version", "created_at",
-    "last_activity_at", "expires_at", "turn_count", "running_turn", "pinned", "archived", "deleted_at", "found",
+    "last_activity_at", "expires_at", "turn_count", "running_turn", "pinned", "archived", "deleted_at", "ending",
+    "found",
 }  # fmt: skip
 OWNER = {"id", "name"}
 CURRENT_MODEL = {"id", "source", "usable", "reason", "wanted"}

@@ -4,7 +4,18 @@ from typing import Any
 
 import click
 
-from web.commands.console import HELP, Place, as_json_option, at_place, password_from, reason_option, say, shown, table
+from web.commands.console import (
+    HELP,
+    Place,
+    as_json_option,
+    at_place,
+    password_from,
+    reason_option,
+    say,
+    shown,
+    table,
+    told_reason_option,
+)
 
 
 @click.group(context_settings=HELP)
@@ -57,7 +68,7 @@ def list_(search: str, as_json: bool) -> None:
 
 @account.command("disable", context_settings=HELP)
 @click.argument("name")
-@reason_option
+@told_reason_option
 @as_json_option
 def disable(name: str, reason: str, as_json: bool) -> None:
     """Take away somebody's way in. Logins, tokens and open pages end at once, sessions stay."""
@@ -110,14 +121,16 @@ def change(name: str, role: str | None, group: str | None, reason: str, as_json:
 
 @account.command("signout", context_settings=HELP)
 @click.argument("name")
+@told_reason_option
 @as_json_option
-def signout(name: str, as_json: bool) -> None:
+def signout(name: str, reason: str, as_json: bool) -> None:
     """End every login of an account. Its tokens stay."""
 
     async def do(place: Place) -> int:
         from services.actor import SYSTEM
 
-        return await place.members.revoke_logins(await place.account_id(name), place.db_session, actor=SYSTEM)
+        id = await place.account_id(name)
+        return await place.members.revoke_logins(id, place.db_session, actor=SYSTEM, reason=reason)
 
     ended = at_place(do)
     say(as_json, {"ended": ended}, f"“{shown(name)}” is signed out of {ended} browser{'s' * (ended != 1)}.")

@@ -29,6 +29,7 @@ T = TypeVar("T")
 HELP = {"help_option_names": ["-h", "--help"]}
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 reason_option = click.option("--reason", default="", help="Why; it stands in the journal.")
+told_reason_option = click.option("--reason", required=True, help="Why; its owner sees it.")
 #: which sessions
 state_option = click.option("--state", type=click.Choice(["active", "expired", "closed"]), help="Only those.")
 model_option = click.option("--model", default="", help="Only those that were put on this model.")

@@ -107,8 +107,9 @@ def list_(as_json: bool) -> None:
 
 @move.command("stop", context_settings=HELP)
 @click.argument("move_id", metavar="ID", type=click.UUID)
+@click.option("--reason", default="", help="Why; needed where somebody else ordered the move.")
 @as_json_option
-def stop(move_id: UUID, as_json: bool) -> None:
+def stop(move_id: UUID, reason: str, as_json: bool) -> None:
     """Stop a move where it is. What was moved stays."""
 
     async def do(place: Place) -> Any:
@@ -117,7 +118,7 @@ def stop(move_id: UUID, as_json: bool) -> None:
         from web.views import MoveView
 
         async with place.sessions() as sessions:
-            return MoveView.of(await Moves(sessions).stop(move_id, place.db_session, actor=SYSTEM))
+            return MoveView.of(await Moves(sessions).stop(move_id, place.db_session, actor=SYSTEM, reason=reason))
 
     found = at_place(do)
     say(as_json, found, f"The move is {shown(found.state)}: {found.moved} moved, {found.skipped} skipped.")

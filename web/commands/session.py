@@ -13,13 +13,13 @@ from web.commands.console import (
     at_place,
     facts,
     model_option,
-    reason_option,
     say,
     search_option,
     session_argument,
     shown,
     state_option,
     table,
+    told_reason_option,
 )
 from web.commands.transfer import export, import_
 
@@ -105,7 +105,7 @@ def show(session_id: UUID, as_json: bool) -> None:
 @session.command("switch", context_settings=HELP)
 @session_argument
 @click.argument("model")
-@click.option("--reason", required=True, help="Why; its owner sees it.")
+@told_reason_option
 @click.option("--lock/--unlock", default=None, help="Keep its owner from switching it, or no more.")
 @click.option(
     "--when",
@@ -135,7 +135,7 @@ def switch(session_id: UUID, model: str, reason: str, lock: bool | None, when: A
 
 @session.command("close", context_settings=HELP)
 @session_argument
-@reason_option
+@told_reason_option
 @as_json_option
 def close(session_id: UUID, reason: str, as_json: bool) -> None:
     """End a session for good. A reply that is being written is stopped, and everything stays readable."""
@@ -167,15 +167,16 @@ def reopen(session_id: UUID, as_json: bool) -> None:
 
 @session.command("delete", context_settings=HELP)
 @session_argument
+@told_reason_option
 @as_json_option
-def delete(session_id: UUID, as_json: bool) -> None:
+def delete(session_id: UUID, reason: str, as_json: bool) -> None:
     """Take a session away from everybody. Its owner can have it back for a week."""
 
     async def do(place: Place) -> None:
         from services.actor import SYSTEM
 
         async with place.sessions() as sessions:
-            await sessions.delete_session(session_id, place.db_session, actor=SYSTEM)
+            await sessions.delete_session(session_id, place.db_session, actor=SYSTEM, reason=reason)
 
     at_place(do)
     say(as_json, {"deleted": session_id}, "The session is deleted. Its owner can have it back for a week.")

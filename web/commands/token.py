@@ -6,7 +6,7 @@ from uuid import UUID
 
 import click
 
-from web.commands.console import HELP, Place, as_json_option, at_place, say, table
+from web.commands.console import HELP, Place, as_json_option, at_place, say, table, told_reason_option
 
 
 @click.group(context_settings=HELP)
@@ -74,14 +74,15 @@ def list_(account_name: str, as_json: bool) -> None:
 
 @token.command("revoke", context_settings=HELP)
 @click.argument("token_id", metavar="ID", type=click.UUID)
+@told_reason_option
 @as_json_option
-def revoke(token_id: UUID, as_json: bool) -> None:
+def revoke(token_id: UUID, reason: str, as_json: bool) -> None:
     """End a token at once. `token list` tells its id."""
 
     async def do(place: Place) -> None:
         from services.actor import SYSTEM
 
-        await place.members.revoke_token(token_id, place.db_session, actor=SYSTEM)
+        await place.members.revoke_token(token_id, place.db_session, actor=SYSTEM, reason=reason)
 
     at_place(do)
     say(as_json, {"revoked": token_id}, "The token is revoked.")

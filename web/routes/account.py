@@ -38,11 +38,11 @@ async def revoke_logins(
     request: Request, form: Given[RevokeLogins], members: Members, db_session: Db, actor: Who
 ) -> Response[Any]:
     """End one login, or all of an account but the one that asks."""
-    account_id = form.account_id or actor.id
+    account_id, asks = form.account_id or actor.id, {"actor": actor, "reason": form.reason, "key": request.state.key}
     if form.login_id is not None:
-        account_id = await members.revoke_login(form.login_id, db_session, actor=actor, key=request.state.key)
+        account_id = await members.revoke_login(form.login_id, db_session, **asks)
     else:
-        await members.revoke_logins(account_id, db_session, actor=actor, key=request.state.key)
+        await members.revoke_logins(account_id, db_session, **asks)
     return await _answer(request, account_id, members, db_session, actor)
 
 
@@ -68,7 +68,9 @@ async def revoke_token(
     request: Request, form: Given[RevokeToken], members: Members, db_session: Db, actor: Who
 ) -> Response[Any]:
     """End a token."""
-    account_id = await members.revoke_token(form.token_id, db_session, actor=actor, key=request.state.key)
+    account_id = await members.revoke_token(
+        form.token_id, db_session, actor=actor, reason=form.reason, key=request.state.key
+    )
     return await _answer(request, account_id, members, db_session, actor)
 
 

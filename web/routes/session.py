@@ -335,8 +335,11 @@ async def delete_session(
 ) -> Response[Any]:
     """Take a session away; for a week its owner can have it back, unless it is for good."""
     for_good = form.for_good
-    await sessions.delete_session(session_id, db_session, actor=actor, for_good=for_good, key=request.state.key)
+    await sessions.delete_session(
+        session_id, db_session, actor=actor, for_good=for_good, reason=form.reason, key=request.state.key
+    )
     where = "/session?show=deleted" if for_good else f"/session?deleted={session_id}"
+    where = "/admin" if form.back == "desk" else where
     fragment = "session/deleted.html" if form.back == "list" else None
     return answer(request, fragment, None, location=where, session_id=session_id, for_good=for_good)
 

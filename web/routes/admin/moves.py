@@ -37,5 +37,5 @@ async def order_move(form: Given[OrderMove], admin: Given[Admin]) -> Response[An
 @post("/admin/moves/stop", **acts(StopMove, MoveView))
 async def stop_move(form: Given[StopMove], admin: Given[Admin]) -> Response[Any]:
     """Stop a move where it is."""
-    move = await admin.moves.stop(form.move_id, admin.db_session, **admin.asks)
+    move = await admin.moves.stop(form.move_id, admin.db_session, reason=form.reason, **admin.asks)
     return admin.answer(MoveView.of(move), HERE)
