@@ -1256,8 +1256,8 @@ class DbSession:
             limit,
         )
         if len(rows) < limit:
-            first = "SELECT * FROM journal WHERE session_id = {} AND what = 'model_chosen' LIMIT 1"
-            rows += await self._rows(Journal, first, session_id)
+            first = f"SELECT {_columns(Journal)} FROM journal WHERE session_id = {{}} "  # noqa: S608
+            rows += await self._rows(Journal, f"{first} AND what = 'model_chosen' LIMIT 1", session_id)
         return rows[::-1]
 
     async def list_last_switches(self, session_ids: Sequence[UUID]) -> dict[UUID, Journal]:
