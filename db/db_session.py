@@ -34,6 +34,7 @@ from db.tables import (
     RateBucket,
     RefusalCount,
     Reindexing,
+    RenderTimeout,
     Said,
     Session,
     SetupLink,
@@ -89,6 +90,8 @@ COPY_ROWS = 100
 #: sessions whose turns one statement gives away
 GIVEN_SESSIONS = 1000
 
+#: texts that one statement looks for
+LOOKED_DIGESTS = 500
 #: how many sessions one look goes through, where it cannot be said beforehand how many are meant
 LOOKED_ROWS = 10_000
 
@@ -1120,6 +1123,34 @@ class DbSession:
             some = f"SELECT ctid FROM {name} WHERE {condition} LIMIT {{}} FOR UPDATE SKIP LOCKED"  # noqa: S608
             these = f"ctid = ANY(ARRAY({some}))"
         return f"DELETE FROM {name} WHERE {these} RETURNING {returning}"  # noqa: S608
+
+    async def find_render_timeouts(self, digests: Sequence[str]) -> set[str]:
+        """Which of these texts took too long to render."""
+        found: set[str] = set()
+        for start in range(0, len(digests), LOOKED_DIGESTS):
+            some = digests[start : start + LOOKED_DIGESTS]
+            rows = await RenderTimeout.select(RenderTimeout.digest).where(RenderTimeout.digest.is_in(list(some)))
+            found |= {row["digest"] for row in rows}
+        return found
+
+    async def add_render_timeout(self, digest: str, at: datetime) -> None:
+        """Remember a text that took too long to render; another process may have done so already."""
+        await RenderTimeout.raw(
+            "INSERT INTO render_timeout (digest, created_at) VALUES ({}, {}) ON CONFLICT (digest) DO NOTHING",
+            digest,
+            at,
+        )
+
+    async def delete_render_timeouts(self, keep: int, limit: int) -> int:
+        """Forget the oldest of more than `keep` texts that took too long; how many of them, at most `limit`."""
+        rows = await RenderTimeout.raw(
+            "DELETE FROM render_timeout WHERE digest IN (SELECT digest FROM render_timeout "
+            "WHERE created_at < (SELECT created_at FROM render_timeout ORDER BY created_at DESC LIMIT 1 OFFSET {}) "
+            "LIMIT {}) RETURNING 1 AS one",
+            keep - 1,
+            limit,
+        )
+        return len(rows)
 
     async def is_leased_beyond(self, until: datetime) -> bool:
         """Whether a turn or a move is leased for longer."""

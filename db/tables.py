@@ -360,6 +360,14 @@ class Idempotency(Table, tablename="idempotency"):
     created_at = Timestamptz(default=None)
 
 
+class RenderTimeout(Table, tablename="render_timeout"):
+    """A text or a block of code that took too long to render once, and is shown as it is written since."""
+
+    #: SHA-256 of the text, hex
+    digest = Text(primary_key=True, default="")
+    created_at = Timestamptz(default=None)
+
+
 TABLES: tuple[type[Table], ...] = (
     Account,
     Login,
@@ -380,4 +388,5 @@ TABLES: tuple[type[Table], ...] = (
     RefusalCount,
     ModelMove,
     Idempotency,
+    RenderTimeout,
 )

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from db.db_session import DbSession
 from db.tables import Session
-from services import refusals
+from services import refusals, render_timeouts
 from services.access import Access
 from services.accounts import SIGN_INS
 from services.actor import SYSTEM, Actor
@@ -191,8 +191,9 @@ class Upkeep:
         return found
 
     async def forget(self, db_session: DbSession) -> None:
-        """Drop rates that are whole again, logins that have ended, and idempotency keys that are too old."""
+        """Drop rates that are whole again, ended logins, old idempotency keys, and the oldest render time-outs."""
         now = self.now()
+        await render_timeouts.forget(db_session)
         for _ in range(ROUNDS):
             if await db_session.delete_spent(microseconds(now), now, now - KEPT, FORGOTTEN_ROWS) < FORGOTTEN_ROWS:
                 return

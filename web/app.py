@@ -27,6 +27,7 @@ from services.desk import Desk
 from services.governance import Governance
 from services.membership import Membership
 from services.moves import MoveRunner, Moves
+from services.render_timeouts import RenderTimeouts
 from services.session_service import SessionService, utc_now
 from services.shared_bus import bus_for
 from services.turn_log import TurnLog
@@ -38,6 +39,7 @@ from web.descriptors import room_for_streams
 from web.errors import HANDLERS
 from web.guard import Guard
 from web.live import provide_controls
+from web.rendering import Renderer
 from web.routes import ROUTES
 from web.settings import Settings
 from web.shelf import provide_shelf
@@ -86,7 +88,8 @@ def create_app(
             await sessions.succeed(dead, open_session())
         await sessions.sweep(open_session(), alone=alone)
         log = TurnLog(sessions, bus, open_session, drained, accounts.still, room_for_streams())
-        app.state.update(pool=pool, sessions=sessions, log=log)
+        renderer = Renderer(RenderTimeouts(open_session, sessions.now))
+        app.state.update(pool=pool, sessions=sessions, log=log, renderer=renderer)
         app.state.update(governance=governance, moves=moves, desk=Desk(sessions, log.readers, open_session))
         await runner.open()
         await mover.open(alone=alone)
@@ -101,6 +104,7 @@ def create_app(
                 draining.set()
                 await mover.close()
                 await drain
+                await renderer.close()
                 watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
@@ -119,6 +123,7 @@ def create_app(
             "sessions": _from_state("sessions"),
             "log": _from_state("log"),
             "pool": _from_state("pool"),
+            "renderer": _from_state("renderer"),
             "governance": _from_state("governance"),
             "moves": _from_state("moves"),
             "desk": _from_state("desk"),

@@ -14,6 +14,7 @@ from services.membership import Membership
 from services.moves import Moves
 from services.session_service import SessionService
 from services.turn_log import TurnLog
+from web.rendering import Renderer
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ Moving = NamedDependency[Moves]
 Members = NamedDependency[Membership]
 Steering = NamedDependency[Desk]
 Proof = NamedDependency[Credentials]
+Rendering = NamedDependency[Renderer]
 
 __all__ = [
     "Db",
@@ -39,6 +41,7 @@ __all__ = [
     "Moving",
     "Pool",
     "Proof",
+    "Rendering",
     "Ruling",
     "Sessions",
     "Steering",

@@ -1,5 +1,6 @@
 """What the controls of a session page show, for the answer to a verb and for the live page alike."""
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +17,9 @@ from services.reads import Reads, is_quiet
 from services.session_service import SessionService
 from services.turn_log import Begun, Changed, Delta, Ended, Event, Thought
 from web.answer import wants
-from web.given import Db, Pool, Sessions, Who
-from web.markdown import Growing, ready, ready_to_grow
+from web.given import Db, Pool, Rendering, Sessions, Who
+from web.markdown import Growing
+from web.rendering import Renderer
 from web.templating import render
 from web.views import (
     LineView,
@@ -35,9 +37,17 @@ class Controls:
     """The context of the fragments around a session, for one actor."""
 
     def __init__(
-        self, sessions: SessionService, db_session: DbSession, actor: Actor, pool: ClientPool, *, needed: bool = True
+        self,
+        sessions: SessionService,
+        db_session: DbSession,
+        actor: Actor,
+        pool: ClientPool,
+        renderer: Renderer,
+        *,
+        needed: bool = True,
     ) -> None:
         self._sessions, self._db_session, self._actor, self._pool = sessions, db_session, actor, pool
+        self._renderer = renderer
         #: whether the answer is HTML at all
         self._needed = needed
         #: the reasoning and the reply this stream shows while they are written, with their turn
@@ -75,8 +85,6 @@ class Controls:
             return {}
         reads, last = Reads(self._sessions), turns[-1].id if turns else None
         found = await reads.transcript(session, self._db_session, actor=self._actor, last=last)
-        await ready(texts_of(found.turns))
-        await ready_to_grow(*found.written)
         switches = await reads.switches(session, found.turns, self._db_session, actor=self._actor)
         return {
             "turns": [TurnView.of(turn, found.written) for turn in found.turns],
@@ -85,6 +93,10 @@ class Controls:
             "instructions": session.row.instructions,
             **await self.of(session, *found.turns),
         }
+
+    def shown(self, *turns: TurnView) -> AbstractAsyncContextManager[None]:
+        """Render the texts of turns ahead of the page that shows them in this block."""
+        return self._renderer.shown(*texts_of(turns if self._needed else ()))
 
     async def render(self, event: Event) -> str | None:
         """What an event changes on a live page; None where the page has not come to it.
@@ -108,8 +120,9 @@ class Controls:
                 self._growing.clear()
                 live = await self._sessions.get_session(turn.session_id, self._db_session, actor=self._actor)
                 if isinstance(event, Ended):
-                    await ready(texts_of([turn]))
-                    return render("chat/ended.html", view=TurnView.of(turn), **await self.of(live, turn))
+                    view = TurnView.of(turn)
+                    async with self.shown(view):
+                        return render("chat/ended.html", view=view, **await self.of(live, turn))
                 if self._owed or live.row.turn_count != turn.depth:
                     # Others come with it, or there are branches and the page may show another one.
                     return await self._caught_up(live, turn)
@@ -126,11 +139,13 @@ class Controls:
         template = "chat/grew.html" if isinstance(news, Delta) else "chat/thought.html"
         turn_id, growing = self._growing.get(type(news), (None, Growing()))
         if turn_id == news.turn_id:
-            return render(template, turn_id=turn_id, grown=await growing.take(news.text), begins=None)
+            grown = await growing.take(news.text, self._renderer.grow)
+            return render(template, turn_id=turn_id, grown=grown, begins=None)
         self._growing[type(news)] = news.turn_id, growing
         view = TurnView.of(*await Reads(self._sessions).turn(news.turn_id, self._db_session, actor=self._actor))
         before = (view.reply if isinstance(news, Delta) else view.reasoning)[: news.offset]
-        return render(template, turn_id=news.turn_id, grown=await growing.take(before + news.text), begins=view)
+        grown = await growing.take(before + news.text, self._renderer.grow)
+        return render(template, turn_id=news.turn_id, grown=grown, begins=view)
 
     async def _caught_up(self, session: LiveSession, turn: Turn) -> str | None:
         """The log anew, up to a turn that was not on the page. One that ended long ago waits for the last of them."""
@@ -143,8 +158,11 @@ class Controls:
         shown = await self.branch(session, turn)
         # Its text follows from the beginning.
         shown["turns"][-1] = TurnView.of(turn)
-        return render("chat/branched.html", view=TurnView.of(turn), **shown)
+        async with self.shown(*shown["turns"]):
+            return render("chat/branched.html", view=TurnView.of(turn), **shown)
 
 
-async def provide_controls(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Controls:
-    return Controls(sessions, db_session, actor, pool, needed=wants(request) in ("fragment", "page"))
+async def provide_controls(
+    request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool, renderer: Rendering
+) -> Controls:
+    return Controls(sessions, db_session, actor, pool, renderer, needed=wants(request) in ("fragment", "page"))

@@ -5,11 +5,8 @@ being written is rendered block by block: what is finished once, what is still o
 definitions are off, for with them a later line would change what is finished.
 """
 
-import asyncio
 import re
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -22,38 +19,15 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from web.formulas import add_math, mathml
+from web.highlighting import COLOURS, has_colours
 
 #: of a longer reply the rest is shown as it was written
 RENDERED_CHARACTERS = 100_000
-#: a longer block of code is shown without colours
-HIGHLIGHT_CHARACTERS = 20_000
-#: a longer reply is rendered beside the loop
-LONG_CHARACTERS = 5_000
-#: HTML of ended replies that is kept, in characters
-KEPT_CHARACTERS = 8_000_000
 #: characters that may be rendered again for each one that was written, and what is given ahead
 AGAIN, AHEAD = 16, 100_000
 #: what a line costs besides its characters
 LINE = 40
 
-#: the first words of a token's type in Pygments → the class it is shown in
-COLOURS = {
-    "Keyword.Constant": "hl-number",
-    "Keyword": "hl-keyword",
-    "Operator.Word": "hl-keyword",
-    "Literal.String": "hl-string",
-    "Literal.Number": "hl-number",
-    "Comment": "hl-comment",
-    "Name.Function": "hl-name",
-    "Name.Class": "hl-name",
-    "Name.Decorator": "hl-name",
-    "Name.Builtin": "hl-builtin",
-    "Name.Tag": "hl-keyword",
-    "Name.Attribute": "hl-name",
-    "Generic.Heading": "hl-keyword",
-    "Generic.Inserted": "hl-string",
-    "Generic.Deleted": "hl-deleted",
-}
 ALERTS = ("note", "tip", "important", "warning", "caution")
 MATH = {
     *("math", "mrow", "mi", "mn", "mo", "ms", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup", "msubsup"),
@@ -112,9 +86,8 @@ class _Html(RendererHTML):
     def fence(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         token = tokens[at]
         language = (token.info.split() or [""])[0][:40]
-        closed = _is_closed(token)
-        body = highlighted(token.content, language.lower()) if closed else escapeHtml(token.content)
-        return _code(body, language)
+        body = env.get("colours", {}).get((language.lower(), token.content))
+        return _code(escapeHtml(token.content) if body is None or not _is_closed(token) else body, language)
 
     def code_block(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return _code(escapeHtml(tokens[at].content), "")
@@ -186,38 +159,6 @@ def _is_closed(fence: Token) -> bool:
     return (not content or content.endswith("\n")) and end - first == content.count("\n") + 2
 
 
-@lru_cache(maxsize=256)
-def highlighted(code: str, language: str) -> str:
-    """Code with its words in colours where its language is known."""
-    if not language or len(code) > HIGHLIGHT_CHARACTERS:
-        return escapeHtml(code)
-    from pygments.lexers import get_lexer_by_name
-    from pygments.util import ClassNotFound
-
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-        pieces = list(lexer.get_tokens(code))
-    except (ClassNotFound, RecursionError):
-        return escapeHtml(code)
-    if "".join(text for _, text in pieces) != code:
-        return escapeHtml(code)
-    out: list[str] = []
-    for kind, text in pieces:
-        colour = _colour(kind)
-        out.append(f'<span class="{colour}">{escapeHtml(text)}</span>' if colour and text.strip() else escapeHtml(text))
-    return "".join(out)
-
-
-@lru_cache(maxsize=512)
-def _colour(kind: Any) -> str:
-    """The class of a token type of Pygments, through its parents."""
-    while kind:
-        if (name := str(kind).removeprefix("Token.")) in COLOURS:
-            return COLOURS[name]
-        kind = kind.parent
-    return ""
-
-
 def _parser() -> MarkdownIt:
     made = MarkdownIt(
         "gfm-like2", {"html": False, "breaks": True, "xhtmlOut": False, "linkify": False}, renderer_cls=_Html
@@ -260,58 +201,63 @@ def _address(state: StateInline, silent: bool) -> bool:
 _PARSER = _parser()
 
 
-def render(text: str) -> str:
-    """HTML of a whole text."""
-    made: str = _PARSER.render(text[:RENDERED_CHARACTERS])
+#: language and text of a block of code
+Block = tuple[str, str]
+#: gives blocks of code their colours: {block: HTML}, without those that stay plain
+Colours = Callable[[list[Block]], dict[Block, str]]
+
+
+def render(text: str, colouring: Colours | None = None) -> str:
+    """HTML of a whole text; its code is plain where nobody colours it.
+
+    It takes as long as the text is long, and the lexers of code may take much longer: what people or models wrote is
+    rendered by `web.rendering`, in a process of its own where it is not short.
+    """
+    env: dict[str, Any] = {}
+    tokens = _PARSER.parse(text[:RENDERED_CHARACTERS], env)
+    if colouring is not None and (blocks := _blocks(tokens)):
+        env["colours"] = colouring(blocks)
+    made: str = _PARSER.renderer.render(tokens, _PARSER.options, env)
     if rest := text[RENDERED_CHARACTERS:]:
-        made += f'<div class="rest">{escapeHtml(rest)}</div>'
+        made += written(rest)
     return _CLEANER.clean(made)
 
 
-class _Kept:
-    """The HTML of texts that were rendered lately, up to so many characters."""
-
-    def __init__(self, characters: int) -> None:
-        self._most, self._held = characters, 0
-        self._html: OrderedDict[str, str] = OrderedDict()
-
-    def __contains__(self, text: str) -> bool:
-        return text in self._html
-
-    def of(self, text: str) -> str:
-        if (html := self._html.get(text)) is not None:
-            self._html.move_to_end(text)
-            return html
-        return self.put(text, render(text))
-
-    def put(self, text: str, html: str) -> str:
-        if text not in self._html:
-            self._held += len(text) + len(html)
-        self._html[text] = html
-        while self._held > self._most and len(self._html) > 1:
-            old, gone = self._html.popitem(last=False)
-            self._held -= len(old) + len(gone)
-        return html
+def written(text: str) -> str:
+    """HTML of a text that is shown as it is written."""
+    return f'<div class="rest">{escapeHtml(text)}</div>'
 
 
-_KEPT = _Kept(KEPT_CHARACTERS)
+def _blocks(tokens: Sequence[Token]) -> list[Block]:
+    """The blocks of code that have colours."""
+    fences = (token for token in tokens if token.type == "fence" and _is_closed(token))
+    found = {((token.info.split() or [""])[0][:40].lower(), token.content): None for token in fences}
+    return [(language, code) for language, code in found if has_colours(code, language)]
 
 
-def html_of(text: str) -> Markup:
-    """What an ended reply looks like."""
-    return Markup(_KEPT.of(_normal(text)))  # noqa: S704
+def grow(text: str, *, lines: bool, colouring: Colours | None = None) -> tuple[int, str, str]:
+    """A text that is being written: how much of it is finished, and the HTML of that and of the open block.
+
+    Without new `lines` no more of it is finished than before.
+    """
+    end = _finished(text) if lines else 0
+    return end, render(text[:end], colouring) if end else "", render(text[end:])
 
 
-async def ready(texts: Iterable[str]) -> None:
-    """Render what will be shown ahead of it, so that nobody waits for somebody else's long replies."""
-    for text in map(_normal, texts):
-        if text in _KEPT:
-            continue
-        if len(text) > LONG_CHARACTERS:
-            _KEPT.put(text, await asyncio.to_thread(render, text))
-        else:
-            _KEPT.of(text)
-        await asyncio.sleep(0)
+def _finished(text: str) -> int:
+    """How much of a text is finished: all blocks before the last one that has a whole line.
+
+    A line that may go on tells nothing: “2” is a paragraph and “2.” goes on with a list.
+    """
+    tokens: list[Token] = []
+    _PARSER.block.parse(text[: text.rfind("\n") + 1], _PARSER, {}, tokens)
+    starts = [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
+    if len(starts) < 2:
+        return 0
+    at = 0
+    for _ in range(starts[-1]):
+        at = text.index("\n", at) + 1
+    return at
 
 
 class Grown(msgspec.Struct, frozen=True):
@@ -344,64 +290,42 @@ class Growing:
         self._budget = AHEAD
 
     def add(self, text: str) -> Grown:
-        """Take in the next piece."""
+        """Take in the next piece, which is short."""
+        text, due = self._accept(text)
+        return self._step(grow(self._text(), lines="\n" in self._fresh) if due else None, text)
+
+    async def take(self, text: str, growing: Callable[[str, bool], Awaitable[tuple[int, str, str] | None]]) -> Grown:
+        """The same with another `grow`; without an answer the text is shown as it is written for now."""
+        text, due = self._accept(text)
+        return self._step(await growing(self._text(), "\n" in self._fresh) if due else None, text)
+
+    def _text(self) -> str:
+        return self._open + self._fresh
+
+    def _accept(self, text: str) -> tuple[str, bool]:
+        """Note a piece of text; it, and whether the open block is to be rendered again."""
         text = self._half + text
         self._half = "\r" if text.endswith("\r") else ""
-        text = _normal(text.removesuffix("\r"))
+        text = normal(text.removesuffix("\r"))
         self._fresh += text
         self._seen += len(text)
         self._budget = self._budget + len(text) * AGAIN if self._seen <= RENDERED_CHARACTERS else 0
         cost = len(self._open) + len(self._fresh) + LINE * (self._open.count("\n") + self._fresh.count("\n"))
-        if self._budget < cost:
+        if due := self._budget >= cost:
+            self._budget -= cost
+        return text, due
+
+    def _step(self, rendered: tuple[int, str, str] | None, text: str) -> Grown:
+        if rendered is None:
             return Grown(Markup(), None, text, self._in_code())
-        lines = "\n" in self._fresh
-        self._open += self._fresh
-        self._fresh = ""
-        self._budget -= cost
-        finished = self._cut() if lines else ""
-        return Grown(
-            Markup(render(finished) if finished else ""),  # noqa: S704
-            Markup(render(self._open)),  # noqa: S704
-        )
-
-    async def take(self, text: str) -> Grown:
-        """The same; a long text, after the reader was away, beside the loop."""
-        return self.add(text) if len(text) < LONG_CHARACTERS else await asyncio.to_thread(self.add, text)
-
-    def _cut(self) -> str:
-        """Take away the text of what is finished: all blocks before the last one that has a whole line.
-
-        A line that may go on tells nothing: “2” is a paragraph and “2.” goes on with a list.
-        """
-        end = self._open.rfind("\n") + 1
-        tokens: list[Token] = []
-        _PARSER.block.parse(self._open[:end], _PARSER, {}, tokens)
-        starts = [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
-        if len(starts) < 2:
-            return ""
-        at = 0
-        for _ in range(starts[-1]):
-            at = self._open.index("\n", at) + 1
-        finished, self._open = self._open[:at], self._open[at:]
-        return finished
+        end, finished, html = rendered
+        self._open, self._fresh = self._text()[end:], ""
+        return Grown(Markup(finished), Markup(html))  # noqa: S704
 
     def _in_code(self) -> bool:
         return re.match(r" {0,3}(```|~~~)", self._open) is not None
 
 
-@lru_cache(maxsize=16)
-def begun(text: str) -> Grown:
-    """A reply as far as it is written."""
-    return Growing().add(text)
-
-
-async def ready_to_grow(*texts: str) -> None:
-    """Render what is written so far ahead of its being shown, where it is long beside the loop."""
-    for text in texts:
-        if len(text) >= LONG_CHARACTERS:
-            await asyncio.to_thread(begun, text)
-
-
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """One kind of line break, and nothing a parser would change by itself."""
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")

@@ -1,6 +1,6 @@
 """What templates and JSON see, built from what the services return."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from itertools import pairwise
 from typing import Any, Self
@@ -23,7 +23,8 @@ from services.oversight import Decision, UsageReport, Used
 from services.policies import DELETED_KEPT, Allowance, microseconds
 from services.transfer import Taken
 from services.turn_log import Position
-from web.markdown import Grown, begun, html_of
+from web.markdown import Grown
+from web.rendering import begun, html_of
 
 #: of a turn that has not begun to write, or has ended
 NOTHING = Written()
@@ -287,11 +288,13 @@ class TurnView(View, frozen=True):
         return (self.ended_at - self.created_at).total_seconds() if self.ended_at else None
 
 
-def texts_of(turns: Iterable[Turn]) -> Iterator[str]:
-    """What of ended turns is shown as Markdown."""
+def texts_of(turns: Iterable[TurnView]) -> tuple[list[str], list[str]]:
+    """What of turns is shown as Markdown: of those that have ended, and of those that run."""
+    ended: list[str] = []
+    running: list[str] = []
     for turn in turns:
-        yield turn.reasoning
-        yield turn.reply or ""
+        (running if turn.state == "running" else ended).extend((turn.reasoning, turn.reply))
+    return ended, running
 
 
 class WayView(msgspec.Struct, frozen=True):

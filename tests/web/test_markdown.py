@@ -1,6 +1,5 @@
 """What becomes of a model's text: markup that is wanted, nothing that acts, the same however it came (SECURITY D)."""
 
-import asyncio
 import os
 import random
 import re
@@ -9,7 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from web.markdown import AGAIN, AHEAD, RENDERED_CHARACTERS, Growing, html_of, ready
+from web.markdown import AGAIN, AHEAD, RENDERED_CHARACTERS, Growing, normal, render
+from web.rendering import html_of
 
 LONG_TESTS = bool(os.environ.get("LONG_TESTS"))
 
@@ -59,9 +59,16 @@ def test_what_is_wanted(text: str, html: str) -> None:
 
 
 def test_code_is_coloured_once_it_is_closed() -> None:
-    assert '<span class="hl-keyword">def</span>' in html_of("```python\ndef f(): pass\n```")
-    assert "hl-" not in html_of("```python\ndef f(): pass\n")
-    assert "hl-" not in html_of("```no-such-language\ndef f(): pass\n```")
+    asked: list[tuple[str, str]] = []
+
+    def colours(blocks: list[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        asked.extend(blocks)
+        return dict.fromkeys(blocks, '<span class="hl-keyword">def</span> f(): pass\n')
+
+    assert '<span class="hl-keyword">def</span>' in render("> ```Python x\n> def f(): pass\n> ```", colours)
+    assert asked == [("python", "def f(): pass\n")]
+    assert "hl-" not in render("```python\ndef f(): pass\n", colours)
+    assert "hl-" not in render("```no-such-language\ndef f(): pass\n```", colours)
     assert '<pre tabindex="0"><code class="source">\n a &lt;b&gt;\n\n</code></pre>' in html_of("```\n\n a <b>\n\n```")
 
 
@@ -243,7 +250,7 @@ def test_27_cut_anywhere_it_looks_as_if_it_had_come_at_once(seed: int) -> None:
         text = "".join(parts)
         for step in (1, 3):
             for so_far, shown in grown(text, step):
-                assert shown == html_of(so_far), (text, so_far)
+                assert shown == render(normal(so_far)), (text, so_far)
                 compared += 1
 
 
@@ -252,7 +259,7 @@ def test_26_an_attack_cut_anywhere_does_nothing_either(text: str) -> None:
     for so_far, shown in grown(f"{text}\n\n-", 1):
         reader = Strict()
         reader.feed(shown)
-        assert shown == html_of(so_far)
+        assert shown == render(normal(so_far))
 
 
 # ---------------------------------------------------------------- D 28: what it costs
@@ -292,7 +299,7 @@ def test_28_twice_the_text_takes_twice_the_time(unit: str) -> None:
         best = 9.0
         for turn in range(2):
             began = time.process_time()
-            html_of(text + " " * turn)
+            render(text + " " * turn)
             best = min(best, time.process_time() - began)
         return best
 
@@ -318,32 +325,11 @@ def test_text_between_two_renderings_goes_where_the_open_block_is() -> None:
         times += 1
     assert change.in_code and change.text == "y"
     closed = growing.add("\n```\n\n" + "z" * 4000 + "\n")
-    assert closed.open == html_of("z" * 4000)
-    assert closed.finished == html_of("```\n" + "x" * 10_000 + "y" * times + "\n```")
+    assert closed.open == render("z" * 4000)
+    assert closed.finished == render("```\n" + "x" * 10_000 + "y" * times + "\n```")
 
 
 def test_of_an_endless_reply_the_rest_is_shown_as_it_is() -> None:
-    html = html_of("*a* " * RENDERED_CHARACTERS)
+    html = render("*a* " * RENDERED_CHARACTERS)
     assert html.count("<em>") == RENDERED_CHARACTERS // 4
     assert '<div class="rest">*a* *a* ' in html
-
-
-async def test_a_long_reply_is_rendered_without_keeping_others_waiting() -> None:
-    text = "- *a* `b`\n" * 4000 + str(time.time())
-    turns, done = 0, False
-
-    async def tick() -> None:
-        nonlocal turns
-        while not done:
-            await asyncio.sleep(0.002)
-            turns += 1
-
-    ticking = asyncio.create_task(tick())
-    began = time.monotonic()
-    await ready([text])
-    whole, done = time.monotonic() - began, True
-    await ticking
-    assert turns > 20, "others had their turn again and again"
-    began = time.monotonic()
-    assert html_of(text).count("<li>") == 4000
-    assert time.monotonic() - began < whole / 10, "it is kept"

@@ -17,10 +17,10 @@ from services.session_service import SessionService
 from services.turn_log import Position, TurnLog
 from web.answer import answer, json, page, rate_headers, wants
 from web.forms import Chat, EditTurn, Nothing, RetryTurn, acts, reads
-from web.given import Db, Given, Log, Proof, Sessions, Who
+from web.given import Db, Given, Log, Proof, Rendering, Sessions, Who
 from web.live import Controls
 from web.sse import for_scripts, stream
-from web.views import SessionView, TurnView
+from web.views import SessionView, TurnView, texts_of
 
 #: the log anew, for the page may show another branch
 BRANCHED = "chat/branched.html"
@@ -60,15 +60,18 @@ class Reply:
             case _:
                 controls, branched = self._controls, fragment == BRANCHED
                 shown = await (controls.branch(begun.session) if branched else controls.of(begun.session, begun.turn))
-                return answer(
-                    self._request,
-                    fragment,
-                    TurnView.of(begun.turn),
-                    location=f"/session/{begun.turn.session_id}",
-                    allowance=allowance,
-                    again=False,
-                    **shown,
-                )
+                view = TurnView.of(begun.turn)
+                # One that was begun under the same key before may have ended since.
+                async with controls.shown(*shown.get("turns", [view])):
+                    return answer(
+                        self._request,
+                        fragment,
+                        view,
+                        location=f"/session/{begun.turn.session_id}",
+                        allowance=allowance,
+                        again=False,
+                        **shown,
+                    )
         response.headers.update(rate_headers(allowance))
         return response
 
@@ -152,12 +155,14 @@ async def edit_turn(
 
 @get("/chat/{turn_id:uuid}", opt={"answers": TurnView})
 async def show_turn(
-    request: Request, turn_id: FromPath[UUID], sessions: Sessions, db_session: Db, actor: Who
+    request: Request, turn_id: FromPath[UUID], sessions: Sessions, db_session: Db, actor: Who, renderer: Rendering
 ) -> Response[Any]:
     """One prompt and its reply, as far as it is written."""
     turn, written = await Reads(sessions).turn(turn_id, db_session, actor=actor)
     session = SessionView.of(await sessions.get_session(turn.session_id, db_session, actor=actor))
-    return page(request, "turn.html", TurnView.of(turn, written), session=session)
+    view = TurnView.of(turn, written)
+    async with renderer.shown(*texts_of([view] if wants(request) in ("page", "fragment") else ())):
+        return page(request, "turn.html", view, session=session)
 
 
 @get("/chat/{turn_id:uuid}/events", opt={"answers": "stream"})
@@ -190,13 +195,15 @@ async def stop_turn(
     """Stop a reply and keep its text."""
     turn = await sessions.stop_turn(turn_id, db_session, actor=actor, key=request.state.key)
     session = await sessions.get_session(turn.session_id, db_session, actor=actor)
-    return answer(
-        request,
-        "chat/ended.html",
-        TurnView.for_actor(turn, actor),
-        location=f"/session/{turn.session_id}",
-        **await controls.of(session, turn),
-    )
+    view = TurnView.for_actor(turn, actor)
+    async with controls.shown(view):
+        return answer(
+            request,
+            "chat/ended.html",
+            view,
+            location=f"/session/{turn.session_id}",
+            **await controls.of(session, turn),
+        )
 
 
 @post("/chat/{turn_id:uuid}/choose", **acts(Nothing, TurnView))
@@ -213,4 +220,6 @@ async def choose_turn(
     turn = await sessions.choose_turn(turn_id, db_session, actor=actor, key=request.state.key)
     session = await sessions.get_session(turn.session_id, db_session, actor=actor)
     where = f"/session/{turn.session_id}#turn-{turn.id}"
-    return answer(request, BRANCHED, TurnView.of(turn), location=where, **await controls.branch(session))
+    branch = await controls.branch(session)
+    async with controls.shown(*branch.get("turns", ())):
+        return answer(request, BRANCHED, TurnView.of(turn), location=where, **branch)

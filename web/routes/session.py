@@ -36,9 +36,8 @@ from web.forms import (
     is_json,
     reads,
 )
-from web.given import Db, Given, Log, Proof, Sessions, Who
+from web.given import Db, Given, Log, Proof, Rendering, Sessions, Who
 from web.live import Controls
-from web.markdown import ready, ready_to_grow
 from web.shelf import Shelf
 from web.sse import for_pages, for_scripts, stream
 from web.views import (
@@ -101,6 +100,7 @@ async def show_session(
     actor: Who,
     asked: Given[ShowSession],
     controls: Given[Controls],
+    renderer: Rendering,
 ) -> Response[Any]:
     """One session: its transcript, its model and why, its limits."""
     session = await sessions.get_session(session_id, db_session, actor=actor)
@@ -111,27 +111,27 @@ async def show_session(
         found = await reading.transcript(session, db_session, actor=actor, last=asked.before)
         if asked.turn is not None and all(turn.id != asked.turn for turn in found.turns):
             found = await reading.transcript(session, db_session, actor=actor, last=asked.turn)
-        await ready(texts_of(found.turns))
-        await ready_to_grow(*found.written)
         draft = await reading.draft(session, db_session, actor=actor)
         switches = await reading.switches(session, found.turns, db_session, actor=actor)
         lines = lines_between(found.turns, switches, actor)
     context = await controls.of(session, *found.turns)
-    return page(
-        request,
-        "session.html",
-        SessionView.of(session),
-        turns=[TurnView.of(turn, found.written) for turn in found.turns],
-        instructions=session.row.instructions if context["mine"] else "",
-        readable=sessions.inspection.allowed,
-        lines=lines,
-        draft=draft,
-        earlier=found.earlier,
-        position=Position.after(found.turns, found.written),
-        newest=not found.turns or found.turns[-1].id == session.row.head_id,
-        **await listed(sessions, db_session, actor),
-        **context,
-    )
+    turns = [TurnView.of(turn, found.written) for turn in found.turns]
+    async with renderer.shown(*texts_of(turns)):
+        return page(
+            request,
+            "session.html",
+            SessionView.of(session),
+            turns=turns,
+            instructions=session.row.instructions if context["mine"] else "",
+            readable=sessions.inspection.allowed,
+            lines=lines,
+            draft=draft,
+            earlier=found.earlier,
+            position=Position.after(found.turns, found.written),
+            newest=not found.turns or found.turns[-1].id == session.row.head_id,
+            **await listed(sessions, db_session, actor),
+            **context,
+        )
 
 
 @get("/session/{session_id:uuid}/turns", dependencies={"asked": asks(ListTurns)}, opt={"answers": TurnsView})
@@ -142,6 +142,7 @@ async def list_turns(
     db_session: Db,
     actor: Who,
     asked: Given[ListTurns],
+    renderer: Rendering,
 ) -> Response[Any]:
     """The transcript from its end backwards, or with `all` every turn from the first on."""
     session = await sessions.get_session(session_id, db_session, actor=actor)
@@ -157,7 +158,8 @@ async def list_turns(
             str(found.earlier) if found.earlier else None,
             instructions,
         )
-    return page(request, "session/turns.html", view, session=SessionView.of(session))
+    async with renderer.shown(*texts_of(view.turns if wants(request) in ("page", "fragment") else ())):
+        return page(request, "session/turns.html", view, session=SessionView.of(session))
 
 
 @get("/session/{session_id:uuid}/events", dependencies={"asked": asks(FollowSession)}, opt={"answers": "stream"})
