@@ -75,6 +75,7 @@ class Upkeep:
         if thorough:
             await refusals.settle(self.now, db_session)
             await self.forget(db_session)
+            await render_timeouts.forget(db_session)
             ended += await self._expire(db_session) + await self._erase(db_session)
         await self._index(db_session)
         await self._reindex(db_session)
@@ -191,9 +192,8 @@ class Upkeep:
         return found
 
     async def forget(self, db_session: DbSession) -> None:
-        """Drop rates that are whole again, ended logins, old idempotency keys, and the oldest render time-outs."""
+        """Drop rates that are whole again, logins that have ended, and idempotency keys that are too old."""
         now = self.now()
-        await render_timeouts.forget(db_session)
         for _ in range(ROUNDS):
             if await db_session.delete_spent(microseconds(now), now, now - KEPT, FORGOTTEN_ROWS) < FORGOTTEN_ROWS:
                 return
