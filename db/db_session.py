@@ -36,8 +36,10 @@ from db.tables import (
     Reindexing,
     RenderTimeout,
     Said,
+    ServiceAccount,
     Session,
     SetupLink,
+    TemporaryPassword,
     Turn,
     TurnPiece,
     Usage,
@@ -61,6 +63,8 @@ Row = TypeVar("Row", bound=Table)
 RUNNING = WhereRaw("turn.state = 'running'")
 _OPEN = "session.state <> 'closed' AND session.deleted_at IS NULL"
 OPEN = WhereRaw(_OPEN)
+#: an account that somebody signs in to
+_A_PERSONS = WhereRaw("NOT EXISTS (SELECT 1 FROM service_account WHERE service_account.account_id = account.id)")
 #: nothing typed in it waits to be sent
 _NO_DRAFT = WhereRaw("NOT EXISTS (SELECT 1 FROM draft WHERE draft.session_id = session.id)")
 #: the way back from a turn (its id) to the beginning, at most so many turns of it (a number)
@@ -220,7 +224,8 @@ class DbSession:
         return {row.id: row for row in rows}
 
     async def has_admin(self) -> bool:
-        return bool(await Account.exists().where(Account.role == "admin"))
+        """Whether somebody is an admin; a service account cannot sign in, so it does not count."""
+        return bool(await Account.exists().where(Account.role == "admin", _A_PERSONS))
 
     async def add_setup_link(self, token_hash: str, now: datetime) -> None:
         """Make `token_hash` the one link that works."""
@@ -252,7 +257,31 @@ class DbSession:
 
     async def count_admins(self) -> int:
         """Those that may sign in."""
-        return int(await Account.count().where(Account.role == "admin", Account.disabled_at.is_null()))
+        return int(await Account.count().where(Account.role == "admin", Account.disabled_at.is_null(), _A_PERSONS))
+
+    async def is_service_account(self, account_id: UUID) -> bool:
+        return bool(await ServiceAccount.exists().where(ServiceAccount.account_id == account_id))
+
+    async def list_service_accounts(self, ids: Iterable[UUID]) -> set[UUID]:
+        """Of these the ones that are service accounts."""
+        wanted = list(set(ids))
+        query = ServiceAccount.select(ServiceAccount.account_id)
+        return {
+            row["account_id"] for row in (await query.where(ServiceAccount.account_id.is_in(wanted)) if wanted else [])
+        }
+
+    async def find_temporary_password(self, account_id: UUID) -> TemporaryPassword | None:
+        """Who has set the password of an account, where that was not its owner."""
+        return await self._object(TemporaryPassword, TemporaryPassword.account_id == account_id)
+
+    async def put_temporary_password(self, account_id: UUID, set_by: str, set_at: datetime) -> None:
+        """Note that the password of an account is not its owner's own."""
+        await self.drop_temporary_password(account_id)
+        await TemporaryPassword.insert(TemporaryPassword(account_id=account_id, set_by=set_by, set_at=set_at))
+
+    async def drop_temporary_password(self, account_id: UUID) -> None:
+        """Note that the password of an account is its owner's own."""
+        await TemporaryPassword.delete().where(TemporaryPassword.account_id == account_id)
 
     async def find_login(self, token_hash: str, now: datetime, used_after: datetime) -> Login | None:
         """A login that has not ended and was used since."""
@@ -1268,6 +1297,29 @@ class DbSession:
         told = f"SELECT {_columns(Journal)} FROM journal WHERE id IN ({parts}) {newest}"  # noqa: S608
         return await self._rows(Journal, told, *([*args, account_id, limit] * 3), limit)
 
+    async def list_account_decisions(
+        self, account_id: UUID, limit: int, *, before: UUID | None = None
+    ) -> tuple[list[Journal], UUID | None]:
+        """What was done to an account itself, newest first, and the id behind which there is more.
+
+        One look goes through a bounded part of what concerns the account; of the rest the next one tells.
+        """
+        behind, args = ("AND id < {}", [account_id, before]) if before is not None else ("", [account_id])
+        newest = f"FROM journal WHERE owner_id = {{}} {behind} ORDER BY id DESC LIMIT {{}}"
+        rows = await self._rows(
+            Journal,
+            "SELECT * FROM journal WHERE id IN (SELECT id FROM "  # noqa: S608
+            f"(SELECT id, what, session_id, reason, from_value {newest}) AS lately "
+            f"WHERE session_id IS NULL AND {_OF_ACCOUNTS}) ORDER BY id DESC LIMIT {{}}",
+            *args,
+            LOOKED_ROWS,
+            limit + 1,
+        )
+        if len(rows) > limit:
+            return rows[:limit], rows[limit - 1].id
+        last = await Journal.raw(f"SELECT id {newest} OFFSET {{}}", *args, 1, LOOKED_ROWS - 1)
+        return rows, last[0]["id"] if last else None
+
     async def list_kinds_of_decisions(self) -> list[str]:
         """Every word for a decision that stands in the journal; one look at the index for each."""
         rows = await Journal.raw(
@@ -1414,6 +1466,13 @@ class DbSession:
         )
 
 
+#: a condition on journal: it tells of an account itself, and not of what its owner does or is refused
+_OF_ACCOUNTS = (
+    "(what IN ('account_created', 'account_changed', 'account_disabled', 'account_enabled', 'password_changed', "
+    "'login_revoked', 'signed_in', 'signed_out', 'token_created', 'token_revoked') "
+    "OR (what = 'refused' AND reason IN ('sign_in', 'replace_password', 'change_password')) "
+    "OR (what = 'refusals_counted' AND from_value LIKE 'address:%'))"
+)
 #: where a session stands in a list: what the list is sorted by, and its id
 Place = tuple[Any, UUID]
 #: {group: (active before, created before)} that make a session of the group over; "" for every other group

@@ -66,6 +66,30 @@ class ApiToken(Table, tablename="api_token"):
     revoked_at = Timestamptz(null=True, default=None)
 
 
+class ServiceAccount(Table, tablename="service_account"):
+    """An account for programs: without a password and without logins, so admins may make tokens for it."""
+
+    account_id = UUID(primary_key=True, default=None)
+    created_at = Timestamptz(default=None)
+
+
+class TemporaryPassword(Table, tablename="temporary_password"):
+    """The account's password was set by somebody else; its owner replaces it before anything else."""
+
+    account_id = UUID(primary_key=True, default=None)
+    #: the name of whoever set it, as in the journal
+    set_by = Text()
+    set_at = Timestamptz(default=None)
+
+
+class AccountSkeleton(Table, tablename="account_skeleton"):
+    """How an account's name looks; no two accounts have the same. Written by `Accounts` when it makes an account."""
+
+    #: as `services.names` makes it
+    skeleton = Text(primary_key=True, default="")
+    account_id = UUID(default=None)
+
+
 class SetupLink(Table, tablename="setup_link"):
     """The one-time link that makes its visitor the first admin."""
 
@@ -372,6 +396,9 @@ TABLES: tuple[type[Table], ...] = (
     Account,
     Login,
     ApiToken,
+    ServiceAccount,
+    TemporaryPassword,
+    AccountSkeleton,
     SetupLink,
     Session,
     Turn,

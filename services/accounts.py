@@ -5,7 +5,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from ipaddress import ip_address, ip_network
@@ -15,14 +15,24 @@ from uuid import UUID
 import msgspec
 
 from db.db_session import Conflict, DbSession, new_id
-from db.tables import Account, ApiToken, Login
+from db.tables import Account, ApiToken, Login, ServiceAccount
 from services import rates
-from services.actor import SYSTEM, Actor, require_admin, require_person
+from services.actor import NOBODY, SYSTEM, VIA_COMMAND_LINE, Actor, require_admin, require_person
 from services.catalogue import EVERYBODY
-from services.errors import Forbidden, InvalidRequest, NotFound, RateLimited, Unauthenticated
+from services.devices import device_of, remembering
+from services.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PasswordChangeRequired,
+    RateLimited,
+    Refusal,
+    Unauthenticated,
+)
 from services.idempotency import checked_key
 from services.policies import Rate
-from services.text import checked_line, storable
+from services.sign_in_limits import Attempt
+from services.text import REASON_CHARACTERS, checked_line, storable
 from services.unit_of_work import UnitOfWork
 
 LOGIN = timedelta(days=30)
@@ -30,6 +40,8 @@ LOGIN = timedelta(days=30)
 LOGIN_IDLE = timedelta(days=14)
 #: the use of a login is noted no more often than this
 LOGIN_NOTED = timedelta(hours=1)
+#: how long a temporary password that was just proved can be replaced
+TICKET = timedelta(minutes=15)
 TOKEN_NAME_CHARACTERS = 80
 PASSWORD_CHARACTERS = (8, 1000)
 SCOPES = ("read", "chat", "admin")
@@ -42,11 +54,13 @@ COMMON_PASSWORDS = """
 """
 #: what each scope brings along
 _IMPLIED = {"read": {"read"}, "chat": {"read", "chat"}, "admin": {"read", "chat", "admin"}}
-#: the id of everybody who has not proved one
-NOBODY = UUID(int=0)
 LINK_IS_SPENT = "This set-up link does not work any more. A restart prints a new one while there is no admin."
+TICKET_IS_SPENT = "This page is too old, or the password was changed already. Sign in again."
+ASK_THE_OWNER = (
+    "On this server admins do not read chats, and a token could. “{}” can create it on their own account page. "
+    "For a program, make a service account and create the token for that."
+)
 WRONG = "The name or the password is wrong."
-SIGN_INS = Rate(10, timedelta(minutes=10), 10)
 #: argon2 takes 64 MiB each time
 _HASHING = asyncio.Semaphore(2)
 _DECOY = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHRzb21lc2FsdA$6k7mYbvA0QBMgo/6rTnTrf8vm1KQn0iRxFUTsjtSJhA"
@@ -69,13 +83,17 @@ class SignedIn(msgspec.Struct, frozen=True):
 
     actor: Actor
     cookie: str
+    #: the cookie by which the browser has a place of its own when it signs in again
+    device: str = ""
 
 
 class Accounts:
     """Accounts and the ways to prove one."""
 
-    def __init__(self, secret: bytes, *, guests: bool, now: Callable[[], datetime]) -> None:
+    def __init__(self, secret: bytes, *, guests: bool, now: Callable[[], datetime], admins_read: bool = False) -> None:
         self._secret = secret
+        #: whether an admin may read somebody else's chats, so that a token for them gives no more than that
+        self.admins_read = admins_read
         #: whether a browser without an account may use it
         self.guests = guests
         self.now = now
@@ -197,19 +215,30 @@ class Accounts:
         *,
         role: Literal["user", "admin"] = "user",
         group: str = "",
+        service: bool = False,
+        temporary: bool = False,
         actor: Actor = SYSTEM,
         key: str | None = None,
     ) -> Account:
-        """Make an account; only an admin may. Raises Forbidden, InvalidRequest."""
+        """Make an account; only an admin may. Raises Forbidden, InvalidRequest.
+
+        A `service` account is for programs: it has no password and no logins. A password that an admin gives is
+        always `temporary`; the command line may give one that stays.
+        """
+        temporary = not service and (temporary or actor.kind != "system")
         async with self.units.refusing("create_account", actor, db_session):
             require_admin(actor)
-            account = await self._new_account(name, password, role, group)
-        content = (account.name, self.sealed(password), role, group)
+            if service and password:
+                raise InvalidRequest("A service account has no password; programs use its tokens.", field="password")
+            account = await self._new_account(name, None if service else password, role, group)
+        content = (account.name, self.sealed(password), role, group, *(("service",) if service else ()))
         async with self.units.once("create_account", key, content, actor, db_session) as once:
             if once.answer:
                 return await self._made_before(UUID(once.answer), db_session)
             await require_group(account.group_name, db_session)
-            await self._add(account, actor, db_session)
+            await self._add(account, actor, db_session, service=service)
+            if temporary:
+                await db_session.put_temporary_password(account.id, actor.name, self.now())
             await once.remember(str(account.id))
             return account
 
@@ -219,32 +248,36 @@ class Accounts:
             raise NotFound("The account that this key made is gone.")
         return account
 
-    async def _new_account(self, name: str, password: str, role: Literal["user", "admin"], group: str = "") -> Account:
+    async def _new_account(
+        self, name: str, password: str | None, role: Literal["user", "admin"], group: str = ""
+    ) -> Account:
         """An account not yet written: hashing takes a while, and no transaction waits for it. Raises InvalidRequest."""
         name = name.strip()
         if not name or len(name) > 80 or not name.isprintable():
             raise InvalidRequest("A name has 1 to 80 characters, all of them visible.", field="name")
-        if name.casefold() == SYSTEM.name or name.casefold().startswith("guest-"):
+        reserved = name.casefold()
+        if reserved == SYSTEM.name or reserved.startswith("guest-") or reserved.endswith(VIA_COMMAND_LINE):
             raise InvalidRequest("“system” and what begins with “guest-” are nobody's name.", field="name")
         return Account(
             id=new_id(),
             name=name,
             role=role,
             group_name=group or role,
-            password_hash=await hash_of(password),
+            password_hash=await hash_of(password) if password is not None else None,
             created_at=self.now(),
         )
 
-    async def _add(self, account: Account, actor: Actor, db_session: DbSession) -> None:
+    async def _add(self, account: Account, actor: Actor, db_session: DbSession, *, service: bool = False) -> None:
         try:
             async with db_session.transaction():
                 if account.role == "admin":
                     # Whoever uses the set-up link at this moment sees it, or is seen.
                     await db_session.lock("setup")
                 await db_session.add(account)
-                await db_session.record(
-                    "account_created", actor, self.now(), owner_id=account.id, to_value=account.role
-                )
+                if service:
+                    await db_session.add(ServiceAccount(account_id=account.id, created_at=self.now()))
+                told = f"{account.role}, service account" if service else account.role
+                await db_session.record("account_created", actor, self.now(), owner_id=account.id, to_value=told)
         except Conflict as error:
             raise InvalidRequest(f"There is an account “{account.name}” already.", field="name") from error
 
@@ -256,22 +289,25 @@ class Accounts:
         db_session: DbSession,
         *,
         expires_at: datetime | None = None,
+        reason: str = "",
         actor: Actor = SYSTEM,
         key: str | None = None,
     ) -> str:
         """Make a script's token. Its text is told only here; a repeated key is told the same again, for a day.
 
-        Raises Forbidden, InvalidRequest.
+        An admin makes tokens for service accounts; for somebody else only where admins may read chats, and with a
+        reason. Raises Forbidden, InvalidRequest.
         """
         async with self.units.refusing("create_token", actor, db_session):
             name = checked_line(name, TOKEN_NAME_CHARACTERS, "name")
+            reason = checked_line(reason, REASON_CHARACTERS, "reason")
             if not name:
                 raise InvalidRequest("Please say what the token is for.", field="name")
             if wrong := set(scopes) - set(SCOPES):
                 raise InvalidRequest(f"There is no scope {', '.join(sorted(wrong))}; there are {', '.join(SCOPES)}.")
             if expires_at is not None and expires_at <= self.now():
                 raise InvalidRequest("A token ends in the future, or never.", field="expires_at")
-        content = (account_name, name, scopes, expires_at)
+        content = (account_name, name, scopes, expires_at, *((reason,) if reason else ()))
         async with self.units.once("create_token", key, content, actor, db_session) as once:
             require_person(actor)
             if account_name != actor.name:
@@ -281,6 +317,7 @@ class Accounts:
             account = await db_session.find_account_by_name(_nameable(account_name))
             if account is None or account.role == "guest":
                 raise InvalidRequest(f"There is no account “{account_name}”.", field="account")
+            await self._require_may_act_for(account, reason, actor, db_session)
             if "admin" in scopes and account.role != "admin":
                 raise Forbidden(f"“{account_name}” is not an admin, so its token cannot be one.")
             token_id, now = new_id(), self.now()
@@ -295,10 +332,19 @@ class Accounts:
                 expires_at=expires_at,
             )
             await db_session.add(row)
-            told = {"to_value": " ".join(scopes), "reason": name}
+            told = {"to_value": " ".join(scopes), "reason": f"{name}: {reason}" if reason else name}
             await db_session.record("token_created", actor, now, owner_id=account.id, **told)
             await once.remember(str(token_id))
             return token
+
+    async def _require_may_act_for(self, account: Account, reason: str, actor: Actor, db_session: DbSession) -> None:
+        """Raise Forbidden, InvalidRequest where a token would let an admin read what is not the admin's."""
+        if account.id == actor.id or actor.kind == "system" or await db_session.is_service_account(account.id):
+            return
+        if not self.admins_read:
+            raise Forbidden(ASK_THE_OWNER.format(account.name))
+        if not reason:
+            raise InvalidRequest(f"Please give a reason; “{account.name}” will see it.", field="reason")
 
     def _token(self, token_id: UUID, key: str) -> str:
         """The text of a token that was made under a key: always the same, so that it need not be kept."""
@@ -315,35 +361,133 @@ class Accounts:
         actor: Actor,
         key: str | None = None,
         browser: str = "",
+        device: str = "",
     ) -> SignedIn:
-        """Check a password and make a login; `actor` is nobody yet. Raises Unauthenticated, RateLimited.
+        """Check a password and make a login; `actor` is nobody yet. A temporary password makes none.
 
-        `browser` is what a list of logins calls it.
+        `browser` is what a list of logins calls it, `device` the cookie by which it is known from before.
+        Raises Unauthenticated, PasswordChangeRequired, RateLimited.
         """
         key = checked_key(key)
         async with self.units.refusing("sign_in", actor, db_session):
-            account = await self.prove(name, password, db_session, actor=actor)
-        return await self._signed_in(account, key, actor, browser, db_session)
+            account = await self.prove(name, password, db_session, actor=actor, device=device)
+            if await db_session.find_temporary_password(account.id) is not None:
+                raise self._change_required(account)
+        return self._known_again(await self._signed_in(account, key, actor, browser, db_session), account, device)
 
-    async def prove(self, name: str, password: str, db_session: DbSession, *, actor: Actor) -> Account:
-        """The account that has this name and password; attempts are counted for the name and for the actor's address.
+    def _known_again(self, signed_in: SignedIn, account: Account, device: str) -> SignedIn:
+        """The same with the cookie by which the browser is known the next time."""
+        return msgspec.structs.replace(signed_in, device=self.remembering(account, device))
 
-        No transaction waits for the hashing. Raises Unauthenticated, RateLimited.
+    def remembering(self, account: Account, device: str) -> str:
+        """The cookie of a browser that its owner has signed in with; `device` is the one it has."""
+        return remembering(device, account, self._sealed)
+
+    def _change_required(self, account: Account) -> PasswordChangeRequired:
+        """The refusal of a temporary password, with the ticket to replace it."""
+        until = self.now() + TICKET
+        stamp = f"{account.id.hex}.{int(until.timestamp())}"
+        ticket = f"{stamp}.{self._ticket_of(stamp, account.password_hash)}"
+        refusal = PasswordChangeRequired(name=account.name, ticket=ticket, expires_at=until)
+        refusal.account_id = account.id
+        return refusal
+
+    def _ticket_of(self, stamp: str, password_hash: str) -> str:
+        """What proves that a temporary password was proved; worth nothing once the password is another one."""
+        return _text(self._sealed(f"ticket:{stamp}:{password_hash}".encode()))
+
+    async def replace_password(
+        self,
+        ticket: str,
+        password: str,
+        db_session: DbSession,
+        *,
+        actor: Actor,
+        key: str | None = None,
+        browser: str = "",
+        device: str = "",
+    ) -> SignedIn:
+        """Put one's own password in the place of a temporary one that was just proved, and sign in.
+
+        `actor` is nobody yet. Raises Forbidden, InvalidRequest.
         """
-        name = _nameable(name)
-        places = (f"sign_in:{actor.rate_key}", f"sign_in:name:{self._sealed(b'name:' + name.encode()).hex()[:32]}")
-        # Both places or none: an address that is refused must not use up what the owner of the name has.
+        async with self.units.refusing("replace_password", actor, db_session):
+            key = checked_key(key)
+            account, password_hash = await self._holder_of(ticket, db_session), ""
+            if account is not None:
+                if await _verified(account.password_hash, password):
+                    raise InvalidRequest("This is the temporary password. Choose another one.", field="new")
+                password_hash = await hash_of(password, field="new")
+        async with self.units.once("replace_password", self._kept(key), _hash(ticket), actor, db_session) as once:
+            if not once.answer:
+                if account is None or not await self._is_still(account, db_session):
+                    raise Forbidden(TICKET_IS_SPENT)
+                await db_session.update(account, password_hash=password_hash)
+                await db_session.drop_temporary_password(account.id)
+                person = _person(account, actor.request_id)
+                told = {"owner_id": account.id, "from_value": "temporary"}
+                await db_session.record("password_changed", person, self.now(), **told)
+                signed_in = await self._signed_in(account, key, actor, browser, db_session)
+                await once.remember(str(account.id))
+                return self._known_again(signed_in, account, device)
+        # A double click: the ticket is spent, and the new password proves that it is the same person.
+        again = await db_session.find_account(UUID(once.answer))
+        return await self.sign_in(
+            again.name if again else "", password, db_session, actor=actor, key=key, browser=browser, device=device
+        )
+
+    async def _holder_of(self, ticket: str, db_session: DbSession) -> Account | None:
+        """The account whose temporary password a ticket lets replace now; None for a ticket that is worth nothing."""
+        stamp, _, sealed = ticket.rpartition(".")
+        name, _, until = stamp.partition(".")
+        try:
+            account_id, valid = UUID(hex=name), int(until) > self.now().timestamp()
+        except ValueError:
+            return None
+        account = await db_session.find_account(account_id) if valid else None
+        if account is None or account.password_hash is None or account.disabled_at is not None:
+            return None
+        right = hmac.compare_digest(sealed.encode(), self._ticket_of(stamp, account.password_hash).encode())
+        return account if right and await db_session.find_temporary_password(account_id) is not None else None
+
+    async def _is_still(self, account: Account, db_session: DbSession) -> bool:
+        """Whether an account that was proved has the same password and its way in, and keeps both until commit."""
+        await db_session.lock(f"account:{account.id}")
+        now = await db_session.find_account(account.id)
+        return now is not None and now.password_hash == account.password_hash and now.disabled_at is None
+
+    async def prove(
+        self, name: str, password: str, db_session: DbSession, *, actor: Actor, device: str = ""
+    ) -> Account:
+        """The account that has this name and password, as far as attempts are left (`services.sign_in_limits`).
+
+        `device` is a cookie of `services.devices`, or for who is signed in the login. No transaction waits for the
+        hashing. Raises Unauthenticated, RateLimited.
+        """
+        account = await self._named(name, db_session)
+        place = f"login:{actor.login_id}" if actor.login_id else account and device_of(device, account, self._sealed)
+        known_as = account.name if account is not None else _nameable(name)
+        attempt = Attempt(self._sealed(b"name:" + known_as.encode()).hex()[:32], actor.rate_key, place or "")
+        try:
+            async with self.units.writing(db_session):
+                # All of them or none: an address that is refused must not use up what the owner of the name has.
+                taken = await self._take_attempts(attempt, db_session)
+            known = account is not None and account.password_hash is not None and account.disabled_at is None
+            right = await _verified(account.password_hash if known and account else _DECOY, password)
+            if account is None or not known or not right:
+                raise Unauthenticated(WRONG)
+        except Refusal as refusal:
+            refusal.account_id = account.id if account is not None else None
+            raise
         async with self.units.writing(db_session):
-            await self._take_attempts(places, db_session)
-        account = await db_session.find_account_by_name(name)
-        known = account is not None and account.password_hash is not None and account.disabled_at is None
-        right = await _verified(account.password_hash if known and account else _DECOY, password)
-        if account is None or not known or not right:
-            raise Unauthenticated(WRONG)
-        async with self.units.writing(db_session):
-            for place in places:
-                await db_session.give_back_to_bucket(place, SIGN_INS.interval_us)
+            for bucket, rate in taken:
+                await db_session.give_back_to_bucket(bucket, rate.interval_us)
         return await self._rehashed(account, password, db_session)
+
+    async def _named(self, name: str, db_session: DbSession) -> Account | None:
+        """Whose name somebody typed; nobody signs in as a guest."""
+        account = await db_session.find_account_by_name(_nameable(name))
+        return account if account is not None and account.role != "guest" else None
 
     async def _rehashed(self, account: Account, password: str, db_session: DbSession) -> Account:
         """An account whose password was just proved, its hash made as hashes are made today."""
@@ -361,16 +505,25 @@ class Accounts:
             raise Unauthenticated(WRONG)
         return current
 
-    async def _take_attempts(self, places: Iterable[str], db_session: DbSession) -> None:
-        """One attempt to sign in, of those that an address and a name have. Raises RateLimited."""
-        asked = [await rates.take(place, "sign_ins", SIGN_INS, self.now, db_session) for place in places]
-        full = [one.before for one in asked if one.after is None]
-        if full:
+    async def _take_attempts(self, attempt: Attempt, db_session: DbSession) -> list[tuple[str, Rate]]:
+        """One attempt to sign in of each place that counts; what was taken. Raises RateLimited."""
+        asked: list[tuple[tuple[str, Rate], rates.Place]] = []
+
+        async def take(place: tuple[str, Rate]) -> bool:
+            asked.append((place, await rates.take(place[0], "sign_ins", place[1], self.now, db_session)))
+            return asked[-1][1].after is not None
+
+        got = [await take(place) for place in attempt.needed]
+        if attempt.loose is not None and not await take(attempt.loose):
+            got.append(await take(attempt.tight))
+        if not all(got):
             now = self.now()
+            full = [place.before for of, place in asked if place.after is None and of != attempt.loose]
             longest = max(full, key=lambda one: one.retry_after_seconds(now))
             # All that a wrong clock has filled are put right together: one after the other each would be a wait.
-            ahead = {bucket: us for one in asked for bucket, us in one.ahead.items()}
+            ahead = {bucket: us for _, place in asked for bucket, us in place.ahead.items()}
             raise RateLimited("Too many attempts to sign in.", longest, now, ahead=ahead)
+        return [of for of, place in asked if place.after is not None]
 
     async def _signed_in(
         self, account: Account, key: str, actor: Actor, browser: str, db_session: DbSession
@@ -391,6 +544,8 @@ class Accounts:
             if kept:
                 # The claim alone would let two go on at once that find its login ended.
                 await db_session.lock(f"sign_in:{kept}")
+            if not await self._is_still(account, db_session):
+                raise Unauthenticated(WRONG)
             async with self.units.once("sign_in", kept, content, actor, db_session) as once:
                 if once.answer:
                     cookie = self._cookie(UUID(once.answer), key)
@@ -409,7 +564,7 @@ class Accounts:
                         expires_at=now + LOGIN,
                     )
                 )
-                await db_session.record("signed_in", person, now, owner_id=account.id)
+                await db_session.record("signed_in", person, now, owner_id=account.id, to_value=browser or None)
                 await once.remember(str(login_id))
                 return SignedIn(person, cookie)
 
@@ -461,6 +616,7 @@ class Accounts:
         actor: Actor,
         key: str | None = None,
         browser: str = "",
+        device: str = "",
     ) -> SignedIn:
         """Spend the link: make the admin and sign in. Of two at once one is refused, unless both have one key."""
         async with self.units.refusing("set_up", actor, db_session):
@@ -477,9 +633,10 @@ class Accounts:
                 if not await db_session.use_setup_link(_hash(secret), self.now()):
                     raise Forbidden(LINK_IS_SPENT)
                 await self._add(account, SYSTEM, db_session)
-                return await self._signed_in(account, key, actor, browser, db_session)
+                signed_in = await self._signed_in(account, key, actor, browser, db_session)
+                return self._known_again(signed_in, account, device)
         # Link and key may be known to others by now; that it is the same person is for the password to prove.
-        return await self.sign_in(name, password, db_session, actor=actor, key=key, browser=browser)
+        return await self.sign_in(name, password, db_session, actor=actor, key=key, browser=browser, device=device)
 
 
 def _visitor(
@@ -549,13 +706,13 @@ def _hasher():  # type: ignore[no-untyped-def]
     return PasswordHasher()
 
 
-async def hash_of(password: str) -> str:
-    """The hash of a password that may be one. Raises InvalidRequest."""
+async def hash_of(password: str, *, field: str = "password") -> str:
+    """The hash of a password that may be one, as it is called in a form. Raises InvalidRequest."""
     low, high = PASSWORD_CHARACTERS
     if not low <= len(storable(password)) <= high:
-        raise InvalidRequest(f"A password has {low} to {high} characters.", field="password")
+        raise InvalidRequest(f"A password has {low} to {high} characters.", field=field)
     if password.lower() in COMMON_PASSWORDS.split():
-        raise InvalidRequest("This is one of the passwords that are tried first. Choose another.", field="password")
+        raise InvalidRequest("This is one of the passwords that are tried first. Choose another.", field=field)
     return await _hashed(password)
 
 

@@ -42,13 +42,24 @@ class Actor(msgspec.Struct, frozen=True):
         return self.role == "admin" and (self.scopes is None or "admin" in self.scopes)
 
 
+#: the id of everybody who has not proved one
+NOBODY = UUID(int=0)
 #: the process itself: sweeps, the turn runner, the command line
 SYSTEM = Actor(kind="system", id=UUID(int=0), name="system", group="admin", rate_key="system", role="admin")
 
 
-def acting_for(account: Account) -> Actor:
-    """The system where it makes something that is an account's own."""
-    return msgspec.structs.replace(SYSTEM, id=account.id, group=account.group_name, token_id=SYSTEM.id)
+#: what follows an operator's name in the journal
+VIA_COMMAND_LINE = "via command line"
+
+
+def operator(name: str) -> Actor:
+    """Somebody who has the machine, and acts by the command line: as the system, under a name."""
+    return msgspec.structs.replace(SYSTEM, name=f"{name} {VIA_COMMAND_LINE}")
+
+
+def acting_for(account: Account, by: Actor = SYSTEM) -> Actor:
+    """The system, or an operator, where it makes something that is an account's own."""
+    return msgspec.structs.replace(by, id=account.id, group=account.group_name, token_id=SYSTEM.id)
 
 
 def require_admin(actor: Actor) -> None:

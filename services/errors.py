@@ -3,6 +3,7 @@
     Refusal
     ├── InvalidRequest              malformed input
     ├── Unauthenticated             nobody is asking, where somebody must
+    ├── PasswordChangeRequired      the password is temporary; carries the ticket to replace it with
     ├── NotFound                    absent, or not yours: the two are the same
     ├── Ended
     │   ├── SessionExpired          read-only; names reopen or fork where allowed
@@ -46,6 +47,8 @@ class Refusal(Exception):
     text: ClassVar[str] = "This cannot be done."
     #: the session in which it was asked, where the actor may know of it
     session_id: UUID | None = None
+    #: the account that it concerns, where nobody has proved to be its owner
+    account_id: UUID | None = None
 
     def __init__(self, text: str = "", **facts: object) -> None:
         super().__init__(text or self.text)
@@ -60,6 +63,14 @@ class InvalidRequest(Refusal):
 class Unauthenticated(Refusal):
     code = "unauthenticated"
     text = "Please sign in first."
+
+
+class PasswordChangeRequired(Refusal):
+    code = "password_change_required"
+    text = "This password is temporary. Choose your own password to continue."
+
+    def __init__(self, *, name: str, ticket: str, expires_at: datetime) -> None:
+        super().__init__(name=name, ticket=ticket, expires_at=expires_at)
 
 
 class NotFound(Refusal):

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from db.db_session import DbSession
-from db.tables import Account, ApiToken, Login
+from db.tables import Account, ApiToken, Journal, Login, TemporaryPassword
 from services.accounts import LOGIN_IDLE, Accounts, hash_of, require_group
 from services.actor import Actor, require_admin, require_person
 from services.errors import InvalidRequest, NotFound, Unauthenticated
@@ -28,8 +28,32 @@ class AccountPage(msgspec.Struct, frozen=True):
     """Part of the list of accounts, by name."""
 
     accounts: list[Account]
+    #: the ids of those that are service accounts
+    services: set[UUID]
     #: the name behind which the next part begins; None at the end
     next: str | None
+
+
+class Activity(msgspec.Struct, frozen=True):
+    """Part of what was done to an account, newest first."""
+
+    rows: list[Journal]
+    #: behind which the next part begins; None at the end
+    next: UUID | None
+
+
+class AccountState(msgspec.Struct, frozen=True):
+    """An account as it is now."""
+
+    account: Account
+    #: it is for programs alone
+    service: bool
+    logins: list[Login]
+    tokens: list[ApiToken]
+    #: who has set its password, until its owner replaces it
+    temporary: TemporaryPassword | None
+    #: the last of what was done to it
+    activity: Activity
 
 
 class Membership:
@@ -46,7 +70,8 @@ class Membership:
         """Everybody but guests. Raises Forbidden."""
         require_admin(actor)
         rows = await db_session.list_people(storable(q), storable(after), limit + 1)
-        return AccountPage(rows[:limit], rows[limit - 1].name if len(rows) > limit else None)
+        services = await db_session.list_service_accounts(row.id for row in rows)
+        return AccountPage(rows[:limit], services, rows[limit - 1].name if len(rows) > limit else None)
 
     async def account(self, account_id: UUID, db_session: DbSession, *, actor: Actor) -> Account:
         """One's own account, or any for an admin. Raises NotFound, Unauthenticated."""
@@ -71,6 +96,26 @@ class Membership:
         """The tokens that act for an account, newest first. Raises NotFound, Unauthenticated."""
         account = await self.account(account_id, db_session, actor=actor)
         return await db_session.list_api_tokens(account.id, self.now())
+
+    async def whole(self, account_id: UUID, db_session: DbSession, *, actor: Actor) -> AccountState:
+        """An account with everything that leads into it. Raises NotFound, Unauthenticated."""
+        account, now = await self.account(account_id, db_session, actor=actor), self.now()
+        return AccountState(
+            account,
+            await db_session.is_service_account(account.id),
+            await db_session.list_logins(account.id, now, now - LOGIN_IDLE),
+            await db_session.list_api_tokens(account.id, now),
+            await db_session.find_temporary_password(account.id),
+            await self.activity(account.id, db_session, actor=actor),
+        )
+
+    async def activity(
+        self, account_id: UUID, db_session: DbSession, *, actor: Actor, before: UUID | None = None, limit: int = 10
+    ) -> Activity:
+        """What was done to an account and by whom, newest first. Raises NotFound, Unauthenticated."""
+        account = await self.account(account_id, db_session, actor=actor)
+        rows, behind = await db_session.list_account_decisions(account.id, limit, before=before)
+        return Activity(rows, behind)
 
     # ------------------------------------------------------------ what an admin changes
 
@@ -123,45 +168,54 @@ class Membership:
         db_session: DbSession,
         *,
         actor: Actor,
+        temporary: bool = True,
         reason: str = "",
         key: str | None = None,
     ) -> Account:
-        """Give an account another password and end all its logins; an admin's. Raises Forbidden, NotFound."""
+        """Give an account another password and end all its logins; an admin's.
+
+        It is temporary: its owner replaces it at the next sign-in. Only the command line may give one that stays.
+        Raises Forbidden, NotFound, InvalidRequest.
+        """
         async with self._units.refusing("set_password", actor, db_session):
             require_admin(actor)
             reason = checked_line(reason, REASON_CHARACTERS, "reason")
             await self.account(account_id, db_session, actor=actor)
+            if await db_session.is_service_account(account_id):
+                raise InvalidRequest("A service account has no password; programs use its tokens.")
             password_hash = await hash_of(password)
         asked = (account_id, self._accounts.sealed(password), reason)
         async with self._units.once("set_password", key, asked, actor, db_session) as once:
             account = await self._locked(account_id, db_session, actor)
             if not once.answer:
-                await self._put_password(account, password_hash, reason, actor, db_session)
+                temporary = temporary or actor.kind != "system"
+                await self._put_password(account, password_hash, reason, actor, db_session, temporary=temporary)
             return account
 
     # ------------------------------------------------------------ what everybody changes
 
     async def change_password(
         self, old: str, new: str, db_session: DbSession, *, actor: Actor, address: Actor, key: str | None = None
-    ) -> None:
+    ) -> Account:
         """Change one's own password; every other login of the account ends. `address` is where attempts are counted.
 
-        Raises Unauthenticated, RateLimited, InvalidRequest, Forbidden.
+        Raises RateLimited, InvalidRequest, Forbidden.
         """
         asked = (self._accounts.sealed(old), self._accounts.sealed(new))
         async with self._units.refusing("change_password", actor, db_session):
             require_person(actor)
             if await Once.answer_of("change_password", key, asked, actor, self.now(), db_session):
-                return
-            proved = await self._accounts.prove(actor.name, old, db_session, actor=address)
-            password_hash = await hash_of(new)
+                return await self.account(actor.id, db_session, actor=actor)
+            proved = await self._prove(old, address, actor, db_session)
+            password_hash = await hash_of(new, field="new")
         async with self._units.once("change_password", key, asked, actor, db_session) as once:
             account = await self._locked(actor.id, db_session, actor)
             if once.answer:
-                return
+                return account
             if account.password_hash != proved.password_hash:
-                raise Unauthenticated("The password has been changed meanwhile.")
+                raise InvalidRequest("The password has been changed meanwhile.", field="old")
             await self._put_password(account, password_hash, "", actor, db_session)
+            return account
 
     async def revoke_login(
         self, login_id: UUID, db_session: DbSession, *, actor: Actor, reason: str = "", key: str | None = None
@@ -251,11 +305,33 @@ class Membership:
             told = {"reason": reason, "from_value": before, "to_value": after}
             await self._record("account_changed", account.id, actor, db_session, **told)
 
+    async def _prove(self, password: str, address: Actor, actor: Actor, db_session: DbSession) -> Account:
+        """One's own account, where one's password is right. Raises InvalidRequest, RateLimited."""
+        # Whoever is signed in has attempts of their own, which no stranger uses up.
+        here = msgspec.structs.replace(address, login_id=actor.login_id)
+        try:
+            return await self._accounts.prove(actor.name, password, db_session, actor=here)
+        except Unauthenticated as error:
+            refusal = InvalidRequest("This is not your current password.", field="old")
+            refusal.account_id = actor.id
+            raise refusal from error
+
     async def _put_password(
-        self, account: Account, password_hash: str, reason: str, actor: Actor, db_session: DbSession
+        self,
+        account: Account,
+        password_hash: str,
+        reason: str,
+        actor: Actor,
+        db_session: DbSession,
+        *,
+        temporary: bool = False,
     ) -> None:
         await db_session.update(account, password_hash=password_hash)
-        await self._record("password_changed", account.id, actor, db_session, reason=reason)
+        await db_session.drop_temporary_password(account.id)
+        if temporary:
+            await db_session.put_temporary_password(account.id, actor.name, self.now())
+        told = {"reason": reason, "to_value": "temporary" if temporary else None}
+        await self._record("password_changed", account.id, actor, db_session, **told)
         await self._end_logins(account, actor, db_session)
 
     async def _end_logins(self, account: Account, actor: Actor, db_session: DbSession, reason: str = "") -> int:

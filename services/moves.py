@@ -287,7 +287,7 @@ class Moves:
     async def _admin(self, move: ModelMove, db_session: DbSession) -> Actor:
         """Who ordered it, as long as that is an admin. Raises _CannotGoOn."""
         if move.admin_id == SYSTEM.id:
-            return SYSTEM
+            return msgspec.structs.replace(SYSTEM, name=move.admin_name)
         account = await db_session.find_account(move.admin_id)
         if account is None or account.role != "admin" or account.disabled_at is not None:
             raise _CannotGoOn(f"{move.admin_name} is no longer an admin.")

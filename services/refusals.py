@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
+
+import msgspec
 
 from db.db_session import DatabaseUnavailable, DbSession
-from services.actor import SYSTEM, Actor
+from services.actor import NOBODY, SYSTEM, Actor
 from services.errors import Refusal, StorageUnavailable
 
 #: counts that one sweep writes down
@@ -19,9 +22,18 @@ async def note(refusal: Refusal, verb: str, actor: Actor, now: datetime, db_sess
     minute = now.replace(second=0, microsecond=0)
     with suppress(DatabaseUnavailable):
         async with db_session.transaction():
-            if await db_session.count_refusal(refusal.code, actor, minute) == 1:
-                session_id = refusal.session_id
-                await db_session.record("refused", actor, now, session_id=session_id, outcome=refusal.code, reason=verb)
+            if await db_session.count_refusal(refusal.code, _counted(actor, refusal), minute) == 1:
+                told: dict[str, Any] = {"session_id": refusal.session_id, "owner_id": refusal.account_id}
+                # Who has proved nothing is told apart by a keyed hash of the address alone.
+                told |= {"from_value": actor.rate_key} if actor.id == NOBODY else {}
+                await db_session.record("refused", actor, now, outcome=refusal.code, reason=verb, **told)
+
+
+def _counted(actor: Actor, refusal: Refusal) -> Actor:
+    """Under whom a refusal is counted: where nobody tried to be somebody, for each account by itself."""
+    if refusal.account_id is None or actor.id != NOBODY:
+        return actor
+    return msgspec.structs.replace(actor, id=refusal.account_id, rate_key=f"{actor.rate_key} {refusal.account_id}")
 
 
 async def settle(now: Callable[[], datetime], db_session: DbSession) -> None:
@@ -30,6 +42,7 @@ async def settle(now: Callable[[], datetime], db_session: DbSession) -> None:
         for row in await db_session.take_refusals_before(now().replace(second=0, microsecond=0), SETTLED_ROWS):
             if row.times > 1:
                 who = row.actor_name or "nobody"
+                told = {} if row.actor_name else {"from_value": row.rate_key.split()[0], "to_value": str(row.times - 1)}
                 await db_session.record(
                     "refusals_counted",
                     SYSTEM,
@@ -37,4 +50,5 @@ async def settle(now: Callable[[], datetime], db_session: DbSession) -> None:
                     owner_id=row.actor_id,
                     outcome=row.code,
                     reason=f"{row.times - 1} more of {who} in the minute of {row.minute:%Y-%m-%d %H:%M}",
+                    **told,
                 )

@@ -13,9 +13,8 @@ from uuid import UUID
 
 from db.db_session import DbSession
 from db.tables import Session
-from services import refusals, render_timeouts
+from services import refusals, render_timeouts, sign_in_limits
 from services.access import Access
-from services.accounts import SIGN_INS
 from services.actor import SYSTEM, Actor
 from services.errors import NotFound
 from services.event_bus import EventBus, Hint
@@ -212,6 +211,6 @@ class Upkeep:
             log.warning("the clock was set back: leases were shortened")
         if rates:
             now_us, windows = microseconds(self.now()), (await Rules.now(db_session)).windows_us
-            windows["sign_in"] = SIGN_INS.window_us
+            windows["sign_in"] = sign_in_limits.WINDOW_US
             if await db_session.shorten_rates({name: now_us + window for name, window in windows.items()}):
                 log.warning("the clock was set back: rates were shortened")

@@ -47,11 +47,14 @@ def callers(server: Server, tokens: dict[str, str], ids: dict[str, list[str]]) -
     """Everybody, each with something to lose; what there is to find is added to `ids`."""
     found = [Caller("an admin's token", bearer(tokens["ada"])), Caller("a user's token", bearer(tokens["ann"]))]
     with server.script(tokens["ada"]) as ada, server.script(tokens["bob"]) as bob:
-        reads = ada.post("/account/tokens", json={"name": "reads", "scope": "read", "account": "ann"}).json()
+        with server.guest(Accept=JSON) as browser:
+            browser.post("/login", data={"name": "ann", "password": PASSWORD})
+            reads = browser.post("/account/tokens", json={"name": "reads", "scope": "read"}).json()
         found.append(Caller("a token that reads", bearer(reads["token"])))
         for client in (ada, bob):
             fill(client, ids)
-        account = ada.post("/account/tokens", json={"name": "to lose", "account": "cat"}).json()
+        (cat,) = ada.get("/admin/accounts", params={"q": "cat"}).json()["accounts"]
+        account = ada.get(f"/admin/accounts/{cat['id']}").json()
         ids["account_id"].append(account["id"])
         ids["token_id"].append(account["tokens"][0]["id"])
         move = ada.post("/admin/moves", json={"from": "guide", "to": "fast", "reason": "fuzz"}).json()

@@ -280,7 +280,7 @@ def test_J3_marked_words_turn_up_only_where_they_belong(
     ):
         setup = server.setup_url
         forwarded = {name: {"X-Forwarded-For": address} for name, address in ADDRESSES.items()}
-        made = server.run("account", "create", "ann", stdin=f"{SECRETS['password']}\n")
+        made = server.run("account", "create", "ann", "--permanent", stdin=f"{SECRETS['password']}\n")
         assert made.returncode == 0, made.stderr
         token = server.run("token", "create", "--account", "ann", "--name", "script").stdout.strip()
         people = {

@@ -34,6 +34,7 @@ from tests.web.running import Server, a_server
 from tests.web.wire import ABSENT
 from web import views
 from web.__main__ import main
+from web.activity import ActivitiesView, ActivityView
 from web.bodies import FIELDS, VALUES
 from web.completions import MOST_MESSAGES, ChatCompletion
 from web.connection import HEAD_BYTES, HEADERS, LINE_BYTES, TOLD
@@ -279,6 +280,9 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
         "Usage": views.UsageView,
         "Login": views.LoginView,
         "Token": views.TokenView,
+        "Temporary": views.TemporaryView,
+        "Activity": ActivityView,
+        "Activities": ActivitiesView,
         "Member": views.MemberView,
         "Account": views.AccountView,
         "Accounts": views.AccountsView,

@@ -9,7 +9,7 @@ import click
 
 from web.commands.account import account
 from web.commands.backup import backup, restore
-from web.commands.console import HELP, accounts_of, on_engine, only_one, put_in_force, settings_of
+from web.commands.console import HELP, accounts_of, named, on_engine, only_one, put_in_force, settings_of
 from web.commands.deployment import check, config, migrate
 from web.commands.group import group
 from web.commands.journal import journal
@@ -35,7 +35,8 @@ def _version(context: click.Context, option: click.Parameter, asked: bool) -> No
 
 @click.group(context_settings=HELP)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Tell it and exit.")
-def main() -> None:
+@click.option("--as", "operator", metavar="NAME", callback=named, help="Who acts; it stands in the journal.")
+def main(operator: str | None) -> None:
     """Turnkeeper: governed chat sessions over several language models.
 
     Settings come from flags, TURNKEEPER_* variables, and turnkeeper.toml, in this order. The exit code is 0 when it is
@@ -46,6 +47,8 @@ def main() -> None:
     turnkeeper account create ann                    # asks for the password
     turnkeeper token create --account ann --name ci  # prints a key for scripts
     turnkeeper session list --json
+
+    The journal names who acts: NAME, else who called sudo, else the user that runs the command.
     """
 
 

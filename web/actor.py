@@ -13,6 +13,10 @@ from web.given import Db, Who
 
 LOGIN_COOKIE = "tk_login"
 GUEST_COOKIE = "tk_guest"
+#: by which a browser that has signed in before is known when it signs in again
+DEVICE_COOKIE = "tk_device"
+#: how long it is, from the last sign-in on
+DEVICE_SECONDS = 180 * 86400
 #: how browsers and systems are told apart; the first that is found
 BROWSERS = {"Firefox/": "Firefox", "Edg/": "Edge", "OPR/": "Opera", "Chrome/": "Chrome", "Safari/": "Safari"}
 SYSTEMS = {
@@ -78,11 +82,21 @@ def browser_of(request: Request) -> str:
 
 def login_cookie(request: Request, value: str) -> Cookie:
     """The cookie of a login; empty to end it."""
+    return _kept(request, LOGIN_COOKIE, value, int(LOGIN.total_seconds()) if value else 0)
+
+
+def device_cookie(request: Request, value: str) -> Cookie:
+    """The cookie of a browser that has signed in; signing out leaves it."""
+    return _kept(request, DEVICE_COOKIE, value, DEVICE_SECONDS)
+
+
+def _kept(request: Request, name: str, value: str, seconds: int) -> Cookie:
+    """A cookie that proves something."""
     secure = request.url.scheme == "https"
     return Cookie(
-        key=_name(LOGIN_COOKIE, secure),
+        key=_name(name, secure),
         value=value,
-        max_age=int(LOGIN.total_seconds()) if value else 0,
+        max_age=seconds,
         path="/",
         httponly=True,
         samesite="lax",

@@ -142,6 +142,7 @@ def _chrome(request: Request) -> dict[str, Any]:
     return {
         "actor": request.state.get("actor"),
         "guests": request.app.state.accounts.guests,
+        "admins_read": request.app.state.accounts.admins_read,
         "zone": _zone(request.cookies.get("tz", "")),
         "refused": request.state.get("refused"),
     }

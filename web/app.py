@@ -67,7 +67,7 @@ def create_app(
     alone = engine.engine_type == "sqlite"
     draining, drained = asyncio.Event(), asyncio.Event()
     bus, counts = bus_for(settings.database_url, settings.redis_url), Counts()
-    accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now)
+    accounts = Accounts(settings.secret(), guests=settings.guests, now=utc_now, admins_read=settings.admins_read)
 
     def open_session() -> DbSession:
         return DbSession(engine)

@@ -26,6 +26,7 @@ PROBLEM = "application/problem+json"
 STATUS: dict[type[Refusal], int] = {
     errors.InvalidRequest: 400,
     errors.Unauthenticated: 401,
+    errors.PasswordChangeRequired: 403,
     errors.NotFound: 404,
     errors.SessionExpired: 410,
     errors.SessionClosed: 410,
@@ -154,6 +155,8 @@ def _told(
         case "openai":
             response = json(OpenError.of(status, code, detail, facts.get("field")), status)
             headers = refusal_headers(status, code, headers)
+        case "fragment" if at := _password_field(request, problem):
+            response = html(render("account/wrong.html", problem=problem, at=at), status)
         case "fragment":
             response = html(render("refusal/refused.html", refused=_refused(request, problem, session_id)), status)
         case "page":
@@ -171,6 +174,10 @@ def _page(request: Request, problem: dict[str, Any], session_id: UUID | None) ->
     actor, refused = request.state.get("actor"), _refused(request, problem, session_id)
     context = {"request": request, "actor": actor, "guests": request.app.state.accounts.guests}
     path, status = request.url.path, problem["status"]
+    if problem["code"] == "password_change_required" or path == "/login/password":
+        asks = {"username": problem.get("name", ""), "ticket": problem.get("ticket") or refused.typed.get("ticket", "")}
+        page = render("password.html", next=refused.typed.get("next") or "/", problem=problem, **asks, **context)
+        return html(page, status)
     if status == 401 or path == "/login":
         onward = refused.typed.get("next") or ("/" if path.startswith(("/login", "/setup")) else path)
         name = refused.typed.get("name", "")
@@ -190,6 +197,12 @@ def _refused(request: Request, problem: dict[str, Any], session_id: UUID | None)
     asked_in = session_id or typed.get("session_id") or request.path_params.get("session_id")
     action = path if request.method == "POST" else ""
     return Refused(problem, action, typed, _signed_out(request, problem), asked_in)
+
+
+def _password_field(request: Request, problem: dict[str, Any]) -> str:
+    """The field of the form to change a password that is wrong; empty where it is another form, or none is."""
+    field = problem.get("field", "")
+    return str(field) if request.url.path == "/account/password" and field in ("old", "new") else ""
 
 
 def _signed_out(request: Request, problem: dict[str, Any]) -> bool:

@@ -99,6 +99,15 @@ class SignIn(msgspec.Struct, forbid_unknown_fields=True):
     next: str = "/"
 
 
+class ReplacePassword(msgspec.Struct, forbid_unknown_fields=True):
+    """A temporary password's place is taken by one's own."""
+
+    #: what the refused sign-in has told
+    ticket: str
+    new: str
+    next: str = "/"
+
+
 class SetUp(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     password: str
@@ -164,6 +173,8 @@ class ShowLogin(msgspec.Struct):
 KEY_FIELD = "idempotency_key"
 #: what no page ever gives back
 SECRETS = frozenset(("password", "old", "new"))
+#: what a form that asks for one gives back
+BESIDE_SECRETS = ("name", "next", "ticket", "role", "group", "service", "reason", "account_id")
 #: files that are decoded, and acted on, at a time
 _FILES = asyncio.Semaphore(4)
 #: who sends a file: one at a time, whose next one waits with its body unread
@@ -181,7 +192,7 @@ def reads(form: type[msgspec.Struct]) -> Provide:
         # Kept so that a refusal can give back what was typed; beside a password no more than who and where to.
         typed = {name: value for name, value in fields.items() if isinstance(value, str)}
         secret = not SECRETS.isdisjoint(field.name for field in msgspec.structs.fields(form))
-        request.state.typed = {name: typed[name] for name in ("name", "next") if name in typed} if secret else typed
+        request.state.typed = {name: typed[name] for name in BESIDE_SECRETS if name in typed} if secret else typed
         key = fields.pop(KEY_FIELD, None)
         if not isinstance(key, str | None):
             raise InvalidRequest("An idempotency key is a text.", field=KEY_FIELD)
@@ -420,6 +431,14 @@ class CreateToken(msgspec.Struct, forbid_unknown_fields=True):
     expires_on: date | None = None
     #: an admin's choice; default: one's own
     account: str | None = None
+    #: why, where it is for somebody else; the owner sees it
+    reason: str = ""
+
+
+class ListActivity(msgspec.Struct):
+    #: where the page before ended
+    cursor: UUID | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
 
 
 class RevokeToken(msgspec.Struct, forbid_unknown_fields=True):
@@ -438,7 +457,10 @@ class ListAccounts(msgspec.Struct):
 
 class CreateAccount(msgspec.Struct, forbid_unknown_fields=True):
     name: str
-    password: str
+    #: its owner replaces it at the first sign-in; a service account has none
+    password: str = ""
+    #: for programs alone
+    service: bool = False
     role: Literal["user", "admin"] = "user"
     #: default: that of the role
     group: str = ""

@@ -38,7 +38,7 @@ def environment() -> Environment:
     return made
 
 
-def render(name: str, **context: Any) -> str:
+def render(name: str, /, **context: Any) -> str:
     """A template as text."""
     return environment().get_template(name).render(**context)
 

@@ -10,12 +10,13 @@ import msgspec
 from markupsafe import Markup
 
 from db.db_session import Written
-from db.tables import Account, ApiToken, Journal, Login, ModelMove, Turn
+from db.tables import Account, ApiToken, Journal, ModelMove, TemporaryPassword, Turn
 from services.actor import Actor
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.desk import DeskPage, OnDesk, Outcome, Writing
 from services.governance import GovernedGroup, GovernedLimit, GovernedModel
+from services.membership import AccountState
 from services.model_rule import came_by_itself, chosen_by, is_first, is_owners, reason_of
 from services.moves import Preview
 from services.outcomes import Extension, Found, LiveSession, Switch
@@ -23,6 +24,7 @@ from services.oversight import Decision, UsageReport, Used
 from services.policies import DELETED_KEPT, Allowance, microseconds
 from services.transfer import Taken
 from services.turn_log import Position
+from web.activity import ActivityView, told
 from web.markdown import Grown
 from web.rendering import begun, html_of
 
@@ -627,31 +629,50 @@ class MemberView(View, frozen=True):
     name: str
     role: str
     group: str
+    #: for programs alone: without a password and without logins
+    service: bool
     disabled_at: datetime | None
     created_at: datetime
 
     @classmethod
-    def of(cls, account: Account) -> "MemberView":
-        return cls._of(account, group=account.group_name)
+    def of(cls, account: Account, *, service: bool = False) -> "MemberView":
+        return cls._of(account, group=account.group_name, service=service)
+
+
+class TemporaryView(View, frozen=True):
+    """A password that somebody else has set; its owner replaces it at the next sign-in."""
+
+    set_by: str
+    set_at: datetime
+
+    @classmethod
+    def of(cls, password: TemporaryPassword) -> "TemporaryView":
+        return cls._of(password)
 
 
 class AccountView(MemberView, frozen=True):
-    """An account with its logins and tokens."""
+    """An account with its logins, its tokens and what was done to it lately."""
 
     logins: list[LoginView] = []
     tokens: list[TokenView] = []
+    #: null where the password is its owner's own
+    temporary_password: TemporaryView | None = None
+    #: the last of it, newest first
+    activity: list[ActivityView] = []
     #: the text of the token just made; told only then
     token: str | None = None
 
     @classmethod
-    def whole(
-        cls, account: Account, logins: list[Login], tokens: list[ApiToken], actor: Actor, token: str | None = None
-    ) -> "AccountView":
+    def whole(cls, one: AccountState, actor: Actor, token: str | None = None) -> "AccountView":
+        temporary = TemporaryView.of(one.temporary) if one.temporary is not None else None
         return cls._of(
-            account,
-            group=account.group_name,
-            logins=[LoginView._of(one, current=one.id == actor.login_id) for one in logins],
-            tokens=[TokenView.of(one) for one in tokens],
+            one.account,
+            group=one.account.group_name,
+            service=one.service,
+            logins=[LoginView._of(login, current=login.id == actor.login_id) for login in one.logins],
+            tokens=[TokenView.of(row) for row in one.tokens],
+            temporary_password=temporary,
+            activity=told(one.activity.rows, one.account.id, mine=one.account.id == actor.id),
             token=token,
         )
 

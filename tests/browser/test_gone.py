@@ -33,7 +33,7 @@ class Streams:
 
 
 def test_O4_a_page_of_somebody_whose_account_is_disabled_is_told_and_does_not_ask_again(chat: Chat) -> None:
-    made = chat.server.run("account", "create", "leaver", stdin=f"{PASSWORD}\n")
+    made = chat.server.run("account", "create", "leaver", "--permanent", stdin=f"{PASSWORD}\n")
     assert made.returncode == 0, made.stderr
     sign_in(chat, "leaver")
     chat.begin("hello")

@@ -118,28 +118,6 @@ async def test_a_wrong_name_and_a_wrong_password_are_told_alike(accounts: Accoun
     assert told == {("unauthenticated", "The name or the password is wrong.")}
 
 
-async def test_sign_ins_are_limited_by_name_and_by_address_and_again_after_the_wait(
-    accounts: Accounts, db_session: DbSession, clock: Clock
-) -> None:
-    await accounts.create_account("ann", PASSWORD, db_session)
-
-    async def attempt(name: str, address: str) -> str:
-        try:
-            return (await accounts.sign_in(name, PASSWORD, db_session, actor=nobody(address))).cookie
-        except Exception as error:
-            return str(getattr(error, "code", error))
-
-    for _ in range(10):
-        assert await attempt("nobody", "198.51.100.1") == "unauthenticated"
-    assert await attempt("nobody", "198.51.100.2") == "rate_limited"
-    assert await attempt("ann", "198.51.100.1") == "rate_limited"
-    assert len(await attempt("ann", "198.51.100.2")) > 30
-    clock.pass_(seconds=59, microseconds=999_999)
-    assert await attempt("ann", "198.51.100.1") == "rate_limited"
-    clock.pass_(microseconds=1)
-    assert len(await attempt("ann", "198.51.100.1")) > 30
-
-
 async def test_a_token_acts_for_its_account_within_its_scopes(accounts: Accounts, db_session: DbSession) -> None:
     await accounts.create_account("ada", PASSWORD, db_session, role="admin")
     for asked, scopes, is_admin in (

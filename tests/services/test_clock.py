@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from db.db_session import DbSession
-from services.accounts import SIGN_INS, Accounts
+from services.accounts import Accounts
 from services.actor import Actor
 from services.client_pool import ClientPool
 from services.clients import Usage as Counted
@@ -97,12 +97,12 @@ async def test_L8_attempts_to_sign_in_wait_no_longer_than_their_rate_after_the_c
     async def attempt() -> Refusal | None:
         return await refusal_of(accounts.sign_in("nobody", "wrong password", db_session, actor=nobody))
 
-    refusals = [await attempt() for _ in range(SIGN_INS.burst + 1)]
+    refusals = [await attempt() for _ in range(PAIR.burst + 1)]
     assert isinstance(refusals[0], Unauthenticated) and isinstance(refusals[-1], RateLimited)
     clock.at -= timedelta(days=1)
     refusal = await attempt()
     assert isinstance(refusal, RateLimited)
-    assert timedelta(seconds=refusal.retry_after_seconds) <= timedelta(microseconds=SIGN_INS.window_us)
+    assert timedelta(seconds=refusal.retry_after_seconds) <= timedelta(microseconds=PAIR.window_us)
     clock.pass_(seconds=refusal.retry_after_seconds)
     assert isinstance(await attempt(), Unauthenticated)
 

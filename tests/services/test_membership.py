@@ -280,7 +280,7 @@ async def test_a_password_is_changed_only_by_who_knows_it_and_guesses_are_counte
         with pytest.raises(Refusal) as raised:
             await membership.change_password("wrong horse", OTHER, db_session, actor=ann, address=nobody)
         codes.append(raised.value.code)
-    assert codes == ["unauthenticated"] * 10 + ["rate_limited"]
+    assert codes == ["invalid_request"] * 10 + ["rate_limited"]
     with pytest.raises(Refusal, match="Too many"):
         await membership.change_password(PASSWORD, OTHER, db_session, actor=ann, address=nobody)
     clock.pass_(minutes=1)
@@ -295,7 +295,7 @@ async def test_of_two_changes_of_a_password_at_once_one_holds(
         await membership.change_password(PASSWORD, f"{OTHER} {number}", db, actor=ann, address=nobody)
 
     together = await at_once(4, change)
-    assert (len(together.done), together.codes) == (1, ["unauthenticated"] * 3)
+    assert (len(together.done), together.codes) == (1, ["invalid_request"] * 3)
     assert len(await journal("password_changed")) == 1
 
 
@@ -323,7 +323,8 @@ async def test_an_admin_gives_a_password_and_every_login_ends(
     for _ in range(2):
         await membership.set_password(ann.id, OTHER, db_session, actor=ada, reason="Forgotten.", key="k")
     assert await membership.logins(ann.id, db_session, actor=ada) == []
-    assert (await come("ann", OTHER)).id == ann.id
+    with pytest.raises(Refusal, match="temporary"):
+        await come("ann", OTHER)
     rows = await everything()
     kept = repr({name: rows[name] for name in ("idempotency", "journal")})
     assert OTHER not in kept and accounts.sealed(OTHER) not in kept
@@ -367,8 +368,8 @@ async def test_D1_a_token_is_made_once_for_each_key_and_told_the_same(
     assert other != token
 
 
-async def test_nobody_makes_a_token_of_another_but_an_admin(
-    accounts: Accounts, db_session: DbSession, ann: Actor, ada: Actor, nobody: Actor, refused: Refused
+async def test_nobody_makes_a_token_of_another(
+    accounts: Accounts, db_session: DbSession, ann: Actor, nobody: Actor, refused: Refused
 ) -> None:
     async with refused("forbidden"):
         await accounts.create_token("bob", "mine", ("read",), db_session, actor=ann)
@@ -376,7 +377,6 @@ async def test_nobody_makes_a_token_of_another_but_an_admin(
         await accounts.create_token("bob", "mine", ("read",), db_session, actor=nobody)
     async with refused("invalid_request"):
         await accounts.create_token("ann", " ", ("read",), db_session, actor=ann)
-    assert await accounts.create_token("bob", "for him", ("read",), db_session, actor=ada)
 
 
 async def test_a_failing_database_changes_nothing(

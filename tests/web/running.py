@@ -224,7 +224,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def admin_token(server: Server) -> str:
     """A token of the admin ada."""
-    made = server.run("account", "create", "ada", "--role", "admin", stdin="correct horse battery\n")
+    made = server.run("account", "create", "ada", "--role", "admin", "--permanent", stdin="correct horse battery\n")
     assert made.returncode == 0, made.stderr
     return _token(server, "ada", "admin")
 
@@ -232,7 +232,7 @@ def admin_token(server: Server) -> str:
 @pytest.fixture(scope="session")
 def ann_token(server: Server) -> str:
     """A token of the user ann."""
-    made = server.run("account", "create", "ann", stdin="correct horse battery\n")
+    made = server.run("account", "create", "ann", "--permanent", stdin="correct horse battery\n")
     assert made.returncode == 0, made.stderr
     return _token(server, "ann", "chat")
 

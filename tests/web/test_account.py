@@ -28,19 +28,26 @@ from tests.web.wire import (
 )
 
 FORM = {"Accept": BROWSER}
-OTHER = "battery staple horse"
+OTHER, TEMPORARY = "battery staple horse", "a temporary horse"
+REPLACE = "password_change_required"
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:150.0) Gecko/20100101 Firefox/150.0"
 
 Come = Callable[..., httpx.Client]
 
 
 @pytest.fixture
-def name(boss: httpx.Client) -> str:
-    """Somebody who has an account since just now."""
+def name(boss: httpx.Client, newcomer: Come) -> str:
+    """Somebody who has an account since just now, with a password of their own."""
     name = f"eve-{uuid4().hex[:8]}"
-    made = boss.post("/admin/accounts", json={"name": name, "password": PASSWORD})
+    made = boss.post("/admin/accounts", json={"name": name, "password": TEMPORARY})
     assert made.status_code == 201, made.text
     assert made.json()["role"] == made.json()["group"] == "user"
+    assert made.json()["temporary_password"]["set_by"] == "boss"
+    asked = problem(newcomer().post("/login", json={"name": name, "password": TEMPORARY}), 403, REPLACE)
+    browser = newcomer()
+    replaced = browser.post("/login/password", json={"ticket": asked["ticket"], "new": PASSWORD})
+    assert replaced.status_code == 303
+    browser.post("/logout", json={})
     return name
 
 
@@ -99,7 +106,8 @@ def test_a_password_is_changed_by_the_form_and_every_other_browser_is_out(signs_
     client, other = signs_in(), signs_in()
     form = hidden_fields(client.get("/account", headers=FORM).text, "/account/password")
     wrong = client.post("/account/password", data={**form, "old": "wrong horse", "new": OTHER}, headers=FORM)
-    assert wrong.status_code == 401 and "wrong" in wrong.text
+    assert wrong.status_code == 400 and "This is not your current password." in wrong.text
+    assert wrong.text.index('aria-invalid="true"') and wrong.text.count("Please sign in") == 0
     assert "wrong horse" not in wrong.text and OTHER not in wrong.text
     for _ in range(2):  # the second is a double click
         done = client.post("/account/password", data={**form, "old": PASSWORD, "new": OTHER}, headers=FORM)

@@ -25,8 +25,11 @@ from tests.servers import free_port
 from tests.web.running import Server, a_server
 from tests.web.wire import ABSENT, JSON, SOON, assert_session, begin, chat, create, problem, streaming
 from web.__main__ import main
+from web.commands.console import operator_name
 
 PASSWORD = "correct horse battery\n"
+#: as whom the commands of these tests are given
+OPERATOR = f"{operator_name()} via command line"
 
 
 def commands(group: click.Command = main, *path: str) -> Iterator[tuple[str, ...]]:
@@ -340,8 +343,8 @@ def test_what_was_done_is_in_the_journal(quiet: Server) -> None:
     quiet.run("token", "create", "--account", "ann", "--name", "label")
     with sqlite3.connect(quiet.folder / "var" / "turnkeeper.db") as database:
         rows = database.execute("SELECT what, actor_name FROM journal").fetchall()
-    assert ("account_created", "system") in rows
-    assert ("token_created", "system") in rows
+    assert ("account_created", OPERATOR) in rows
+    assert ("token_created", OPERATOR) in rows
 
 
 # ---------------------------------------------------------------- accounts and tokens that are there
@@ -373,12 +376,12 @@ def beside(tmp_path: Path) -> Iterator[tuple[Server, Here]]:
 
 def test_an_account_is_disabled_enabled_and_given_a_password_while_it_is_served(beside: tuple[Server, Here]) -> None:
     running, here = beside
-    assert of(here.run("account", "create", "ann", "--json", stdin=PASSWORD))["name"] == "ann"
+    assert of(here.run("account", "create", "ann", "--permanent", "--json", stdin=PASSWORD))["name"] == "ann"
     assert here.run("account", "create", "ada", "--role", "admin", stdin=PASSWORD).returncode == 0
     token = of(here.run("token", "create", "--account", "ann", "--name", "ci", "--json"))["token"]
     with running.guest(Accept=JSON) as browser, running.script(token) as script:
         assert browser.post("/login", data={"name": "ann", "password": PASSWORD.strip()}).status_code == 303
-        changed = here.run("account", "passwd", "ann", stdin="another horse battery\n")
+        changed = here.run("account", "passwd", "ann", "--permanent", stdin="another horse battery\n")
         assert changed.stdout == "“ann” has a new password.\n"
         browser.cookies.delete("tk_guest")
         assert "guest-" in browser.post("/session/create", json={}).json()["owner"]["name"]
@@ -402,7 +405,7 @@ def test_an_account_is_disabled_enabled_and_given_a_password_while_it_is_served(
     refused(here.run("account", "passwd", "ann", stdin="short\n"))
     with sqlite3.connect(here.folder / "var" / "turnkeeper.db") as database:
         rows = database.execute("SELECT DISTINCT what, actor_name FROM journal WHERE what LIKE 'account_%'").fetchall()
-    assert {("account_disabled", "system"), ("account_enabled", "system")} <= set(rows)
+    assert {("account_disabled", OPERATOR), ("account_enabled", OPERATOR)} <= set(rows)
 
 
 def test_a_token_is_listed_without_its_text_ends_and_is_revoked(beside: tuple[Server, Here]) -> None:
@@ -453,11 +456,11 @@ def test_sessions_are_listed_shown_switched_and_closed_while_they_are_served(bes
         assert refused_.json()["code"] == "model_locked"
         shown = of(here.run("session", "show", id, "--json"))
         assert shown["session"]["locked"] is True
-        assert ("model_switched", "system", "on trial") in [
+        assert ("model_switched", OPERATOR, "on trial") in [
             (row["what"], row["actor"], row["reason"]) for row in shown["journal"]
         ]
         words = here.run("session", "show", id).stdout
-        assert "Chosen by system: on trial." in words and "canary" not in words
+        assert f"Chosen by {OPERATOR}: on trial." in words and "canary" not in words
         running_turn = begin(guest, "/tokens 900 /delay 50ms", session_id=plain)
         assert "writing" in here.run("session", "list").stdout
         assert here.run("session", "close", plain, "--reason", "enough").stdout == "The session is closed.\n"
@@ -490,7 +493,7 @@ def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
         mine = ann.get(f"/session/{ids[0]}/export").json()
         assert json.loads(one.stdout)["sessions"] == mine["sessions"]
         told = ann.get(f"/session/{ids[0]}/journal").json()["journal"][0]
-        assert (told["what"], told["actor"], told["reason"]) == ("transcript_opened", "system", "moving house")
+        assert (told["what"], told["actor"], told["reason"]) == ("transcript_opened", OPERATOR, "moving house")
 
         done = of(here.run("session", "export", "--account", "ann", *why, "--output", str(output), "--json"))
         assert done == {"file": str(output), "sessions": 3, "bytes": output.stat().st_size}
@@ -519,7 +522,7 @@ def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
         shown = of(here.run("session", "show", came["imported"][0]["sessions"][0], "--json"))
         assert shown["session"]["owner"]["name"] == "bob"
         made = next(row for row in shown["journal"] if row["what"] == "session_created")
-        assert (made["actor"], made["reason"]) == ("system", "import")
+        assert (made["actor"], made["reason"]) == (OPERATOR, "import")
     assert here.run("session", "import", str(output), "--account", "bob").stdout == (
         f"“bob” has 3 sessions of {output}.\n"
     )
@@ -596,7 +599,7 @@ def test_a_move_is_counted_ordered_listed_and_stopped(beside: tuple[Server, Here
         assert (counted["total"], counted["running"], counted["from"]) == (3, 0, "smart")
         assert here.run("move", "preview", "smart", "fast").stdout.split()[:2] == ["sessions", "3"]
         ordered = of(here.run("move", "order", "smart", "fast", "--reason", "too dear", "--json"))
-        assert (ordered["state"], ordered["total"], ordered["ordered_by"]) == ("running", 3, "system")
+        assert (ordered["state"], ordered["total"], ordered["ordered_by"]) == ("running", 3, OPERATOR)
         until(lambda: of(here.run("move", "list", "--json"))["moves"][0]["state"] == "done")
         assert {guest.get(f"/session/{id}").json()["last_model"] for id in ids} == {"fast"}
     line = here.run("move", "list").stdout.splitlines()[1].split()
@@ -657,7 +660,7 @@ def test_a_reply_is_stopped_and_a_session_renamed_extended_reopened_and_deleted(
         problem(guest.get(f"/session/{id}"), 404, "session_not_found")
         assert guest.post(f"/session/{id}/restore", json={}).json()["title"] == "Once more"
         told = guest.get(f"/session/{id}/journal").json()["journal"]
-        assert ("session_deleted", "system") in [(row["what"], row["actor"]) for row in told]
+        assert ("session_deleted", OPERATOR) in [(row["what"], row["actor"]) for row in told]
     for verb in ("stop", "extend", "reopen"):
         assert "no such session" in refused(here.run("session", verb, ABSENT))
     assert "no such session" in refused(here.run("session", "delete", ABSENT, "--reason", "x"))

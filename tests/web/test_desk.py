@@ -163,12 +163,13 @@ def test_every_write_of_an_admin_is_in_the_journal(
     guest = newcomer()
     turn = begin(guest, "/tokens 3000 /delay 50ms")
     theirs = turn["session_id"]
-    made = boss.post("/admin/accounts", json={"name": f"x-{unique}", "password": PASSWORD}).json()
+    own = governed.people(f"own-{unique}:admin", f"x-{unique}")[f"own-{unique}"]
+    (made,) = boss.get("/admin/accounts", params={"q": f"x-{unique}"}).json()["accounts"]
     person = newcomer()
     person.post("/login", data={"name": f"x-{unique}", "password": PASSWORD}, headers=FORM)
-    login = boss.get(f"/admin/accounts/{made['id']}").json()["logins"][0]["id"]
-    token = boss.post("/account/tokens", json={"name": "x", "account": f"x-{unique}"}).json()["tokens"][0]["id"]
-    own = governed.people(f"own-{unique}:admin")[f"own-{unique}"]
+    theirs_to_end = boss.get(f"/admin/accounts/{made['id']}").json()
+    login, token = theirs_to_end["logins"][0]["id"], theirs_to_end["tokens"][0]["id"]
+    boss.post("/admin/accounts", json={"name": f"robot-{unique}", "service": True}).raise_for_status()
     move = boss.post("/admin/moves", json={"from": "off", "to": "smart", "reason": unique}).json()
     session = {"session_id": theirs}
     writes: list[tuple[str, dict[str, object], str]] = [
@@ -192,7 +193,7 @@ def test_every_write_of_an_admin_is_in_the_journal(
         ("/admin/accounts/change", {"account_id": made["id"], "disabled": False}, ""),
         ("/account/logins/revoke", {"login_id": login, "reason": "x"}, "login_revoked"),
         ("/account/tokens/revoke", {"token_id": token, "reason": "x"}, "token_revoked"),
-        ("/account/tokens", {"name": unique, "account": f"x-{unique}"}, "token_created"),
+        ("/account/tokens", {"name": unique, "account": f"robot-{unique}"}, "token_created"),
         ("/admin/accounts/password", {"account_id": made["id"], "password": PASSWORD[::-1]}, "password_changed"),
         ("/admin/accounts/change", {"account_id": made["id"], "disabled": True, "reason": "x"}, "account_disabled"),
     ]

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.web.people import PASSWORD
 from tests.web.running import Server, a_server
 from tests.web.test_openapi import assert_described
 from tests.web.test_workers import rows
@@ -78,8 +79,11 @@ def world(attacked: Server) -> Iterator[World]:
     """A guest, a user, an admin and a script that only reads, each with an ended turn and a running one."""
     tokens = attacked.people("ada:admin", "ann", "cat")
     clients = {name: attacked.script(tokens[name]) for name in ("ada", "ann")}
-    reads = clients["ada"].post("/account/tokens", json={"name": "reads", "scope": "read", "account": "ann"}).json()
-    cat = clients["ada"].post("/account/tokens", json={"name": "to lose", "account": "cat"}).json()
+    with attacked.guest(Accept=JSON) as browser:
+        browser.post("/login", data={"name": "ann", "password": PASSWORD})
+        reads = browser.post("/account/tokens", json={"name": "reads", "scope": "read"}).json()
+    (cat,) = clients["ada"].get("/admin/accounts", params={"q": "cat"}).json()["accounts"]
+    cat = clients["ada"].get(f"/admin/accounts/{cat['id']}").json()
     found: dict[str, list[str]] = {"token_id": [cat["tokens"][0]["id"]], "account_id": [cat["id"]]}
     found |= {"move_id": [ABSENT], "login_id": [ABSENT], "session_id": [ABSENT], "turn_id": [ABSENT]}
     found |= {"group": ["fuzz", "none"], "model": ["fast", "smart", "session", "none", ""]}

@@ -63,6 +63,7 @@ MAY: dict[str, set[str]] = {
     "GET /v1/models/{model:path}": READERS,
     "POST /v1/chat/completions": WRITERS,
     "GET /account": ACCOUNTS,
+    "GET /account/activity": ACCOUNTS,
     "POST /account/password": PEOPLE,
     "POST /account/logins/revoke": PEOPLE,
     "POST /account/tokens": PEOPLE,
@@ -82,7 +83,8 @@ MAY: dict[str, set[str]] = {
 }  # fmt: skip
 #: what proves who one is, and what machines ask: nobody is asked for anything first
 OPEN = {
-    "GET /login", "POST /login", "POST /logout", "GET /setup/{secret:str}", "POST /setup/{secret:str}",
+    "GET /login", "POST /login", "POST /login/password", "POST /logout",
+    "GET /setup/{secret:str}", "POST /setup/{secret:str}",
     "GET /healthz", "GET /readyz", "GET /openapi.json",
     # From this machine; from elsewhere for admins alone, see test_metrics.py.
     "GET /metrics",
@@ -98,16 +100,15 @@ def callers(server: Server, ann_token: str, admin_token: str) -> Iterator[dict[s
     for name in ("ann", "ada"):
         made[name] = server.guest(Accept=JSON)
         assert made[name].post("/login", data={"name": name, "password": PASSWORD}).status_code == 303
-    with server.script(admin_token) as ada:
-        for name, verb, scope in (
-            ("ann", "reads", "read"),
-            ("ann", "chats", "chat"),
-            ("ada", "reads", "read"),
-            ("ada", "chats", "chat"),
-            ("ada", "as admin", "admin"),
-        ):
-            token = ada.post("/account/tokens", json={"name": f"{name} {verb}", "scope": scope, "account": name}).json()
-            made[f"{name} {verb}"] = server.script(token["token"])
+    for name, verb, scope in (
+        ("ann", "reads", "read"),
+        ("ann", "chats", "chat"),
+        ("ada", "reads", "read"),
+        ("ada", "chats", "chat"),
+        ("ada", "as admin", "admin"),
+    ):
+        token = made[name].post("/account/tokens", json={"name": f"{name} {verb}", "scope": scope}).json()
+        made[f"{name} {verb}"] = server.script(token["token"])
     yield made
     for client in made.values():
         client.close()

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from services.readers import ASK_SECONDS
-from tests.web.people import PASSWORD
 from tests.web.running import Server, a_server
 from tests.web.wire import (
     ABSENT,
@@ -275,7 +274,7 @@ def test_an_export_that_nobody_takes_holds_up_nobody(tmp_path_factory: pytest.Te
 
 def test_O4_an_export_ends_with_the_right_of_who_reads_it(server: Server, ada: httpx.Client) -> None:
     name = f"reader-{uuid4().hex[:8]}"
-    made = ada.post("/admin/accounts", json={"name": name, "password": PASSWORD})
+    made = ada.post("/admin/accounts", json={"name": name, "service": True})
     assert made.status_code == 201
     kept, lost = (ada.post("/account/tokens", json={"name": "export", "account": name}).json() for _ in range(2))
     with server.script(kept["token"]) as script:

@@ -1,14 +1,15 @@
 """How every command works: where it acts, as whom, what it says, and how it ends.
 
-Exit codes: 0 done, 1 not done, and one line says why, 2 called in a wrong way. Everything is done in the name of
-`system`, by the verbs that the pages use. Nothing is coloured, and nothing moves but how far a long command is, on a
-terminal alone; so a person and cron read the same.
+Exit codes: 0 done, 1 not done, and one line says why, 2 called in a wrong way. Everything is done as the system, under
+the operator's name, by the verbs that the pages use. Nothing is coloured, and nothing moves but how far a long command
+is, on a terminal alone; so a person and cron read the same.
 """
 
 import asyncio
 import errno
 import fcntl
 import os
+import pwd
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from web.welcome import Models
 
 T = TypeVar("T")
+OPERATOR_CHARACTERS = 80
 HELP = {"help_option_names": ["-h", "--help"]}
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 reason_option = click.option("--reason", default="", help="Why; it stands in the journal.")
@@ -53,11 +55,33 @@ def secret_of(settings: Settings) -> bytes:
         raise click.ClickException(str(error)) from error
 
 
+def operator_name() -> str:
+    """Who gives the command: `--as`, else who called sudo, else the user that runs it."""
+    context = click.get_current_context(silent=True)
+    given = context.find_root().params.get("operator") if context is not None else None
+    return str(given or os.environ.get("SUDO_USER") or _user()).strip()[:OPERATOR_CHARACTERS]
+
+
+def named(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """The name given by `--as`. Raises click.BadParameter."""
+    if name is not None and not (name.strip() and name.isprintable() and len(name) <= OPERATOR_CHARACTERS):
+        raise click.BadParameter(f"a name has 1 to {OPERATOR_CHARACTERS} characters, all of them visible.")
+    return name
+
+
+def _user() -> str:
+    """The user that runs this process; the number of one that has no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"
+
+
 def accounts_of(settings: Settings) -> Any:
     from services.accounts import Accounts
     from services.session_service import utc_now
 
-    return Accounts(secret_of(settings), guests=settings.guests, now=utc_now)
+    return Accounts(secret_of(settings), guests=settings.guests, now=utc_now, admins_read=settings.admins_read)
 
 
 def on_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False) -> T:
@@ -123,18 +147,19 @@ class Place:
 
     def __init__(self, settings: Settings, engine: Any) -> None:
         from db.db_session import DbSession
+        from services.actor import operator
         from services.membership import Membership
 
         self.settings = settings
         self.db_session = DbSession(engine)
         self.accounts = accounts_of(settings)
         self.members = Membership(self.accounts)
+        #: the system, under the name of whoever gives the command
+        self.actor = operator(operator_name())
 
     async def account(self, name: str) -> Any:
         """Whose name this is. Raises NotFound."""
-        from services.actor import SYSTEM
-
-        return await self.members.account_named(name, self.db_session, actor=SYSTEM)
+        return await self.members.account_named(name, self.db_session, actor=self.actor)
 
     async def account_id(self, name: str) -> UUID:
         account = await self.account(name)

@@ -18,10 +18,9 @@ def list_(as_json: bool) -> None:
     """List every limit of every group. They come from the configuration."""
 
     async def do(place: Place) -> list[Any]:
-        from services.actor import SYSTEM
         from web.views import AdminGroupView
 
-        governed = await (await place.governance()).groups(place.db_session, actor=SYSTEM)
+        governed = await (await place.governance()).groups(place.db_session, actor=place.actor)
         return [AdminGroupView.of(one) for one in governed]
 
     found = at_place(do)
@@ -48,10 +47,8 @@ def limit(name: str, limit: str, value: str | None, reason: str, as_json: bool) 
     """
 
     async def do(place: Place) -> None:
-        from services.actor import SYSTEM
-
         governance = await place.governance()
-        await governance.set_limit(name, limit, value, place.db_session, actor=SYSTEM, reason=reason)
+        await governance.set_limit(name, limit, value, place.db_session, actor=place.actor, reason=reason)
 
     at_place(do)
     words = f"is {shown(value)}" if value is not None else "is what the configuration says"

@@ -32,7 +32,6 @@ def journal(
     """Read the journal, newest first."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from services.oversight import Asked, Oversight
         from web.views import AdminDecisionView, AdminJournalView
 
@@ -45,7 +44,7 @@ def journal(
             until.date() if until is not None else None,
         )
         async with place.sessions() as sessions:
-            found = await Oversight(sessions).journal(asked, place.db_session, actor=SYSTEM, limit=limit)
+            found = await Oversight(sessions).journal(asked, place.db_session, actor=place.actor, limit=limit)
             return AdminJournalView([AdminDecisionView.whole(one) for one in found.decisions], found.next)
 
     found = at_place(do)

@@ -21,11 +21,10 @@ def list_(as_json: bool) -> None:
     """List every model with its state. They come from the configuration."""
 
     async def do(place: Place) -> list[Any]:
-        from services.actor import SYSTEM
         from services.client_pool import ClientPool
         from web.views import AdminModelView
 
-        governed, pool = await (await place.governance()).models(place.db_session, actor=SYSTEM), ClientPool([])
+        governed, pool = await (await place.governance()).models(place.db_session, actor=place.actor), ClientPool([])
         return [AdminModelView.of(one, pool) for one in governed]
 
     found = at_place(do)
@@ -52,11 +51,10 @@ def test(name: str, as_json: bool) -> None:
     """Ask a model something short, past sessions and limits. 1 if no reply comes."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from services.trials import Trials
 
         async with place.sessions() as sessions:
-            return await Trials(sessions).try_model(name, place.db_session, actor=SYSTEM)
+            return await Trials(sessions).try_model(name, place.db_session, actor=place.actor)
 
     trial = at_place(do)
     if trial.code:
@@ -103,9 +101,7 @@ def restore(name: str, reason: str, as_json: bool) -> None:
     """Give a model back to the configuration."""
 
     async def do(place: Place) -> None:
-        from services.actor import SYSTEM
-
-        await (await place.governance()).restore_model(name, place.db_session, actor=SYSTEM, reason=reason)
+        await (await place.governance()).restore_model(name, place.db_session, actor=place.actor, reason=reason)
 
     at_place(do)
     say(as_json, {"model": name}, f"{shown(name)} is what the configuration says.")
@@ -113,12 +109,10 @@ def restore(name: str, reason: str, as_json: bool) -> None:
 
 def _put_state(name: str, state: Any, why: str, replacement: str | None, reason: str, as_json: bool) -> None:
     async def do(place: Place) -> None:
-        from services.actor import SYSTEM
-
         asks = {"state": state, "state_reason": why, "reason": reason}
         if replacement is not None:
             asks["replacement"] = replacement or None
-        await (await place.governance()).set_model(name, place.db_session, actor=SYSTEM, **asks)
+        await (await place.governance()).set_model(name, place.db_session, actor=place.actor, **asks)
 
     at_place(do)
     say(as_json, {"model": name, "state": state}, f"{shown(name)} is {state}.")

@@ -24,12 +24,11 @@ def preview(from_model: str, to_model: str, as_json: bool) -> None:
     """Count what a move would do now. Nothing is changed."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from services.moves import Moves
         from web.views import PreviewView
 
         async with place.sessions() as sessions:
-            found = await Moves(sessions).preview(from_model, to_model, place.db_session, actor=SYSTEM)
+            found = await Moves(sessions).preview(from_model, to_model, place.db_session, actor=place.actor)
             return PreviewView.of(found)
 
     found = at_place(do)
@@ -58,13 +57,12 @@ def order(from_model: str, to_model: str, reason: str, as_json: bool) -> None:
     """
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from services.moves import Moves
         from web.views import MoveView
 
         async with place.sessions() as sessions:
             return MoveView.of(
-                await Moves(sessions).order(from_model, to_model, reason, place.db_session, actor=SYSTEM)
+                await Moves(sessions).order(from_model, to_model, reason, place.db_session, actor=place.actor)
             )
 
     ordered = at_place(do)
@@ -77,12 +75,11 @@ def list_(as_json: bool) -> None:
     """List the latest moves with how far they are, newest first."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from services.moves import Moves
         from web.views import MovesView, MoveView
 
         async with place.sessions() as sessions:
-            found = await Moves(sessions).list_moves(place.db_session, actor=SYSTEM)
+            found = await Moves(sessions).list_moves(place.db_session, actor=place.actor)
             return MovesView([MoveView.of(row) for row in found])
 
     found = at_place(do)
@@ -113,12 +110,11 @@ def stop(move_id: UUID, reason: str, as_json: bool) -> None:
     """Stop a move where it is. What was moved stays."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from services.moves import Moves
         from web.views import MoveView
 
         async with place.sessions() as sessions:
-            return MoveView.of(await Moves(sessions).stop(move_id, place.db_session, actor=SYSTEM, reason=reason))
+            return MoveView.of(await Moves(sessions).stop(move_id, place.db_session, actor=place.actor, reason=reason))
 
     found = at_place(do)
     say(as_json, found, f"The move is {shown(found.state)}: {found.moved} moved, {found.skipped} skipped.")

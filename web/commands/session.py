@@ -43,19 +43,20 @@ def list_(state: str | None, model: str, search: str, limit: int, as_json: bool)
     """List sessions, the latest activity first."""
 
     async def do(place: Place) -> list[Any]:
-        from services.actor import SYSTEM
         from web.views import SessionView
 
         async with place.sessions() as sessions:
             asks = {"everybody": True, "state": state or "", "model": model, "q": search}
-            found, page = [], await sessions.list_sessions(place.db_session, actor=SYSTEM, limit=limit, **asks)
+            found, page = [], await sessions.list_sessions(place.db_session, actor=place.actor, limit=limit, **asks)
             while True:
                 found += [SessionView.of(live) for live in page.sessions]
                 if page.next is None or len(found) >= limit:
                     return found
                 # What is looked for among very many is looked for in parts.
                 left = limit - len(found)
-                page = await sessions.list_sessions(place.db_session, actor=SYSTEM, limit=left, after=page.next, **asks)
+                page = await sessions.list_sessions(
+                    place.db_session, actor=place.actor, limit=left, after=page.next, **asks
+                )
 
     found = at_place(do)
     heads = ("id", "owner", "state", "model", "turns", "last activity", "title")
@@ -73,13 +74,12 @@ def show(session_id: UUID, as_json: bool) -> None:
     """Show one session and what was decided about it."""
 
     async def do(place: Place) -> tuple[Any, list[Any]]:
-        from services.actor import SYSTEM
         from services.reads import Reads
         from web.views import DecisionView, SessionView
 
         async with place.sessions() as sessions:
-            live = await sessions.get_session(session_id, place.db_session, actor=SYSTEM)
-            rows = await Reads(sessions).timeline(session_id, place.db_session, actor=SYSTEM)
+            live = await sessions.get_session(session_id, place.db_session, actor=place.actor)
+            rows = await Reads(sessions).timeline(session_id, place.db_session, actor=place.actor)
             return SessionView.of(live), [DecisionView.of(row) for row in rows]
 
     found, decisions = at_place(do)
@@ -119,12 +119,13 @@ def switch(session_id: UUID, model: str, reason: str, lock: bool | None, when: A
     """Point a session at another model."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from web.views import SwitchView
 
         async with place.sessions() as sessions:
             asks = {"reason": reason, "lock": lock, "when": when}
-            return SwitchView.of(await sessions.switch_model(session_id, model, place.db_session, actor=SYSTEM, **asks))
+            return SwitchView.of(
+                await sessions.switch_model(session_id, model, place.db_session, actor=place.actor, **asks)
+            )
 
     done = at_place(do)
     words = f"It is on {shown(done.to_model)}" + (" from the next reply on." if done.effective == "next_turn" else ".")
@@ -173,10 +174,8 @@ def delete(session_id: UUID, reason: str, as_json: bool) -> None:
     """Take a session away from everybody. Its owner can have it back for a week."""
 
     async def do(place: Place) -> None:
-        from services.actor import SYSTEM
-
         async with place.sessions() as sessions:
-            await sessions.delete_session(session_id, place.db_session, actor=SYSTEM, reason=reason)
+            await sessions.delete_session(session_id, place.db_session, actor=place.actor, reason=reason)
 
     at_place(do)
     say(as_json, {"deleted": session_id}, "The session is deleted. Its owner can have it back for a week.")
@@ -189,12 +188,12 @@ def stop(session_id: UUID, as_json: bool) -> None:
     """Stop the reply that is being written. Its text so far stays."""
 
     async def do(place: Place) -> UUID | None:
-        from services.actor import SYSTEM
-
         async with place.sessions() as sessions:
-            running: UUID | None = (await sessions.get_session(session_id, place.db_session, actor=SYSTEM)).running_turn
+            running: UUID | None = (
+                await sessions.get_session(session_id, place.db_session, actor=place.actor)
+            ).running_turn
             if running is not None:
-                await sessions.stop_turn(running, place.db_session, actor=SYSTEM)
+                await sessions.stop_turn(running, place.db_session, actor=place.actor)
             return running
 
     stopped = at_place(do)
@@ -209,11 +208,10 @@ def extend(session_id: UUID, as_json: bool) -> None:
     """Let a session live longer. It counts as just used; one that has expired stays so."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from web.views import ExtensionView
 
         async with place.sessions() as sessions:
-            return ExtensionView.of(await sessions.extend_session(session_id, place.db_session, actor=SYSTEM))
+            return ExtensionView.of(await sessions.extend_session(session_id, place.db_session, actor=place.actor))
 
     done = at_place(do)
     words = f"It lives until {shown(done.expires_at)}." if done.expires_at is not None else "It has no end."
@@ -234,11 +232,10 @@ def _changed(change: Callable[[Any, Any, dict[str, Any]], Awaitable[Any]]) -> An
     """A session once a verb of the service has changed it in the name of the system."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from web.views import SessionView
 
         async with place.sessions() as sessions:
-            return SessionView.of(await change(sessions, place.db_session, {"actor": SYSTEM}))
+            return SessionView.of(await change(sessions, place.db_session, {"actor": place.actor}))
 
     return at_place(do)
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import click
 
-from web.commands.console import HELP, Place, as_json_option, at_place, say, table, told_reason_option
+from web.commands.console import HELP, Place, as_json_option, at_place, reason_option, say, table, told_reason_option
 
 
 @click.group(context_settings=HELP)
@@ -38,8 +38,11 @@ class Expiry(click.ParamType):
 @click.option("--name", required=True, help="What the token is for.")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(["read", "chat", "admin"]), default=("chat",))
 @click.option("--expires", type=Expiry(), help="When it ends: 90d, or 2027-01-31 (default: never).")
+@reason_option
 @as_json_option
-def create(account_name: str, name: str, scopes: tuple[str, ...], expires: datetime | None, as_json: bool) -> None:
+def create(
+    account_name: str, name: str, scopes: tuple[str, ...], expires: datetime | None, reason: str, as_json: bool
+) -> None:
     """Make a token and print it, once. `chat` includes `read`; `admin` includes both.
 
     \b
@@ -47,8 +50,8 @@ def create(account_name: str, name: str, scopes: tuple[str, ...], expires: datet
     """
 
     async def do(place: Place) -> str:
-        made = place.accounts.create_token(account_name, name, scopes, place.db_session, expires_at=expires)
-        return str(await made)
+        asks = {"expires_at": expires, "reason": reason, "actor": place.actor}
+        return str(await place.accounts.create_token(account_name, name, scopes, place.db_session, **asks))
 
     made = at_place(do)
     say(as_json, {"token": made, "expires_at": expires}, made)
@@ -61,11 +64,10 @@ def list_(account_name: str, as_json: bool) -> None:
     """List the good tokens of an account. Their text is told only when they are made."""
 
     async def do(place: Place) -> list[Any]:
-        from services.actor import SYSTEM
         from web.views import TokenView
 
         id = await place.account_id(account_name)
-        return [TokenView.of(row) for row in await place.members.tokens(id, place.db_session, actor=SYSTEM)]
+        return [TokenView.of(row) for row in await place.members.tokens(id, place.db_session, actor=place.actor)]
 
     found = at_place(do)
     rows = [(one.id, one.name, " ".join(one.scopes), one.created_at, one.expires_at) for one in found]
@@ -80,9 +82,7 @@ def revoke(token_id: UUID, reason: str, as_json: bool) -> None:
     """End a token at once. `token list` tells its id."""
 
     async def do(place: Place) -> None:
-        from services.actor import SYSTEM
-
-        await place.members.revoke_token(token_id, place.db_session, actor=SYSTEM, reason=reason)
+        await place.members.revoke_token(token_id, place.db_session, actor=place.actor, reason=reason)
 
     at_place(do)
     say(as_json, {"revoked": token_id}, "The token is revoked.")

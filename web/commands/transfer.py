@@ -68,18 +68,17 @@ def export(
         raise click.UsageError("--search looks through what one account said; name it with --account.")
 
     async def chosen(transfer: Any, place: Place) -> list[UUID]:
-        from services.actor import SYSTEM, acting_for
+        from services.actor import acting_for
 
         if session_ids:
             return list(dict.fromkeys(session_ids))
         # An account's are those that the account would export itself.
-        actor = acting_for(await place.account(account)) if account else SYSTEM
+        actor = acting_for(await place.account(account), place.actor) if account else place.actor
         wanted = {"state": state or "", "model": model, "q": search, "everybody": everybody}
         return list(await transfer.choose(place.db_session, actor=actor, **wanted))
 
     def to(file: BinaryIO) -> Callable[[Place], Awaitable[int]]:
         async def do(place: Place) -> int:
-            from services.actor import SYSTEM
             from services.transfer import Transfer
 
             async with place.sessions() as sessions:
@@ -88,13 +87,13 @@ def export(
                 ids = await chosen(transfer, place)
                 if session_ids:  # one that is not there is a mistake here, and no session deleted meanwhile
                     for id in ids:
-                        await sessions.get_session(id, place.db_session, actor=SYSTEM)
+                        await sessions.get_session(id, place.db_session, actor=place.actor)
                 write = transfer.as_json if kind == "json" else transfer.as_markdown
                 with Progress() as progress:
                     opened = _opened(ids, reason, sessions, place, progress)
                     # Whatever refuses the first one does so before anything is written.
                     first = await anext(opened, None)
-                    async for piece in write(_behind(first, opened), place.db_session, actor=SYSTEM):
+                    async for piece in write(_behind(first, opened), place.db_session, actor=place.actor):
                         file.write(piece)
                 return len(ids)
 
@@ -122,16 +121,15 @@ async def _opened(
     session_ids: list[UUID], reason: str, sessions: Any, place: Place, progress: Progress
 ) -> AsyncIterator[UUID]:
     """Each session once its owner can see that it is read."""
-    from services.actor import SYSTEM
     from services.errors import NotFound
 
     for number, session_id in enumerate(session_ids):
         progress.tell(f"{number} of {_sessions(len(session_ids))}")
         try:
-            live = await sessions.get_session(session_id, place.db_session, actor=SYSTEM)
+            live = await sessions.get_session(session_id, place.db_session, actor=place.actor)
         except NotFound:
             continue  # deleted meanwhile
-        await sessions.inspection.open(live.row, reason, place.db_session, actor=SYSTEM)
+        await sessions.inspection.open(live.row, reason, place.db_session, actor=place.actor)
         yield session_id
 
 
@@ -163,7 +161,7 @@ def import_(files: tuple[Path, ...], account: str, as_json: bool) -> None:
         from services.actor import acting_for
         from services.transfer import Transfer
 
-        actor = acting_for(await place.account(account))
+        actor = acting_for(await place.account(account), place.actor)
         told = []
         async with place.sessions() as sessions:
             with Progress() as progress:

@@ -26,13 +26,12 @@ def usage(by: Any, days: int, last: datetime | None, as_json: bool, **of: str) -
     """Add up what was used. Counted are the replies that ended in those days."""
 
     async def do(place: Place) -> Any:
-        from services.actor import SYSTEM
         from services.oversight import Oversight
         from web.views import UsageView
 
         day = last.date() if last is not None else None
         async with place.sessions() as sessions:
-            report = await Oversight(sessions).usage(by, place.db_session, actor=SYSTEM, days=days, last=day, **of)
+            report = await Oversight(sessions).usage(by, place.db_session, actor=place.actor, days=days, last=day, **of)
             return UsageView.of(report)
 
     found = at_place(do)

@@ -50,10 +50,12 @@ ROUTES: list[HTTPRouteHandler] = [
     # who
     login.show_login,
     login.sign_in,
+    login.replace_password,
     login.sign_out,
     login.show_setup,
     login.set_up,
     account.show_account,
+    account.list_activity,
     account.change_password,
     account.revoke_logins,
     account.create_token,

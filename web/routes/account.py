@@ -5,13 +5,15 @@ from typing import Any
 from uuid import UUID
 
 from litestar import Request, Response, get, post
+from litestar.datastructures import Cookie
 
 from db.db_session import DbSession
 from services.actor import Actor
 from services.membership import Membership
-from web.actor import nobody
+from web.activity import ActivitiesView
+from web.actor import DEVICE_COOKIE, cookie_of, device_cookie, nobody
 from web.answer import answer, page, wants
-from web.forms import ChangePassword, CreateToken, RevokeLogins, RevokeToken, acts
+from web.forms import ChangePassword, CreateToken, ListActivity, RevokeLogins, RevokeToken, acts, asks
 from web.given import Db, Given, Logins, Members, Who
 from web.views import AccountView
 
@@ -22,15 +24,27 @@ async def show_account(request: Request, members: Members, db_session: Db, actor
     return page(request, "account.html", await account_view(actor.id, members, db_session, actor))
 
 
+@get("/account/activity", dependencies={"asked": asks(ListActivity)}, opt={"answers": ActivitiesView})
+async def list_activity(
+    request: Request, asked: Given[ListActivity], members: Members, db_session: Db, actor: Who
+) -> Response[Any]:
+    """List what was done to your account and by whom, newest first."""
+    found = await members.activity(actor.id, db_session, actor=actor, before=asked.cursor, limit=asked.limit)
+    view = ActivitiesView.of(found, actor.id, mine=True)
+    return page(request, "account/activity.html", view, asked=asked)
+
+
 @post("/account/password", **acts(ChangePassword, AccountView))
 async def change_password(
-    request: Request, form: Given[ChangePassword], members: Members, db_session: Db, actor: Who
+    request: Request, form: Given[ChangePassword], members: Members, logins: Logins, db_session: Db, actor: Who
 ) -> Response[Any]:
     """Change one's own password; every other login ends."""
-    await members.change_password(
+    account = await members.change_password(
         form.old, form.new, db_session, actor=actor, address=nobody(request), key=request.state.key
     )
-    return await _answer(request, actor.id, members, db_session, actor)
+    # The one that this browser had was proved by the old password.
+    device = logins.remembering(account, cookie_of(request, DEVICE_COOKIE))
+    return await _answer(request, actor.id, members, db_session, actor, [device_cookie(request, device)])
 
 
 @post("/account/logins/revoke", **acts(RevokeLogins, AccountView))
@@ -54,7 +68,14 @@ async def create_token(
     name = form.account or actor.name
     ends = datetime.combine(form.expires_on, time(), UTC) if form.expires_on is not None else None
     token = await logins.create_token(
-        name, form.name, (form.scope,), db_session, expires_at=ends, actor=actor, key=request.state.key
+        name,
+        form.name,
+        (form.scope,),
+        db_session,
+        expires_at=ends,
+        reason=form.reason,
+        actor=actor,
+        key=request.state.key,
     )
     account = await members.account_named(name, db_session, actor=actor)
     view = await account_view(account.id, members, db_session, actor, token)
@@ -78,14 +99,17 @@ async def account_view(
     account_id: UUID, members: Membership, db_session: DbSession, actor: Actor, token: str | None = None
 ) -> AccountView:
     """An account with its logins and tokens."""
-    account = await members.account(account_id, db_session, actor=actor)
-    logins = await members.logins(account_id, db_session, actor=actor)
-    return AccountView.whole(account, logins, await members.tokens(account_id, db_session, actor=actor), actor, token)
+    return AccountView.whole(await members.whole(account_id, db_session, actor=actor), actor, token)
 
 
 async def _answer(
-    request: Request, account_id: UUID, members: Membership, db_session: DbSession, actor: Actor
+    request: Request,
+    account_id: UUID,
+    members: Membership,
+    db_session: DbSession,
+    actor: Actor,
+    cookies: list[Cookie] | None = None,
 ) -> Response[Any]:
     view = await account_view(account_id, members, db_session, actor)
     location = "/account" if account_id == actor.id else f"/admin/accounts/{account_id}"
-    return answer(request, None, view, location=location)
+    return answer(request, None, view, location=location, cookies=cookies)

@@ -4,15 +4,25 @@ import logging
 from typing import Any
 
 from litestar import Request, Response, get, post
+from litestar.datastructures import Cookie
 from litestar.params import FromPath
 
 from db.db_session import DbSession
 from services.accounts import Accounts, SignedIn
 from services.errors import Refusal
 from services.session_service import SessionService
-from web.actor import GUEST_COOKIE, LOGIN_COOKIE, browser_of, cookie_of, login_cookie, nobody
+from web.actor import (
+    DEVICE_COOKIE,
+    GUEST_COOKIE,
+    LOGIN_COOKIE,
+    browser_of,
+    cookie_of,
+    device_cookie,
+    login_cookie,
+    nobody,
+)
 from web.answer import html, redirect
-from web.forms import Nothing, SetUp, ShowLogin, SignIn, acts, asks
+from web.forms import Nothing, ReplacePassword, SetUp, ShowLogin, SignIn, acts, asks
 from web.given import Db, Given, Logins, Sessions
 from web.templating import render
 
@@ -38,9 +48,28 @@ async def sign_in(
         actor=nobody(request),
         key=request.state.key,
         browser=browser_of(request),
+        device=cookie_of(request, DEVICE_COOKIE),
     )
     await _take_along(request, signed_in, logins, sessions, db_session)
-    return redirect(local(form.next), [login_cookie(request, signed_in.cookie)])
+    return redirect(local(form.next), _cookies(request, signed_in))
+
+
+@post("/login/password", **acts(ReplacePassword, None))
+async def replace_password(
+    request: Request, form: Given[ReplacePassword], logins: Logins, sessions: Sessions, db_session: Db
+) -> Response[Any]:
+    """Replace a temporary password with your own and sign in."""
+    signed_in = await logins.replace_password(
+        form.ticket,
+        form.new,
+        db_session,
+        actor=nobody(request),
+        key=request.state.key,
+        browser=browser_of(request),
+        device=cookie_of(request, DEVICE_COOKIE),
+    )
+    await _take_along(request, signed_in, logins, sessions, db_session)
+    return redirect(local(form.next), _cookies(request, signed_in))
 
 
 @post("/logout", **acts(Nothing, None))
@@ -54,7 +83,8 @@ async def sign_out(request: Request, form: Given[Nothing], logins: Logins, db_se
 async def show_setup(request: Request, secret: FromPath[str], logins: Logins, db_session: Db) -> Response[Any]:
     """The form of the one-time link that makes its visitor the admin."""
     await logins.check_setup_link(secret, db_session)
-    return html(render("setup.html", secret=secret, actor=None, guests=logins.guests, request=request))
+    context = {"actor": None, "guests": logins.guests, "refused": request.state.get("refused")}
+    return html(render("setup.html", secret=secret, request=request, **context))
 
 
 @post("/setup/{secret:str}", **acts(SetUp, None))
@@ -75,9 +105,15 @@ async def set_up(
         actor=nobody(request),
         key=request.state.key,
         browser=browser_of(request),
+        device=cookie_of(request, DEVICE_COOKIE),
     )
     await _take_along(request, signed_in, logins, sessions, db_session)
-    return redirect("/admin", [login_cookie(request, signed_in.cookie)])
+    return redirect("/admin", _cookies(request, signed_in))
+
+
+def _cookies(request: Request, signed_in: SignedIn) -> list[Cookie]:
+    """What a browser keeps that has signed in."""
+    return [login_cookie(request, signed_in.cookie), device_cookie(request, signed_in.device)]
 
 
 def local(next: str) -> str:

@@ -22,7 +22,7 @@ async def list_accounts(asked: Given[ListAccounts], admin: Given[Admin]) -> Resp
     found = await admin.members.list_accounts(
         admin.db_session, actor=admin.actor, q=asked.q, after=asked.cursor, limit=asked.limit
     )
-    view = AccountsView([MemberView.of(account) for account in found.accounts], found.next)
+    view = AccountsView([MemberView.of(one, service=one.id in found.services) for one in found.accounts], found.next)
     return admin.page("admin/accounts.html", view, query=asked, groups=await _groups(admin))
 
 
@@ -37,7 +37,13 @@ async def show_account_of(account_id: FromPath[UUID], admin: Given[Admin]) -> Re
 async def create_account(form: Given[CreateAccount], admin: Given[Admin]) -> Response[Any]:
     """Make an account."""
     account = await admin.logins.create_account(
-        form.name, form.password, admin.db_session, role=form.role, group=form.group, **admin.asks
+        form.name,
+        form.password,
+        admin.db_session,
+        role=form.role,
+        group=form.group,
+        service=form.service,
+        **admin.asks,
     )
     return await _answer(account.id, admin, 201)
 
