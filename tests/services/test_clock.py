@@ -13,6 +13,7 @@ from services.clients import Usage as Counted
 from services.errors import RateLimited, Refusal, Unauthenticated
 from services.event_bus import MemoryEventBus
 from services.session_service import SessionService
+from services.sign_in_limits import PAIR
 from tests.conftest import AtOnce, Clock, Configure, Offer
 
 BACK = [timedelta(hours=2), timedelta(days=1), timedelta(days=3650)]
