@@ -23,6 +23,7 @@ from db.engine import Conflict, DatabaseUnavailable, Engine
 from db.tables import (
     Account,
     AccountGroup,
+    AccountSkeleton,
     ApiToken,
     Draft,
     Idempotency,
@@ -168,9 +169,9 @@ class DbSession:
         """Until commit, no other transaction that locks one of these names goes on. SQLite's writer already waits.
 
         Two that wait for each other never end, so every transaction takes what it locks in one order, rows and names
-        alike: the idempotency key · `setup`, `configuration`, `moves`, `sign_in:…`, `login:…`, `admins`, `account:…` ·
-        the move · `auto:…` · sessions by id · turns by id · usage · `owner:…`, `model:…`, `instance` · the buckets of
-        rates · logins.
+        alike: the idempotency key · `setup`, `names`, `configuration`, `moves`, `sign_in:…`, `login:…`, `admins`,
+        `account:…` · the move · `auto:…` · sessions by id · turns by id · usage · `owner:…`, `model:…`, `instance` ·
+        the buckets of rates · logins.
         """
         if self._postgres:
             for name in names:
@@ -252,6 +253,34 @@ class DbSession:
             "AND LOWER(name) LIKE {} ESCAPE '!' ORDER BY name LIMIT {}",
             after,
             f"%{_escaped(q.lower())}%",
+            limit,
+        )
+
+    async def find_account_that_looks_like(self, skeletons: Sequence[str]) -> str | None:
+        """The name of an account that has one of these skeletons."""
+        rows = await AccountSkeleton.raw(
+            "SELECT account.name FROM account_skeleton JOIN account ON account.id = account_skeleton.account_id "  # noqa: S608
+            f"WHERE skeleton IN ({_marks(skeletons)}) ORDER BY account.id LIMIT 1",
+            *skeletons,
+        )
+        return rows[0]["name"] if rows else None
+
+    async def add_skeletons(self, account_id: UUID, skeletons: Sequence[str]) -> None:
+        """Note how a name looks, as far as no other account's does."""
+        for skeleton in skeletons:
+            await AccountSkeleton.raw(
+                "INSERT INTO account_skeleton (skeleton, account_id) VALUES ({}, {}) ON CONFLICT (skeleton) DO NOTHING",
+                skeleton,
+                account_id,
+            )
+
+    async def list_people_without_skeleton(self, after: str, limit: int) -> list[Account]:
+        """Accounts that are not guests' and of whose names it is not noted how they look, by name."""
+        return await self._rows(
+            Account,
+            "SELECT * FROM account WHERE role <> 'guest' AND name > {} AND NOT EXISTS "
+            "(SELECT 1 FROM account_skeleton WHERE account_skeleton.account_id = account.id) ORDER BY name LIMIT {}",
+            after,
             limit,
         )
 

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import Literal
+from unicodedata import normalize
 from uuid import UUID
 
 import msgspec
@@ -30,6 +31,7 @@ from services.errors import (
     Unauthenticated,
 )
 from services.idempotency import checked_key
+from services.names import checked_name, require_visible, skeletons
 from services.policies import Rate
 from services.sign_in_limits import Attempt
 from services.text import REASON_CHARACTERS, checked_line, storable
@@ -43,6 +45,8 @@ LOGIN_NOTED = timedelta(hours=1)
 #: how long a temporary password that was just proved can be replaced
 TICKET = timedelta(minutes=15)
 TOKEN_NAME_CHARACTERS = 80
+#: accounts whose names are noted in one transaction
+SKELETONS_AT_ONCE = 200
 PASSWORD_CHARACTERS = (8, 1000)
 SCOPES = ("read", "chat", "admin")
 #: of those long enough, the ones that are tried first
@@ -231,6 +235,7 @@ class Accounts:
             if service and password:
                 raise InvalidRequest("A service account has no password; programs use its tokens.", field="password")
             account = await self._new_account(name, None if service else password, role, group)
+            await self._know_names(db_session)
         content = (account.name, self.sealed(password), role, group, *(("service",) if service else ()))
         async with self.units.once("create_account", key, content, actor, db_session) as once:
             if once.answer:
@@ -252,9 +257,7 @@ class Accounts:
         self, name: str, password: str | None, role: Literal["user", "admin"], group: str = ""
     ) -> Account:
         """An account not yet written: hashing takes a while, and no transaction waits for it. Raises InvalidRequest."""
-        name = name.strip()
-        if not name or len(name) > 80 or not name.isprintable():
-            raise InvalidRequest("A name has 1 to 80 characters, all of them visible.", field="name")
+        name = checked_name(name)
         reserved = name.casefold()
         if reserved == SYSTEM.name or reserved.startswith("guest-") or reserved.endswith(VIA_COMMAND_LINE):
             raise InvalidRequest("“system” and what begins with “guest-” are nobody's name.", field="name")
@@ -273,13 +276,27 @@ class Accounts:
                 if account.role == "admin":
                     # Whoever uses the set-up link at this moment sees it, or is seen.
                     await db_session.lock("setup")
+                await db_session.lock("names")
+                if (other := await db_session.find_account_that_looks_like(skeletons(account.name))) is not None:
+                    raise InvalidRequest(_taken(account.name, other), field="name")
                 await db_session.add(account)
+                await db_session.add_skeletons(account.id, skeletons(account.name))
                 if service:
                     await db_session.add(ServiceAccount(account_id=account.id, created_at=self.now()))
                 told = f"{account.role}, service account" if service else account.role
                 await db_session.record("account_created", actor, self.now(), owner_id=account.id, to_value=told)
         except Conflict as error:
-            raise InvalidRequest(f"There is an account “{account.name}” already.", field="name") from error
+            raise InvalidRequest(_taken(account.name, account.name), field="name") from error
+
+    async def _know_names(self, db_session: DbSession) -> None:
+        """Note how the names of accounts look that were made before that was noted; of two alike the first counts."""
+        after = ""
+        while rows := await db_session.list_people_without_skeleton(after, SKELETONS_AT_ONCE):
+            async with self.units.writing(db_session):
+                await db_session.lock("names")
+                for row in rows:
+                    await db_session.add_skeletons(row.id, skeletons(row.name))
+            after = rows[-1].name
 
     async def create_token(
         self,
@@ -299,7 +316,7 @@ class Accounts:
         reason. Raises Forbidden, InvalidRequest.
         """
         async with self.units.refusing("create_token", actor, db_session):
-            name = checked_line(name, TOKEN_NAME_CHARACTERS, "name")
+            name = require_visible(checked_line(name, TOKEN_NAME_CHARACTERS, "name"), field="name")
             reason = checked_line(reason, REASON_CHARACTERS, "reason")
             if not name:
                 raise InvalidRequest("Please say what the token is for.", field="name")
@@ -486,7 +503,11 @@ class Accounts:
 
     async def _named(self, name: str, db_session: DbSession) -> Account | None:
         """Whose name somebody typed; nobody signs in as a guest."""
-        account = await db_session.find_account_by_name(_nameable(name))
+        name = _nameable(name)
+        # Names are kept composed; those of old, however they were typed.
+        account = await db_session.find_account_by_name(name) or await db_session.find_account_by_name(
+            normalize("NFC", name)
+        )
         return account if account is not None and account.role != "guest" else None
 
     async def _rehashed(self, account: Account, password: str, db_session: DbSession) -> Account:
@@ -624,6 +645,7 @@ class Accounts:
             # Hashing is for those who have a link that works; whoever repeats a key proves the password below.
             if await self._has_setup_link(secret, db_session):
                 account = await self._new_account(name, password, "admin")
+                await self._know_names(db_session)
         content = (_hash(secret), name.strip())
         async with self.units.once("set_up", self._kept(key), content, actor, db_session) as once:
             if not once.answer:
@@ -689,6 +711,13 @@ async def require_group(name: str, db_session: DbSession) -> None:
 def _nameable(name: str) -> str:
     """A name as it may be looked for; what no column can hold becomes a name that nobody has."""
     return name.strip().encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _taken(name: str, other: str) -> str:
+    """Why a name cannot be had."""
+    if name == other:
+        return f"There is an account “{name}” already."
+    return f"“{name}” looks like “{other}”, which is an account already. Choose another name."
 
 
 def _text(sealed: bytes) -> str:

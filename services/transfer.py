@@ -163,7 +163,9 @@ class Transfer:
         Raises NotFound, Forbidden.
         """
         live = await self._sessions.get_session(session_id, db_session, actor=actor)
-        if actor != SYSTEM or not await self._sessions.inspection.is_open(session_id, db_session, actor=actor):
+        if (actor.kind, actor.id) != (SYSTEM.kind, SYSTEM.id) or not await self._sessions.inspection.is_open(
+            session_id, db_session, actor=actor
+        ):
             require_owner(live, actor)
         return live
 

@@ -1,7 +1,7 @@
 """Who is asking: authenticate, passwords, tokens, guests, the first admin."""
 
 import asyncio
-import time
+import threading
 from datetime import timedelta
 from uuid import UUID
 
@@ -276,7 +276,7 @@ async def test_a_password_is_its_exact_characters_however_many(accounts: Account
 async def test_no_more_than_two_passwords_are_hashed_at_once(
     accounts: Accounts, at_once: AtOnce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, running, most = services.accounts._hasher(), [], []
+    real, running, most, pairs = services.accounts._hasher(), [], [], threading.Barrier(2)
 
     class Counting:
         """Hashes as the real one does, and counts how many do so at once."""
@@ -284,7 +284,7 @@ async def test_no_more_than_two_passwords_are_hashed_at_once(
         def hash(self, password: str) -> str:
             running.append(password)
             most.append(len(running))
-            time.sleep(0.002)  # in a thread of its own: long enough for the others to come
+            pairs.wait(30)
             running.remove(password)
             return real.hash(password)
 

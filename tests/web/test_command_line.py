@@ -613,7 +613,7 @@ def test_a_move_is_counted_ordered_listed_and_stopped(beside: tuple[Server, Here
 
 def test_an_account_is_moved_and_signed_out(beside: tuple[Server, Here]) -> None:
     running, here = beside
-    assert here.run("account", "create", "ann", stdin=PASSWORD).returncode == 0
+    assert here.run("account", "create", "ann", "--permanent", stdin=PASSWORD).returncode == 0
     assert here.run("account", "create", "ada", "--role", "admin", stdin=PASSWORD).returncode == 0
     with running.guest(Accept=JSON) as browser:
         assert browser.post("/login", data={"name": "ann", "password": PASSWORD.strip()}).status_code == 303
