@@ -115,7 +115,7 @@ async def test_56_where_admins_read_it_needs_a_reason_and_its_owner_sees_it_also
     token = await reading.create_token("ann", "x", ("read",), db_session, actor=ada, reason="She is away.")
     assert (await reading.authenticate(Credentials(token, "", "", "", ""), db_session)).id == ann.id
     (row,) = await membership.tokens(ann.id, db_session, actor=ann)
-    await membership.revoke_token(row.id, db_session, actor=ada)
+    await membership.revoke_token(row.id, db_session, actor=ada, reason="No longer.")
     assert [one.split()[:2] for one in await told()] == [["token_created", "ada"], ["token_revoked", "ada"]]
     assert "x: She is away." in (await told())[0]
 
@@ -312,10 +312,10 @@ async def test_O5_everything_that_is_done_to_an_account_is_seen_by_its_owner(
     await signs_in("ann")
     await accounts.create_token("ann", "ci", ("chat",), db_session, actor=operator("root"))
     (token,) = await membership.tokens(ann.id, db_session, actor=ada)
-    await membership.revoke_token(token.id, db_session, actor=ada)
+    await membership.revoke_token(token.id, db_session, actor=ada, reason="Leaked.")
     await membership.change_account(ann.id, db_session, actor=ada, role="admin", reason="She helps.")
     await membership.change_account(ann.id, db_session, actor=ada, role="user")
-    await membership.revoke_logins(ann.id, db_session, actor=ada)
+    await membership.revoke_logins(ann.id, db_session, actor=ada, reason="A lost laptop.")
     await membership.change_account(ann.id, db_session, actor=ada, disabled=True, reason="Away.")
     await membership.change_account(ann.id, db_session, actor=ada, disabled=False)
     with pytest.raises(Refusal, match="wrong"):
@@ -324,7 +324,7 @@ async def test_O5_everything_that_is_done_to_an_account_is_seen_by_its_owner(
     assert [one for one in await told() if not one.startswith("login_revoked")] == [
         "signed_in ann",
         "token_created root via command line ci",
-        "token_revoked ada ci",
+        "token_revoked ada ci: Leaked.",
         "account_changed ada She helps.",
         "account_changed ada",
         "account_disabled ada Away.",
@@ -332,7 +332,7 @@ async def test_O5_everything_that_is_done_to_an_account_is_seen_by_its_owner(
         "refused  sign_in",
         "password_changed ada Asked for.",
     ]
-    assert any(one.startswith("login_revoked ada") for one in await told())
+    assert "login_revoked ada A lost laptop." in await told()
 
 
 async def test_O5_the_activity_goes_on_page_by_page_and_is_nobody_elses(
