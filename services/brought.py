@@ -11,7 +11,7 @@ import msgspec
 
 from services.errors import InvalidRequest
 from services.outcomes import End
-from services.text import PROMPT_CHARACTERS, TITLE_CHARACTERS, checked_line, storable
+from services.text import PROMPT_CHARACTERS, TITLE_CHARACTERS, checked_line, normalized_lines, storable
 
 #: what a told turn is a copy of: nothing that has an id
 TOLD = UUID(int=0)
@@ -63,12 +63,12 @@ class Brought(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def told(cls, instructions: str, exchanges: Iterable[tuple[str, str]]) -> "Brought":
-        """A conversation as a client tells it: prompts with their replies, oldest first."""
+        """A conversation as a client tells it: prompts with their replies, oldest first. Replies stay as they are."""
         turns = tuple(
-            BroughtTurn(prompt=prompt, reply=reply, after=place - 1 if place else None)
+            BroughtTurn(prompt=normalized_lines(prompt), reply=reply, after=place - 1 if place else None)
             for place, (prompt, reply) in enumerate(exchanges)
         )
-        return cls(turns=turns, head=len(turns) - 1 if turns else None, instructions=instructions)
+        return cls(turns=turns, head=len(turns) - 1 if turns else None, instructions=normalized_lines(instructions))
 
     def check(self) -> None:
         """Raise InvalidRequest for what no row may hold."""

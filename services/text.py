@@ -23,8 +23,14 @@ _QUESTION = re.compile(r".{11,59}?(?:[?!](?=\s)|[？！。])")
 UNSTORABLE = "The text holds characters that cannot be stored."
 
 
+def normalized_lines(text: str) -> str:
+    """A text whose lines end with \\n alone. A form sends \\r\\n for what a script sends as \\n."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def checked_prompt(prompt: str) -> str:
-    """A prompt that may be stored. Raises PromptTooLong, InvalidRequest."""
+    """A prompt that may be stored, with normalized lines. Raises PromptTooLong, InvalidRequest."""
+    prompt = normalized_lines(prompt)
     if len(prompt) > PROMPT_CHARACTERS:
         raise PromptTooLong(characters=len(prompt), limit=PROMPT_CHARACTERS)
     if not prompt.strip():
@@ -33,7 +39,8 @@ def checked_prompt(prompt: str) -> str:
 
 
 def checked_draft(text: str) -> str:
-    """What may become a prompt, as far as it is typed. Raises PromptTooLong, InvalidRequest."""
+    """What may become a prompt, as far as it is typed, with normalized lines. Raises PromptTooLong, InvalidRequest."""
+    text = normalized_lines(text)
     if len(text) > PROMPT_CHARACTERS:
         raise PromptTooLong(characters=len(text), limit=PROMPT_CHARACTERS)
     return storable(text) if text.strip() else ""

@@ -40,6 +40,8 @@ CHROMIUM_FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A name that is not of this machine: what a browser allows on plain http in a local network.
+    "--host-resolver-rules=MAP chat.test 127.0.0.1",
 )
 
 

@@ -155,6 +155,8 @@ class ListTurns(msgspec.Struct):
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
     #: siblings too, oldest first
     all: bool = False
+    #: a page to print: as many turns as one page holds, without controls
+    print: bool = False
 
 
 class FollowSession(msgspec.Struct):

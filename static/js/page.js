@@ -22,6 +22,8 @@ if (undo) setTimeout(() => tell(undo.textContent), 500);
 
 // ---- keys; layout/_keys.html lists them
 
+// on a screen keyboard there is no Shift Enter: Enter is a new line, and the button sends
+const touch = matchMedia("(pointer: coarse)");
 const keys = {
   "?": () => $("#keys").togglePopover(),
   "/": () => ($(".composer-text") ?? $("#q"))?.focus(),
@@ -52,7 +54,7 @@ on("keydown", (event) => {
   const { filter } = target.dataset ?? {};
   const step = { ArrowDown: 1, ArrowUp: -1 }[key];
   let act = chord ? chords[shiftKey ? key.toUpperCase() : key] : !typing(target) && keys[key];
-  if (key === "Enter" && !chord && !shiftKey && target.matches(".composer-text"))
+  if (key === "Enter" && !shiftKey && (chord ? target.matches("textarea") : target.matches(".composer-text") && !touch.matches))
     act = () => target.value.trim() && target.form.requestSubmit();
   else if (filter && (key === "Enter" || step > 0)) {
     const shown = [...target.form.querySelectorAll(`${filter}:not([hidden]) :enabled`)];
@@ -81,28 +83,70 @@ on("keydown", (event) => {
 
 document.cookie = `tz=${new Date().getTimezoneOffset()}; path=/; max-age=31536000; samesite=lax`;
 
-// ---- copying: code, an element, or Markdown
+// ---- copying: code, an element, or what the server has as Markdown
 
-async function copied({ dataset: { copy } }, code) {
-  if (!copy) return code.querySelector("code").textContent;
-  if (copy.startsWith("#")) return $(copy).textContent;
-  const answer = await fetch(copy, { headers: { Accept: "application/json" } });
-  return answer.headers.get("Content-Type").includes("json") ? (await answer.json()).reply : answer.text();
+async function fetched(url) {
+  const answer = await fetch(url, { headers: { Accept: "application/json" } }).catch(() => {
+    throw new Error("The server cannot be reached.");
+  });
+  const found = answer.headers.get("Content-Type").includes("json") ? await answer.json() : { reply: await answer.text() };
+  if (!answer.ok) throw new Error(found.detail ?? "The server does not give the text.");
+  return found.reply;
+}
+
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // on plain http, or where it was forbidden: the way of before
+    const area = document.createElement("textarea");
+    area.value = text;
+    area.className = "unseen";
+    const before = document.activeElement;
+    if (before === document.body) before.append(area);
+    else before.after(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    before.focus({ preventScroll: true });
+    return done;
+  }
 }
 
 on("click", async ({ target }) => {
   const copy = target.closest("[data-copy], .copy");
   if (!copy) return;
-  await navigator.clipboard?.writeText(await copied(copy, copy.closest(".code")));
-  const label = copy.querySelector("span") ?? copy;
-  label.dataset.said ??= label.textContent;
-  tell((label.textContent = "Copied"));
-  setTimeout(() => (label.textContent = label.dataset.said), 2000);
+  const from = copy.dataset.copy;
+  const reply = copy.closest(".turn")?.querySelector(".reply > .text");
+  const there = from ? reply : copy.closest(".code").querySelector("code");
+  const shown = from?.startsWith("#") ? $(from) : (there ?? $(".log"));
+  let why = "Your browser does not allow it.";
+  try {
+    if (await copied(from && shown.id !== from.slice(1) ? await fetched(from) : shown.textContent)) {
+      const label = copy.querySelector("span") ?? copy;
+      label.dataset.said ??= label.textContent;
+      tell((label.textContent = "Copied"));
+      setTimeout(() => (label.textContent = label.dataset.said), 2000);
+      return;
+    }
+  } catch (error) {
+    why = error.message;
+  }
+  getSelection().selectAllChildren(shown);
+  say(`Not copied. ${why} The text shown here is selected instead: copy it with Ctrl+C.`);
 });
 
 // ---- a message that is edited has the keyboard
 
-on("toggle", ({ target }) => target.matches(".edit[open]") && target.querySelector("textarea").focus(), true);
+on(
+  "toggle",
+  ({ target }) => {
+    if (target.matches(".edit[open]")) target.querySelector("textarea").focus();
+    else if (target.matches(".edit")) forget(target.querySelector("form"));
+  },
+  true,
+);
 
 // ---- reasoning folds once the reply begins, else stays as its reader left it
 
@@ -149,27 +193,76 @@ on("input", ({ target }) => {
     for (const node of target.form.querySelectorAll(filter))
       node.hidden = !words.every((word) => node.textContent.toLowerCase().includes(word));
   }
-  if (most) {
-    const over = [...target.value].length - most;
-    target.setCustomValidity(over > 0 ? `Too long by ${over.toLocaleString("en")}.` : "");
-    remember(target.value);
-  }
+  if (most) measure(target);
 });
 
-// ---- the composer: what was typed outlives a reload until it was accepted
+function measure(field) {
+  const over = [...field.value].length - field.dataset.most;
+  field.setCustomValidity(over > 0 ? `${over.toLocaleString("en")} characters over the limit.` : "");
+}
 
-const draft = `draft ${location.pathname}`;
-const remember = (text) => (text ? sessionStorage.setItem(draft, text) : sessionStorage.removeItem(draft));
+// ---- what was typed or chosen outlives a reload and the way back until it was accepted
 
-const box = $("[data-most]");
-if (box) {
-  box.value ||= sessionStorage.getItem(draft) ?? "";
+// a form that was refused and sent without htmx is shown at its own address
+const at = document.body.dataset.at;
+if (at) history.replaceState(null, "", at);
+
+const shelf = `kept ${location.pathname}`;
+const kept = JSON.parse(sessionStorage.getItem(shelf) ?? "{}");
+const again = performance.getEntriesByType("navigation")[0].type !== "navigate";
+
+/** Which form it is: where it goes, and with what. */
+const formId = (form) => {
+  const told = [...form.elements].filter(({ type, name }) => type === "hidden" && name !== "idempotency_key");
+  return [form.getAttribute("action"), ...told.map((field) => field.value)].join(" ");
+};
+const fieldId = ({ name, type, value }) =>
+  name && !/hidden|password|file|submit|button/.test(type) && (type === "checkbox" ? `${name} ${value}` : name);
+
+function save() {
+  try {
+    sessionStorage.setItem(shelf, JSON.stringify(kept));
+  } catch {
+    // a browser that keeps nothing, or is full
+  }
+}
+
+function forget(form) {
+  delete kept[formId(form)];
+  save();
+}
+
+const keep = ({ target: field }) => {
+  const name = field.form?.getAttribute("method") === "post" && fieldId(field);
+  if (!name) return;
+  (kept[formId(field.form)] ??= {})[name] = field.type === "checkbox" ? field.checked : field.value;
+  save();
+};
+on("input", keep);
+on("change", keep);
+
+for (const form of document.forms) {
+  const values = kept[formId(form)];
+  // what a message was to be comes back however one returns
+  if (!values || !(again || form.matches("[data-composer]"))) continue;
+  for (const field of form.elements) {
+    const value = values[fieldId(field)];
+    if (value === undefined || (field.value && !again && field.type === "textarea")) continue;
+    if (field.type === "checkbox") field.checked = value;
+    else if (field.type === "radio") field.checked = field.value === value;
+    else if (![...(field.options ?? [])].length || [...field.options].some((one) => one.value === value)) field.value = value;
+    field.closest("details")?.setAttribute("open", "");
+  }
+}
+
+for (const box of $$("[data-composer] textarea")) {
+  measure(box);
   box.setSelectionRange(box.value.length, box.value.length);
 }
 
 on("submit", ({ target }) => {
   if (target.matches("[action='/logout']")) sessionStorage.clear();
-  else if (target.matches("form.composer:not([data-composer])")) remember("");
+  else if (!target.matches("[hx-post]")) forget(target);
 });
 
 // fields whose message is on its way: what is in them is no draft
@@ -192,10 +285,12 @@ on("htmx:after:request", ({ target, detail }) => {
   if (response.status >= 400) {
     if ((field || !typing(target)) && !text.includes("<hx-partial"))
       say("The server did not accept this. What you wrote is still here.");
-  } else if (field && field.value === was) {
+  } else if (!field) {
+    if (target.matches?.("form")) forget(target);
+  } else if (field.value === was) {
     // Typed on meanwhile? Then it is another message.
     field.value = "";
-    remember("");
+    forget(target);
     if (scroller) scroller.scrollTop = 0;
   }
 });
@@ -233,6 +328,12 @@ if (scroller && !CSS.supports("overflow-anchor", "auto")) {
 // ---- the same with another model
 
 on("click", ({ target: { form, dataset } }) => dataset.pick && (form.elements.model.value = dataset.pick));
+
+// ---- a page to print
+
+const print = $("[data-print]");
+if (print) print.hidden = false;
+on("click", ({ target }) => target.matches("[data-print]") && window.print());
 
 // ---- one tick for all of them
 

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from services.text import normalized_lines
 from tests.web.running import Server
 from tests.web.wire import (
     ABSENT,
@@ -186,12 +187,52 @@ ODD = {
 @pytest.mark.parametrize("prompt", ODD.values(), ids=ODD)
 def test_odd_text_comes_back_whole_and_forges_no_event(guest: httpx.Client, prompt: str) -> None:
     events = say(guest, prompt)
-    reply = events[-1].json["reply"]
-    assert reply == (prompt if not prompt.startswith("/text ") else reply)
+    reply, asked = events[-1].json["reply"], normalized_lines(prompt)
+    assert reply == (asked if not prompt.startswith("/text ") else reply)
     assert text_of(events) == reply
-    assert events[-1].json["prompt"] == prompt
+    assert events[-1].json["prompt"] == asked
     again = follow(guest, events[-1].json["id"])
     assert text_of(again) == reply
+
+
+def test_a_reply_keeps_its_line_ends_and_forges_no_event(guest: httpx.Client) -> None:
+    id = chat(guest, "one")["session_id"]
+    file = guest.get(f"/session/{id}/export").json()
+    replies = [text for text in ODD.values() if "\r" in text]
+    assert len(replies) > 2
+    for reply in replies:
+        file["sessions"][0]["turns"][0] |= {"reply": reply, "prompt": "asked\r\nso"}
+        made = guest.post("/session/import", json=file, headers={"Accept": JSON}).json()["sessions"][0]["id"]
+        (turn,) = guest.get(f"/session/{made}/turns").json()["turns"]
+        assert (turn["reply"], turn["prompt"]) == (reply, "asked\r\nso"), "a file comes back as it was"
+        assert text_of(follow(guest, turn["id"])) == reply
+
+
+def test_a_line_ends_in_one_way_whichever_way_it_comes(guest: httpx.Client) -> None:
+    forms = {"Accept": "text/html"}
+    session = guest.post("/chat", data={"prompt": "a\r\nb\rc\nd"}, headers=forms).headers["location"]
+    (first,) = guest.get(f"{session}/turns").json()["turns"]
+    guest.post(f"/chat/{first['id']}/stop", data={}, headers=forms)
+    edited = guest.post(f"/chat/{first['id']}/edit", json={"prompt": "a\r\nb\rc\nd"}).json()
+    by_v1 = {"model": "fast", "messages": [{"role": "user", "content": "a\r\nb\rc\nd"}]}
+    answer = guest.post("/v1/chat/completions", json=by_v1)
+    (third,) = guest.get(f"/session/{answer.headers['x-turnkeeper-session']}/turns").json()["turns"]
+    assert {first["prompt"], edited["prompt"], third["prompt"]} == {"a\nb\nc\nd"}
+    guest.post(f"{session}/draft", data={"prompt": "x\r\ny"}, headers=forms)
+    assert "x\ny</textarea>" in guest.get(session, headers=forms).text
+    # As many lines as a browser counts fit, and one more does not.
+    longest = "x\r\n" * 50_000
+    assert guest.post("/chat", data={"prompt": longest}, headers=forms).status_code == 303
+    assert guest.post("/chat", data={"prompt": f"{longest}x"}, headers=forms).status_code == 413
+
+
+def test_one_key_is_one_message_whichever_way_its_lines_end(guest: httpx.Client) -> None:
+    key = {"Idempotency-Key": "the-same-message-twice"}
+    first = chat(guest, "a\nb")["session_id"]
+    sent = {"session_id": first, "prompt": "c\r\nd"}
+    one = guest.post("/chat", json=sent, headers=key).json()
+    again = guest.post("/chat", json=sent | {"prompt": "c\nd"}, headers=key).json()
+    assert one["id"] == again["id"]
 
 
 def test_reasoning_comes_beside_the_reply_and_goes_on_at_any_place(guest: httpx.Client) -> None:

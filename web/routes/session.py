@@ -55,6 +55,8 @@ from web.views import (
 
 #: sessions beside a page, and pinned ones at the top of them
 RECENT, PINNED = 30, 20
+#: turns on one page that is printed
+PRINTED = 500
 #: what is shown of a session that is somebody else's
 NOTHING = Transcript([], Written(), None)
 
@@ -146,7 +148,8 @@ async def list_turns(
 ) -> Response[Any]:
     """The transcript from its end backwards, or with `all` every turn from the first on."""
     session = await sessions.get_session(session_id, db_session, actor=actor)
-    size, reading, instructions = asked.limit, Reads(sessions), session.row.instructions
+    to_print = asked.print and wants(request) == "page"
+    size, reading, instructions = PRINTED if to_print else asked.limit, Reads(sessions), session.row.instructions
     if asked.all:
         turns = await reading.siblings(session, db_session, actor=actor, after=asked.cursor, limit=size + 1)
         more = turns[size - 1].id if len(turns) > size else None
@@ -159,7 +162,8 @@ async def list_turns(
             instructions,
         )
     async with renderer.shown(*texts_of(view.turns if wants(request) in ("page", "fragment") else ())):
-        return page(request, "session/turns.html", view, session=SessionView.of(session))
+        template = f"session/{'print' if to_print else 'turns'}.html"
+        return page(request, template, view, session=SessionView.of(session))
 
 
 @get("/session/{session_id:uuid}/events", dependencies={"asked": asks(FollowSession)}, opt={"answers": "stream"})
