@@ -318,7 +318,7 @@ def test_a_reply_that_fails_keeps_what_was_written_and_says_why(guest: httpx.Cli
 def told(server: Server) -> "tuple[httpx.Client, dict[str, object]]":
     """A guest with an ended turn of many pieces and odd characters."""
     client = server.guest(Accept=JSON)
-    return client, chat(client, "/text eins\r👩‍🚀 zwei\u2028 ünd data: x {} drei vier 🏴󠁧󠁢󠁥󠁮󠁧󠁿 fünf /delay 3ms")
+    return client, chat(client, "/text eins\x0b👩‍🚀 zwei\u2028 ünd data: x {} drei vier 🏴󠁧󠁢󠁥󠁮󠁧󠁿 fünf /delay 3ms")
 
 
 def test_an_ended_turn_is_told_again_from_every_character_on(told: "tuple[httpx.Client, dict[str, str]]") -> None:
