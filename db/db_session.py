@@ -42,6 +42,7 @@ from db.tables import (
     SetupLink,
     TemporaryPassword,
     Turn,
+    TurnCap,
     TurnPiece,
     Usage,
 )
@@ -73,6 +74,11 @@ _PATH = (
     "WITH RECURSIVE path (id, parent_id, depth) AS (SELECT id, parent_id, 1 FROM turn WHERE id = {} UNION ALL "
     "SELECT turn.id, turn.parent_id, path.depth + 1 FROM turn JOIN path ON turn.id = path.parent_id "
     "WHERE path.depth < {})"
+)
+#: what the replies of turns were cut to; a copy's is its original's
+_CAPPED = (
+    "turn_cap.reply_tokens AS capped_to, turn_cap.limit_name AS capped_by FROM turn "
+    "LEFT JOIN turn_cap ON turn_cap.turn_id = COALESCE(turn.copied_from, turn.id)"
 )
 #: what lists of sessions can be sorted by; ids are in the order in which they were made
 SORTED_BY = {
@@ -547,6 +553,7 @@ class DbSession:
     async def erase_turns(self, session_id: UUID, limit: int) -> bool:
         """Take away some of a session's turns with their words; whether these were the last."""
         these = "SELECT id FROM turn WHERE session_id = {} ORDER BY id LIMIT {}"
+        await TurnCap.raw(f"DELETE FROM turn_cap WHERE turn_id IN ({these})", session_id, limit)  # noqa: S608
         gone = await Turn.raw(f"DELETE FROM turn WHERE id IN ({these}) RETURNING id", session_id, limit)  # noqa: S608
         return len(gone) < limit
 
@@ -749,7 +756,28 @@ class DbSession:
     # ------------------------------------------------------------ turns
 
     async def find_turn(self, turn_id: UUID, *, lock: bool = False) -> Turn | None:
-        return await self._object(Turn, Turn.id == turn_id, lock=lock)
+        found = await self._turns(
+            f"WHERE turn.id = {{}}{' FOR UPDATE OF turn' if lock and self._postgres else ''}", turn_id
+        )
+        return found[0] if found else None
+
+    async def _turns(self, where: str, *args: Any) -> list[Turn]:
+        """Turns with what their replies were cut to."""
+        turns = []
+        for row in await Turn.raw(f"SELECT {_columns(Turn)}, {_CAPPED} {where}", *args):
+            columns = dict(row)
+            tokens, limit = columns.pop("capped_to"), columns.pop("capped_by")
+            turn = Turn(**columns, _exists_in_db=True)
+            turn.capped = (int(tokens), limit) if tokens is not None else None
+            turns.append(turn)
+        return turns
+
+    async def add_turn(self, turn: Turn) -> None:
+        """Insert a turn, with what its reply is cut to."""
+        await self.add(turn)
+        if turn.capped is not None:
+            tokens, limit = turn.capped
+            await self.add(TurnCap(turn_id=turn.id, reply_tokens=tokens, limit_name=limit))
 
     async def find_running_turn(self, session_id: UUID) -> Turn | None:
         """The turn marked running, its lease alive or not; until commit nobody else writes to it."""
@@ -821,8 +849,7 @@ class DbSession:
         """The last `limit` turns of the transcript that ends with `last_id`, oldest first."""
         if last_id is None:
             return []
-        told = f"SELECT {_columns(Turn)} FROM turn WHERE id IN ({_PATH} SELECT id FROM path)"  # noqa: S608
-        rows = await self._rows(Turn, told, last_id, limit)
+        rows = await self._turns(f"WHERE turn.id IN ({_PATH} SELECT id FROM path)", last_id, limit)  # noqa: S608
         by_id = {row.id: row for row in rows}
         path: list[Turn] = []
         following = by_id.get(last_id)
@@ -906,10 +933,10 @@ class DbSession:
 
     async def list_all_turns(self, session_id: UUID, after: UUID | None, limit: int) -> list[Turn]:
         """Every turn of a session, siblings too, oldest first."""
-        query = Turn.objects().where(Turn.session_id == session_id)
-        if after is not None:
-            query = query.where(Turn.id > after)
-        return await query.order_by(Turn.id).limit(limit)
+        behind, args = ("AND turn.id > {} ", [after]) if after is not None else ("", [])
+        return await self._turns(
+            f"WHERE turn.session_id = {{}} {behind}ORDER BY turn.id LIMIT {{}}", session_id, *args, limit
+        )
 
     async def renew_leases(self, turn_ids: Sequence[UUID], worker: UUID, now: datetime, until: datetime) -> None:
         """Extend the leases of turns a worker runs; a lapsed one is lost for good."""

@@ -188,6 +188,18 @@ class Turn(Table, tablename="turn"):
     first_reply_at = Timestamptz(null=True, default=None)
     ended_at = Timestamptz(null=True, default=None)
 
+    #: no column, but its row of `turn_cap`: the tokens that a budget left its reply, and that limit's name
+    capped: "tuple[int, str] | None" = None
+
+
+class TurnCap(Table, tablename="turn_cap"):
+    """A turn whose reply was cut to what a budget left it; of its copies too."""
+
+    turn_id = UUID(primary_key=True, default=None)
+    reply_tokens = BigInt(default=0)
+    #: the budget: tokens_per_day, …
+    limit_name = Text()
+
 
 class TurnPiece(Table, tablename="turn_piece"):
     """Text of a running turn; the key is (turn_id, reasoning, start). Gone once the turn itself holds the whole."""
@@ -402,6 +414,7 @@ TABLES: tuple[type[Table], ...] = (
     SetupLink,
     Session,
     Turn,
+    TurnCap,
     TurnPiece,
     Said,
     Reindexing,

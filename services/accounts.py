@@ -17,7 +17,7 @@ import msgspec
 
 from db.db_session import Conflict, DbSession, new_id
 from db.tables import Account, ApiToken, Login, ServiceAccount
-from services import rates
+from services import rates, shortages
 from services.actor import NOBODY, SYSTEM, VIA_COMMAND_LINE, Actor, require_admin, require_person
 from services.catalogue import EVERYBODY
 from services.devices import device_of, remembering
@@ -543,7 +543,7 @@ class Accounts:
             longest = max(full, key=lambda one: one.retry_after_seconds(now))
             # All that a wrong clock has filled are put right together: one after the other each would be a wait.
             ahead = {bucket: us for _, place in asked for bucket, us in place.ahead.items()}
-            raise RateLimited("Too many attempts to sign in.", longest, now, ahead=ahead)
+            raise RateLimited(shortages.too_quick(longest), longest, now, ahead=ahead)
         return [of for of, place in asked if place.after is not None]
 
     async def _signed_in(

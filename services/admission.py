@@ -5,7 +5,7 @@ over processes too. Whatever a refused verb took is rolled back with it. A verb 
 applied, as it stands afterwards and the tightest first.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -13,11 +13,11 @@ import msgspec
 
 from db.db_session import DbSession
 from db.tables import Turn
-from services import rates
+from services import rates, shortages
 from services.actor import Actor
 from services.catalogue import Entry
 from services.context import reply_tokens
-from services.errors import BudgetExhausted, ConcurrencyLimited, LimitReached, RateLimited, SessionQuota
+from services.errors import BudgetExhausted, ConcurrencyLimited, LimitReached, OverBudget, RateLimited, SessionQuota
 from services.policies import (
     CONCURRENT,
     MONEY,
@@ -31,6 +31,11 @@ from services.policies import (
 )
 from services.rules import Rules
 from services.text import tokens_of
+
+#: a reply is not cut to less: then the message waits for the next day or month
+LEAST_REPLY_TOKENS = 256
+#: tokens of a reply that costs nothing
+UNBOUNDED = 10**12
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -77,15 +82,16 @@ class Admission:
         """
         claims = await self._room(owner_id, group, rules, db_session)
         if actor.kind == "system":
-            return self._granted(claims)
+            return self._granted(claims, rules)
         rate = rules.policies_of(actor.group).sessions_created
-        return self._granted(claims + await self._claims("sessions_created", rate, (actor.rate_key,), db_session))
+        claims += await self._claims("sessions_created", rate, (actor.rate_key,), db_session)
+        return self._granted(claims, rules)
 
     async def admit_restored(
         self, owner_id: UUID, group: str, rules: Rules, db_session: DbSession
     ) -> tuple[Allowance, ...]:
         """One more open session for its owner, which was made before. Raises SessionQuota."""
-        return self._granted(await self._room(owner_id, group, rules, db_session))
+        return self._granted(await self._room(owner_id, group, rules, db_session), rules)
 
     async def _room(self, owner_id: UUID, group: str, rules: Rules, db_session: DbSession) -> list[Claim]:
         """A place in the quota of open sessions, where there is one. Raises SessionQuota."""
@@ -96,37 +102,64 @@ class Admission:
         claims = [Claim(one, one.less(1)) for one in await self._open_sessions(owner_id, policies, db_session)]
         for claim in claims:
             if claim.after is None:
-                raise SessionQuota(size=claim.before.size, used=claim.before.used)
+                raise SessionQuota(
+                    shortages.too_many_chats(claim.before), size=claim.before.size, used=claim.before.used
+                )
         return claims
 
-    async def take(self, name: str, rate: Rate, keys: Iterable[str], db_session: DbSession) -> tuple[Allowance, ...]:
-        """One place in each bucket of a rate. Raises RateLimited for the one that stays full longest."""
-        return self._granted(await self._claims(name, rate, keys, db_session))
+    async def admit_switch(
+        self, session_id: UUID, actor: Actor, rules: Rules, db_session: DbSession
+    ) -> tuple[Allowance, ...]:
+        """One place among the switches of a session and of the actor. Raises RateLimited."""
+        rate = rules.policies_of(actor.group).switches
+        claims = await self._claims("switches", rate, switch_keys(session_id, actor), db_session)
+        return self._granted(claims, rules)
 
     async def admit_turn(
         self, turn: Turn, entry: Entry, actor: Actor, rules: Rules, db_session: DbSession, *, switching: bool
     ) -> tuple[Allowance, ...]:
-        """A slot, a place in each rate and a reservation for one turn. Raises the LimitReached that lasts longest."""
+        """A slot, a place in each rate and a reservation for one turn.
+
+        Where less of a budget is left, the turn reserves that and is `capped`. Raises OverBudget for what no wait makes
+        fit, and else the LimitReached that lasts longest.
+        """
         policies = rules.policies_of(actor.group)
         await db_session.lock(
             f"owner:{actor.id}",
             *([f"model:{entry.id}"] if entry.concurrent_turns else []),
             *(["instance"] if rules.concurrent_turns else []),
         )
+        budgets = await self._budgets(actor.id, policies, rules, db_session)
+        self._reserve(turn, entry, budgets)
         need = {CONCURRENT: 1, TOKENS: turn.reserved_tokens, MONEY: turn.reserved_nanos}
-        held = await self._slots(actor, [entry], rules, db_session)
-        held += await self._budgets(actor.id, policies, rules, db_session)
+        held = await self._slots(actor, [entry], rules, db_session) + budgets
         claims = [Claim(one, one.less(need[one.unit])) for one in held]
         if switching:
             claims += await self._claims("switches", policies.switches, switch_keys(turn.session_id, actor), db_session)
         claims += await self._claims("turns", policies.turns, (actor.rate_key,), db_session)
-        return self._granted(claims)
+        return self._granted(claims, rules)
 
-    def reply_cap(self, entry: Entry, group: str, rules: Rules) -> int:
+    def _reserve(self, turn: Turn, entry: Entry, budgets: Sequence[Allowance]) -> None:
+        """What a turn may use at most: its reply is cut to what the budgets leave it. Raises OverBudget."""
+        asked, whole = turn.prompt_tokens, reply_tokens(entry)
+        least = min(LEAST_REPLY_TOKENS, whole)
+        for one in budgets:
+            if _room_for(one, one.size, asked, entry) < least:
+                raise OverBudget(shortages.never_fits(one, asked + least), one, needed_tokens=asked + least)
+        rooms = {one.name: _room_for(one, one.remaining, asked, entry) for one in budgets}
+        tightest = min(rooms, key=rooms.__getitem__, default="")
+        cap = max(least, rooms[tightest]) if tightest and rooms[tightest] < whole else whole
+        turn.reserved_tokens = asked + cap
+        turn.reserved_nanos = asked * entry.price_in_nanos + cap * entry.price_out_nanos
+        turn.capped = (cap, tightest) if cap < whole else None
+
+    def reply_cap(self, turn: Turn, entry: Entry, group: str, rules: Rules) -> int:
         """Where a reply is cut, so that it cannot use more than is reserved for it; 0 where nothing asks for that."""
+        if turn.capped is not None:
+            return turn.capped[0]
         return reply_tokens(entry) if entry.max_reply_tokens or rules.policies_of(group).budgets else 0
 
-    def _granted(self, claims: Iterable[Claim]) -> tuple[Allowance, ...]:
+    def _granted(self, claims: Iterable[Claim], rules: Rules) -> tuple[Allowance, ...]:
         """The limits after a verb took its part of each. Raises the LimitReached that lasts longest."""
         claims, now = list(claims), self.now()
         short = [claim.before for claim in claims if claim.after is None]
@@ -134,7 +167,7 @@ class Admission:
             return tightest_first(claim.after for claim in claims if claim.after is not None)
         longest = max(short, key=lambda one: one.retry_after_seconds(now))
         others = tightest_first(claim.before for claim in claims if claim.before is not longest)
-        refusal = _refusal(longest, now, others)
+        refusal = _refusal(longest, now, others, rules)
         refusal.ahead = {bucket: us for claim in claims for bucket, us in claim.ahead.items()}
         raise refusal
 
@@ -217,6 +250,16 @@ class Admission:
         return tokens, nanos
 
 
+def _room_for(budget: Allowance, amount: int, asked: int, entry: Entry) -> int:
+    """Tokens of reply that fit into so much of a budget, behind a prompt of `asked` tokens; below 0 for none."""
+    if budget.unit == TOKENS:
+        return amount - asked
+    rest = amount - asked * entry.price_in_nanos
+    if entry.price_out_nanos:
+        return rest // entry.price_out_nanos
+    return UNBOUNDED if rest >= 0 else -1
+
+
 def bucket_of(name: str, rate: Rate, key: str) -> str:
     """The key of a rate's state. A state is counted in the rate's interval, so another rate has another."""
     return f"{name}:{key}:{rate.interval_us}"
@@ -227,13 +270,7 @@ def switch_keys(session_id: UUID, actor: Actor) -> tuple[str, str]:
     return f"session:{session_id}", actor.rate_key
 
 
-def _refusal(limit: Allowance, now: datetime, others: tuple[Allowance, ...]) -> LimitReached:
+def _refusal(limit: Allowance, now: datetime, others: tuple[Allowance, ...], rules: Rules) -> LimitReached:
     """What the caller of a verb is told about the limit that stands against it."""
-    size, used, remaining = limit.words
-    if limit.unit == REQUESTS:
-        return RateLimited(f"Too many {limit.noun} in a short time. Please wait a moment.", limit, now, others)
-    if limit.unit == CONCURRENT:
-        text = f"{used} of {size} {limit.noun} are being written. Wait for one to end."
-        return ConcurrencyLimited(text, limit, now, others)
-    text = f"{remaining} of {size} {limit.noun} are left, and this message may need more."
-    return BudgetExhausted(text, limit, now, others)
+    kinds: dict[str, type[LimitReached]] = {REQUESTS: RateLimited, CONCURRENT: ConcurrencyLimited}
+    return kinds.get(limit.unit, BudgetExhausted)(shortages.short(limit, rules.zone), limit, now, others)

@@ -24,6 +24,7 @@
     │   ├── RateLimited
     │   ├── ConcurrencyLimited
     │   └── BudgetExhausted
+    ├── OverBudget                  needs more than a whole budget: no wait helps
     ├── PromptTooLong               over the size cap
     ├── ContextOverflow             cannot fit the model even after trimming
     ├── TooManyStreams              this process holds no more
@@ -168,10 +169,10 @@ class IdempotencyKeyReused(Refusal):
 
 class SessionQuota(Refusal):
     code = "session_quota"
-    text = "You have as many open sessions as you may. Close or delete one."
+    text = "You have as many open chats as you may. Close or delete one, then try again."
 
-    def __init__(self, *, size: int, used: int) -> None:
-        super().__init__(limit="open_sessions", size=size, used=used)
+    def __init__(self, text: str = "", *, size: int, used: int) -> None:
+        super().__init__(text, limit="open_sessions", size=size, used=used)
 
 
 class LimitReached(Refusal):
@@ -216,12 +217,25 @@ class BudgetExhausted(LimitReached):
     code = "budget_exhausted"
 
 
+class OverBudget(Refusal):
+    """A message that does not fit into a whole budget, so that waiting does not help."""
+
+    code = "over_budget"
+
+    def __init__(self, text: str, limit: Allowance, *, needed_tokens: int) -> None:
+        super().__init__(text, limit=limit.name, size=limit.figures.size, needed_tokens=needed_tokens)
+
+
 class PromptTooLong(Refusal):
     code = "prompt_too_long"
     text = "This text is too long."
 
     def __init__(self, *, characters: int, limit: int) -> None:
-        super().__init__(f"This text has {characters:,} characters; {limit:,} are allowed.", size=limit)
+        over = characters - limit
+        text = (
+            f"{over:,} character{'s' if over != 1 else ''} over the limit of {limit:,}. Shorten it and send it again."
+        )
+        super().__init__(text, size=limit)
 
 
 class ContextOverflow(Refusal):

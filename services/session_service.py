@@ -22,7 +22,7 @@ from db.tables import Session, Turn
 from services import search
 from services.access import Access
 from services.actor import SYSTEM, Actor
-from services.admission import Admission, switch_keys
+from services.admission import Admission
 from services.brought import Brought
 from services.catalogue import CurrentModel, Entry
 from services.client_pool import ClientPool
@@ -517,9 +517,7 @@ class SessionService:
                         await self.turns.stop_running(session, actor, db_session)
                         running = None
                     if before is not None:
-                        rate = rules.policies_of(actor.group).switches
-                        keys = switch_keys(session.id, actor)
-                        allowance = await self.admission.take("switches", rate, keys, db_session)
+                        allowance = await self.admission.admit_switch(session.id, actor, rules, db_session)
                     await self._put_model(session, entry.id, actor, reason, db_session)
                     session.last_activity_at = self.now()
                 if locking:
@@ -845,7 +843,7 @@ class SessionService:
             await self._put_model(
                 session, entry.id, actor, "" if asked is not None else why.source, db_session, turn=turn
             )
-        await db_session.add(turn)
+        await db_session.add_turn(turn)
         await db_session.index_turn(turn)
         session.opening = session.opening or title_of(prompt)
         session.head_id, session.turn_count = turn.id, session.turn_count + 1
@@ -854,7 +852,7 @@ class SessionService:
             await db_session.drop_draft(session.id)
         await self._record("turn_begun", session, actor, db_session, turn=turn, to=entry.id)
         self._publish(db_session, Hint(session.id, "turn_begun", turn.id))
-        cap = self.admission.reply_cap(entry, actor.group, rules)
+        cap = self.admission.reply_cap(turn, entry, actor.group, rules)
         ask = Ask(model=entry.upstream, messages=messages, max_reply_tokens=cap, wishes=wishes)
         self.turns.start(TurnOrder(turn.id, session.id, entry.provider, ask), db_session)
         return BegunTurn(turn, await self.standing.of(session, actor, db_session, rules=rules), allowance, cap)

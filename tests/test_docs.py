@@ -241,7 +241,7 @@ def test_what_is_sent_to_a_url_is_documented(url: str) -> None:
 
 def test_the_forms_of_json_are_documented_field_by_field() -> None:
     told = "".join(blocks(section(HTTP, "The forms of JSON"), ""))
-    flat = re.sub(r"(current_model|owner|error): {[^}]*}", r"\1", told)
+    flat = re.sub(r"(current_model|owner|error|reply_cap): {[^}]*}", r"\1", told)
     documented = {
         name: [field.split(":")[0].strip() for field in fields.split(",")]
         for name, fields in re.findall(r"^(\w+)\s+{(.*?)}$", flat, re.MULTILINE | re.DOTALL)
@@ -297,11 +297,12 @@ def test_the_forms_of_json_are_documented_field_by_field() -> None:
         "Preview": views.PreviewView,
     }
     assert documented == {name: list(fields_of(struct)) for name, struct in structs.items()}
-    inner = dict(re.findall(r"(current_model|owner|error): {([^}]*)}", told))
+    inner = dict(re.findall(r"(current_model|owner|error|reply_cap): {([^}]*)}", told))
     assert inner == {
         "owner": ", ".join(fields_of(views.OwnerView)),
         "current_model": ", ".join(fields_of(views.CurrentModel)),
         "error": ", ".join(fields_of(views.TurnError)),
+        "reply_cap": ", ".join(fields_of(views.CapView)),
     }
 
 
@@ -378,7 +379,7 @@ def test_what_is_refused_before_any_rule_has_a_documented_code(fresh: Server) ->
 def test_every_journal_event_is_documented_and_no_other() -> None:
     noun, past = (
         "account|group|limit|login|model|password|session|token|transcript|turn",
-        "begun|changed|closed|created|deleted|disabled",
+        "begun|changed|chosen|closed|created|deleted|disabled",
     )
     event = re.compile(
         rf"({noun})_({past}|enabled|ended|expired|extended|locked|opened|renamed|reopened|revoked|switched|tested|unlocked)"

@@ -44,6 +44,7 @@ STATUS: dict[type[Refusal], int] = {
     errors.RateLimited: 429,
     errors.ConcurrencyLimited: 429,
     errors.BudgetExhausted: 429,
+    errors.OverBudget: 422,
     errors.PromptTooLong: 413,
     errors.ContextOverflow: 422,
     errors.TooManyStreams: 503,

@@ -22,6 +22,7 @@ from services.moves import Preview
 from services.outcomes import Extension, Found, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
 from services.policies import DELETED_KEPT, Allowance, microseconds
+from services.shortages import capped_by
 from services.transfer import Taken
 from services.turn_log import Position
 from web.activity import ActivityView, told
@@ -197,6 +198,18 @@ class TurnError(msgspec.Struct, frozen=True):
     detail: str
 
 
+class CapView(msgspec.Struct, frozen=True):
+    """How long a reply may be where a budget leaves it less than its model allows."""
+
+    tokens: int
+    #: the budget: tokens_per_day, …
+    limit: str
+
+    @property
+    def words(self) -> str:
+        return f"Limited to {self.tokens:,} tokens: that was left of your {capped_by(self.limit)}."
+
+
 class TurnView(View, frozen=True):
     id: UUID
     session_id: UUID
@@ -219,6 +232,8 @@ class TurnView(View, frozen=True):
     #: money
     cost: float
     context_left_out: int
+    #: null where the reply may be as long as its model allows
+    reply_cap: CapView | None
     created_at: datetime
     #: of reasoning or reply
     first_text_at: datetime | None
@@ -234,6 +249,7 @@ class TurnView(View, frozen=True):
             reasoning=written.reasoning if turn.reply is None else turn.reasoning,
             error=TurnError(turn.error_code, turn.error_detail or "") if turn.error_code else None,
             cost=turn.cost_nanos / 1e9,
+            reply_cap=CapView(*turn.capped) if turn.capped is not None else None,
         )
 
     @classmethod

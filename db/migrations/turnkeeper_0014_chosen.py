@@ -1,4 +1,4 @@
-"""The first model of a session is found without looking through its journal."""
+"""The first model of a session is found without looking through its journal; replies that a budget made shorter."""
 
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
 
@@ -8,11 +8,19 @@ from db.portable import in_sql
 
 ID = "turnkeeper_0014_chosen"
 VERSION = "1.38.0"
-DESCRIPTION = "the index of first models"
+DESCRIPTION = "the index of first models, caps of replies"
+
+STATEMENTS = """
+CREATE TABLE turn_cap (
+    turn_id UUID NOT NULL PRIMARY KEY,
+    reply_tokens BIGINT NOT NULL,
+    limit_name TEXT NOT NULL
+);
+"""
 
 
 async def forwards() -> MigrationManager:
-    return in_sql(ID, DESCRIPTION, "")
+    return in_sql(ID, DESCRIPTION, STATEMENTS)
 
 
 async def afterwards(engine: Engine) -> None:

@@ -17,6 +17,7 @@ from db.tables import (
     Said,
     Session,
     Turn,
+    TurnCap,
     TurnPiece,
     Usage,
 )
@@ -63,6 +64,8 @@ async def crowd(
     begun = f"one.turn_id = '{turn.id}' AND one.what = 'turn_begun'"
     what = "CASE WHEN n % 3 = 0 THEN 'model_switched' WHEN n % 50 = 1 THEN 'model_chosen' ELSE one.what END"
     await _copy(Journal, begun, rows, id=id, owner_id=owner, session_id=inside, what=what, version="n")
+    await db_session.add(TurnCap(turn_id=turn.id, reply_tokens=300, limit_name="tokens_per_day"))
+    await _copy(TurnCap, f"one.turn_id = '{turn.id}'", rows, turn_id=id)
     await db_session.add_pieces([Piece(turn.session_id, turn.id, 0, "Hello")], turn.created_at)
     await _copy(TurnPiece, f"one.turn_id = '{turn.id}'", rows, turn_id=id)
     for table in (Login, ApiToken):  # if the actor has one

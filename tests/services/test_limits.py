@@ -17,7 +17,7 @@ from services.actor import Actor
 from services.client_pool import ClientPool
 from services.clients import Usage as Counted
 from services.configuration import GroupConfig, InstanceConfig
-from services.errors import LimitReached
+from services.errors import LimitReached, Refusal
 from services.event_bus import MemoryEventBus
 from services.policies import Allowance
 from services.session_service import SessionService
@@ -467,7 +467,7 @@ async def test_L4_what_the_template_adds_is_counted_for_each_message(
 async def test_L4_others_budgets_are_their_own(
     sessions: SessionService, db_session: DbSession, ann: Actor, bob: Actor, configure: Configure, refused: Refused
 ) -> None:
-    await configure("user", tokens_per_day=5000)
+    await configure("user", tokens_per_day=4300)
     await sessions.begin_turn(None, "Hello", db_session, actor=ann)
     async with refused("budget_exhausted"):
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
@@ -477,7 +477,7 @@ async def test_L4_others_budgets_are_their_own(
 async def test_L5_the_strictest_limit_wins_and_is_named(
     sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
 ) -> None:
-    await configure("user", concurrent_turns=1, turns="1/min", tokens_per_day=5000)
+    await configure("user", concurrent_turns=1, turns="1/min", tokens_per_day=4300)
     await sessions.begin_turn(None, "Hello", db_session, actor=ann)
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
@@ -545,15 +545,20 @@ async def test_L5_a_refusal_says_what_is_short_in_words(
     sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, offer: Offer, refused: Refused
 ) -> None:
     await offer(fast={"concurrent_turns": 1})
-    await configure("user", tokens_per_day=5000)
+    await configure("user", tokens_per_day=4300)
     await sessions.begin_turn(None, "Hello", db_session, actor=ann)
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
-    assert str(told.refusal) == "898 of 5,000 tokens today are left, and this message may need more."
+    assert str(told.refusal) == (
+        "198 of 4,300 tokens are left for today, and this message needs more. It resets on 5 May at 00:00 (UTC). "
+        "Need more? Ask your admin."
+    )
     await configure("user", tokens_per_day=0)
     async with refused("concurrency_limited") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
-    assert str(told.refusal) == "1 of 1 replies at once of fast are being written. Wait for one to end."
+    assert str(told.refusal) == (
+        "fast is writing 1 reply, as many as it may at once. Wait for one to end, or use another model."
+    )
 
 
 async def test_L6_an_admins_change_holds_from_the_next_call(
@@ -582,16 +587,16 @@ async def test_L6_a_change_holds_at_the_next_call_of_another_process(
             ("user", "concurrent_turns", "0", ""),
             ("*", "concurrent_turns", "2", "concurrency_limited"),
             ("*", "concurrent_turns", "0", ""),
-            ("user", "tokens_per_month", "100", "budget_exhausted"),
+            ("user", "tokens_per_month", "100", "over_budget"),
             ("user", "tokens_per_month", "0", ""),
-            ("user", "money_per_day", "0.000001", "budget_exhausted"),
+            ("user", "money_per_day", "0.000001", "over_budget"),
             ("user", "money_per_day", "0", ""),
             ("user", "turns", "1/h", "rate_limited"),
         ):
             await put_limit(LimitRule(group_name=group, name=name, value=value, set_by="ada"))
             try:
                 begun = await there.begin_turn(None, "Hello", far, actor=ann)
-            except LimitReached as refusal:
+            except Refusal as refusal:
                 assert refusal.code == code, (name, value)
             else:
                 assert code == "", (name, value)
@@ -641,7 +646,7 @@ async def test_L6_lowering_a_budget_never_kills_a_running_turn(
     await sessions.sweep(db_session)
     ended = await sessions.finish_turn(turn.id, db_session, state="done", tail="upon", usage=Counted(5000, 5000))
     assert (ended.state, ended.reply) == ("done", "Once upon")
-    async with refused("budget_exhausted"):
+    async with refused("over_budget"):
         await sessions.begin_turn(turn.session_id, "Hello", db_session, actor=ann)
 
 
@@ -784,7 +789,7 @@ async def test_L6_another_rate_holds_from_the_next_call(
 async def test_L4_a_turn_whose_worker_is_gone_counts_what_it_wrote_before_anybody_has_noticed(
     sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, clock: Clock, refused: Refused
 ) -> None:
-    await configure("user", tokens_per_day=5000, concurrent_turns=0)
+    await configure("user", tokens_per_day=3900, concurrent_turns=0)
     lost = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
     await sessions.append([Piece(lost.session_id, lost.id, 0, "x" * 11000)], db_session)
     clock.pass_(seconds=31)

@@ -33,8 +33,8 @@ OWNER = {"id", "name"}
 CURRENT_MODEL = {"id", "source", "usable", "reason", "wanted"}
 TURN = {
     "id", "session_id", "parent_id", "prompt", "reply", "reasoning", "model", "model_source", "model_reason", "state",
-    "error", "prompt_tokens", "reply_tokens", "estimated", "cost", "context_left_out", "created_at", "first_text_at",
-    "first_reply_at", "ended_at",
+    "error", "prompt_tokens", "reply_tokens", "estimated", "cost", "context_left_out", "reply_cap",
+    "created_at", "first_text_at", "first_reply_at", "ended_at",
 }  # fmt: skip
 SWITCH = {"changed", "from", "to", "version", "effective", "warnings", "session"}
 MODEL = {"id", "label", "state", "provider_up", "context_tokens", "price_in", "price_out", "replacement"}
