@@ -6,6 +6,8 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 
+from web.markdown_rules.scripts import is_cjk
+
 #: a longer formula is shown as it is written
 FORMULA_CHARACTERS = 2_000
 #: how a formula opens → how it closes
@@ -79,17 +81,15 @@ def _inline(state: StateInline, silent: bool) -> bool:
     if not opening:
         return False
     start, closing = at + len(opening), INLINE[opening]
-    stop = source.find(closing, start, min(state.posMax, start + FORMULA_CHARACTERS))
+    if source[start : start + 1].isspace() and opening == "$":
+        return False
+    stop = _end(source, closing, start, min(state.posMax, start + FORMULA_CHARACTERS))
     content = source[start:stop] if stop > 0 else ""
     if not content.strip():
         return False
     after = source[stop + len(closing) : stop + len(closing) + 1]
     if opening == "$" and (
-        content[0].isspace()
-        or content[-1].isspace()
-        or content[-1] == "\\"
-        or after.isdigit()
-        or (at > 0 and source[at - 1].isalnum())
+        content[-1].isspace() or after.isdigit() or (at > 0 and source[at - 1].isalnum() and not is_cjk(source[at - 1]))
     ):
         return False
     if not silent:
@@ -97,3 +97,11 @@ def _inline(state: StateInline, silent: bool) -> bool:
         token.content, token.meta = content, {"display": opening in BLOCKS}
     state.pos = stop + len(closing)
     return True
+
+
+def _end(source: str, closing: str, start: int, most: int) -> int:
+    """Where a formula ends, -1 if it does not; a dollar behind a backslash is one of its characters."""
+    stop = source.find(closing, start, most)
+    while stop > start and closing == "$" and source[stop - 1] == "\\":
+        stop = source.find(closing, stop + 1, most)
+    return stop

@@ -1,13 +1,14 @@
 """Text of a model as HTML that can do nothing but be read: tables, task lists, highlighted code, MathML.
 
 Two walls: markup in the text is never passed on, and whatever comes out goes through an allow-list. A reply that is
-being written is rendered block by block: what is finished once, what is still open again with every piece. Link
-definitions are off, for with them a later line would change what is finished.
+being written is rendered block by block: what is finished once, what is still open again with every piece. Definitions
+of links and footnotes count there from their line on, since no later line may change what is finished. The reply that
+has ended is rendered whole and takes the place of all that.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import nh3
@@ -20,6 +21,15 @@ from markupsafe import Markup
 
 from web.formulas import add_math, mathml
 from web.highlighting import COLOURS, has_colours
+from web.markdown_rules.containers import add_containers
+from web.markdown_rules.directions import add_directions
+from web.markdown_rules.elements import add_elements
+from web.markdown_rules.emphasis import add_emphasis
+from web.markdown_rules.fences import add_fences
+from web.markdown_rules.notes import add_notes
+from web.markdown_rules.order import Known, add_order, environment, told
+from web.markdown_rules.references import add_references, as_written, leads_somewhere
+from web.markdown_rules.tables import add_tables
 
 #: of a longer reply the rest is shown as it was written
 RENDERED_CHARACTERS = 100_000
@@ -28,6 +38,10 @@ AGAIN, AHEAD = 16, 100_000
 #: what a line costs besides its characters
 LINE = 40
 
+#: languages of diagrams, which are shown as their source
+DIAGRAMS = {"mermaid", "plantuml", "puml", "graphviz", "dot", "d2"}
+#: a cell with more characters is given room, so that a narrow screen scrolls the table and does not squeeze it
+SHORT_CELL, LONG_CELL = 9, 40
 ALERTS = ("note", "tip", "important", "warning", "caution")
 MATH = {
     *("math", "mrow", "mi", "mn", "mo", "ms", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup", "msubsup"),
@@ -40,7 +54,7 @@ MATH_ATTRIBUTES = {
 }
 TAGS = {
     *("p", "br", "hr", "h3", "h4", "h5", "h6", "strong", "em", "s", "blockquote", "ul", "ol", "li", "a"),
-    *("div", "span", "pre", "code", "button", "table", "thead", "tbody", "tr", "th", "td"),
+    *("div", "span", "pre", "code", "button", "table", "thead", "tbody", "tr", "th", "td", "sub", "sup", "kbd"),
     *MATH,
 }
 ATTRIBUTES: dict[str, set[str]] = {
@@ -52,20 +66,24 @@ ATTRIBUTES: dict[str, set[str]] = {
     "span": {"role", "aria-label"},
     **dict.fromkeys(MATH, MATH_ATTRIBUTES),
 }
+#: what may say its direction
+DIRECTED = ("p", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "table", "th", "td", "div", "a")
 CLASSES = {
-    "div": {"code", "code-head", "grid", "formula", "rest", "alert", *(f"alert-{kind}" for kind in ALERTS)},
+    "div": {"code", "code-head", "grid", "formula", "rest", "note", "alert", *(f"alert-{kind}" for kind in ALERTS)},
     "p": {"alert-title"},
     "span": {"tick", "picture", *COLOURS.values()},
     "li": {"task"},
     "button": {"copy"},
     "code": {"source"},
-    "th": {"center", "right"},
-    "td": {"center", "right"},
+    "sup": {"mark"},
+    "th": {"center", "right", "some", "long"},
+    "td": {"center", "right", "some", "long"},
 }
 _CLEANER = nh3.Cleaner(
     tags=TAGS,
     attributes=ATTRIBUTES,
     allowed_classes=CLASSES,
+    tag_attribute_values={tag: {"dir": {"ltr", "rtl", "auto"}} for tag in DIRECTED},
     url_schemes={"http", "https", "mailto"},
     url_relative="deny",
     link_rel="noopener noreferrer nofollow",
@@ -78,7 +96,7 @@ class _Html(RendererHTML):
 
     def heading_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         """Below the page's own headings."""
-        return f"<{_level(tokens[at])}>"
+        return f"<{_level(tokens[at])}{self.renderAttrs(tokens[at])}>"
 
     def heading_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return f"</{_level(tokens[at])}>\n"
@@ -87,7 +105,10 @@ class _Html(RendererHTML):
         token = tokens[at]
         language = (token.info.split() or [""])[0][:40]
         body = env.get("colours", {}).get((language.lower(), token.content))
-        return _code(escapeHtml(token.content) if body is None or not _is_closed(token) else body, language)
+        head = " ".join(token.info.split())
+        if language.lower() in DIAGRAMS:
+            head += " (source of a diagram)"
+        return _code(escapeHtml(token.content) if body is None or not token.meta["closed"] else body, head)
 
     def code_block(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return _code(escapeHtml(tokens[at].content), "")
@@ -95,9 +116,11 @@ class _Html(RendererHTML):
     def image(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         """A link: a picture that loads by itself would tell its server what was said."""
         token = tokens[at]
-        words = self.renderInlineAsText(token.children or [], options, env) or "picture"
-        address = escapeHtml(str(token.attrGet("src") or ""))
-        return f'<a href="{address}"><span class="picture">{escapeHtml(words)}</span></a>'
+        words, source = escapeHtml(_words(token.children or ())), str(token.attrGet("src") or "")
+        if not leads_somewhere(source):
+            return f"![{words}{escapeHtml(as_written(source, str(token.attrGet('title') or '')))}"
+        title = f' title="{escapeHtml(str(token.attrGet("title")))}"' if token.attrGet("title") else ""
+        return f'<a href="{escapeHtml(source)}"{title}><span class="picture">{words or "picture"}</span></a>'
 
     def list_item_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         token = tokens[at]
@@ -108,20 +131,21 @@ class _Html(RendererHTML):
         return f'<li class="task"><span class="tick" role="img" aria-label="{state}">{tick}</span> '
 
     def table_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return '<div class="grid" role="group" aria-label="Table" tabindex="0"><table>\n'
+        return f'<div class="grid" role="group" aria-label="Table" tabindex="0"><table{self.renderAttrs(tokens[at])}>\n'
 
     def table_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return "</table></div>\n"
 
     def th_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return _cell(tokens[at])
+        return _cell(tokens[at], tokens[at + 1].content)
 
     def td_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return _cell(tokens[at])
+        return _cell(tokens[at], tokens[at + 1].content)
 
     def alert_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         kind = str((tokens[at].meta or {}).get("kind", "note")).lower()
-        return f'<div class="alert alert-{kind if kind in ALERTS else "note"}">\n'
+        tokens[at].attrSet("class", f"alert alert-{kind if kind in ALERTS else 'note'}")
+        return f"<div{self.renderAttrs(tokens[at])}>\n"
 
     def alert_title_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return '<p class="alert-title">'
@@ -138,9 +162,21 @@ def _level(token: Token) -> str:
     return f"h{min(int(token.tag[1:]) + 2, 6)}"
 
 
-def _cell(token: Token) -> str:
+def _cell(token: Token, text: str) -> str:
     side = str(token.attrGet("style") or "").removeprefix("text-align:")
-    return f'<{token.tag} class="{side}">' if side in ("center", "right") else f"<{token.tag}>"
+    room = "long" if len(text) > LONG_CELL else "some" if len(text) > SHORT_CELL else ""
+    token.attrs.pop("style", None)
+    if classes := " ".join(name for name in (side if side in ("center", "right") else "", room) if name):
+        token.attrSet("class", classes)
+    return f"<{token.tag}{RendererHTML.renderAttrs(token)}>"
+
+
+def _words(tokens: Sequence[Token]) -> str:
+    """What is read in a line that may hold no markup."""
+    return "".join(
+        " " if token.type in ("softbreak", "hardbreak") else _words(token.children or ()) or token.content
+        for token in tokens
+    )
 
 
 def _code(body: str, language: str) -> str:
@@ -151,20 +187,15 @@ def _code(body: str, language: str) -> str:
     )
 
 
-def _is_closed(fence: Token) -> bool:
-    """Whether the fence has its last line; without it the block ran to the end of what there is."""
-    assert fence.map is not None
-    first, end = fence.map
-    content = fence.content
-    return (not content or content.endswith("\n")) and end - first == content.count("\n") + 2
-
-
 def _parser() -> MarkdownIt:
     made = MarkdownIt(
         "gfm-like2", {"html": False, "breaks": True, "xhtmlOut": False, "linkify": False}, renderer_cls=_Html
     )
     made.disable(["reference", "html_block", "html_inline"])
-    add_math(made)
+    for add in (add_containers, add_emphasis, add_tables, add_fences, add_elements):
+        add(made)
+    for add in (add_references, add_notes, add_order, add_directions, add_math):
+        add(made)
     made.inline.ruler.before("linkify", "address", _address)
     return made
 
@@ -191,7 +222,7 @@ def _address(state: StateInline, silent: bool) -> bool:
     if not silent:
         state.pending = state.pending.removesuffix(scheme[1])
         token = state.push("link_open", "a", 1)
-        token.attrs = {"href": address}
+        token.attrs = {"href": address, "dir": "ltr"}
         state.push("text", "", 0).content = scheme[1] + rest
         state.push("link_close", "a", -1)
     state.pos += len(rest)
@@ -207,13 +238,14 @@ Block = tuple[str, str]
 Colours = Callable[[list[Block]], dict[Block, str]]
 
 
-def render(text: str, colouring: Colours | None = None) -> str:
+def render(text: str, colouring: Colours | None = None, env: dict[str, Any] | None = None) -> str:
     """HTML of a whole text; its code is plain where nobody colours it.
 
     It takes as long as the text is long, and the lexers of code may take much longer: what people or models wrote is
-    rendered by `web.rendering`, in a process of its own where it is not short.
+    rendered by `web.rendering`, in a process of its own where it is not short. Of a part of a text, `env` is what the
+    parts before it have told; what this one tells is added.
     """
-    env: dict[str, Any] = {}
+    env = environment() if env is None else env
     tokens = _PARSER.parse(text[:RENDERED_CHARACTERS], env)
     if colouring is not None and (blocks := _blocks(tokens)):
         env["colours"] = colouring(blocks)
@@ -225,23 +257,37 @@ def render(text: str, colouring: Colours | None = None) -> str:
 
 def written(text: str) -> str:
     """HTML of a text that is shown as it is written."""
-    return f'<div class="rest">{escapeHtml(text)}</div>'
+    return f'<div class="rest" dir="auto">{escapeHtml(text)}</div>'
 
 
 def _blocks(tokens: Sequence[Token]) -> list[Block]:
     """The blocks of code that have colours."""
-    fences = (token for token in tokens if token.type == "fence" and _is_closed(token))
+    fences = (token for token in tokens if token.type == "fence" and token.meta["closed"])
     found = {((token.info.split() or [""])[0][:40].lower(), token.content): None for token in fences}
     return [(language, code) for language, code in found if has_colours(code, language)]
 
 
-def grow(text: str, *, lines: bool, colouring: Colours | None = None) -> tuple[int, str, str]:
-    """A text that is being written: how much of it is finished, and the HTML of that and of the open block.
+class Growth(NamedTuple):
+    """A text that is being written: how much of it is finished, and the HTML of that and of the open block."""
+
+    end: int
+    finished: str
+    open: str
+    #: what is known after the finished part
+    known: Known
+
+
+def grow(text: str, *, lines: bool, known: Known = (), colouring: Colours | None = None) -> Growth:
+    """Render what is not finished yet of a text that is being written; `known` is what has been told before.
 
     Without new `lines` no more of it is finished than before.
     """
     end = _finished(text) if lines else 0
-    return end, render(text[:end], colouring) if end else "", render(text[end:])
+    finished = ""
+    if end:
+        env = environment(known)
+        finished, known = render(text[:end], colouring, env), told(env)
+    return Growth(end, finished, render(text[end:], env=environment(known)), known)
 
 
 def _finished(text: str) -> int:
@@ -250,7 +296,7 @@ def _finished(text: str) -> int:
     A line that may go on tells nothing: “2” is a paragraph and “2.” goes on with a list.
     """
     tokens: list[Token] = []
-    _PARSER.block.parse(text[: text.rfind("\n") + 1], _PARSER, {}, tokens)
+    _PARSER.block.parse(text[: text.rfind("\n") + 1], _PARSER, environment(()), tokens)
     starts = [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
     if len(starts) < 2:
         return 0
@@ -288,16 +334,18 @@ class Growing:
         self._half = ""
         self._seen = 0
         self._budget = AHEAD
+        #: what the finished blocks have told
+        self._known: Known = ()
 
     def add(self, text: str) -> Grown:
         """Take in the next piece, which is short."""
         text, due = self._accept(text)
-        return self._step(grow(self._text(), lines="\n" in self._fresh) if due else None, text)
+        return self._step(grow(self._text(), lines="\n" in self._fresh, known=self._known) if due else None, text)
 
-    async def take(self, text: str, growing: Callable[[str, bool], Awaitable[tuple[int, str, str] | None]]) -> Grown:
+    async def take(self, text: str, growing: Callable[[str, bool, Known], Awaitable[Growth | None]]) -> Grown:
         """The same with another `grow`; without an answer the text is shown as it is written for now."""
         text, due = self._accept(text)
-        return self._step(await growing(self._text(), "\n" in self._fresh) if due else None, text)
+        return self._step(await growing(self._text(), "\n" in self._fresh, self._known) if due else None, text)
 
     def _text(self) -> str:
         return self._open + self._fresh
@@ -315,12 +363,11 @@ class Growing:
             self._budget -= cost
         return text, due
 
-    def _step(self, rendered: tuple[int, str, str] | None, text: str) -> Grown:
+    def _step(self, rendered: Growth | None, text: str) -> Grown:
         if rendered is None:
             return Grown(Markup(), None, text, self._in_code())
-        end, finished, html = rendered
-        self._open, self._fresh = self._text()[end:], ""
-        return Grown(Markup(finished), Markup(html))  # noqa: S704
+        self._open, self._fresh, self._known = self._text()[rendered.end :], "", rendered.known
+        return Grown(Markup(rendered.finished), Markup(rendered.open))  # noqa: S704
 
     def _in_code(self) -> bool:
         return re.match(r" {0,3}(```|~~~)", self._open) is not None

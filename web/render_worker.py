@@ -38,6 +38,8 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
     grows: bool = False
     #: whether lines came since it was rendered last
     lines: bool = False
+    #: what the part before it has told, see `web.markdown_rules.order`
+    known: tuple[tuple[str, str, str], ...] = ()
     colours: bool = True
 
 
@@ -59,6 +61,8 @@ class Done(msgspec.Struct, array_like=True, frozen=True, tag=True):
     html: str
     finished: str = ""
     end: int = 0
+    #: what is known after that part
+    known: tuple[tuple[str, str, str], ...] = ()
 
 
 Message = Ask | Colouring | Done
@@ -130,8 +134,8 @@ class _Worker:
         colouring = self._colour if job.colours else None
         _allow(TEXT_SECONDS)
         if job.grows:
-            end, finished, html = grow(job.text, lines=job.lines, colouring=colouring)
-            done = Done(html, finished, end)
+            grown = grow(job.text, lines=job.lines, known=job.known, colouring=colouring)
+            done = Done(grown.open, grown.finished, grown.end, grown.known)
         else:
             done = Done(render(job.text, colouring))
         _allow(0)

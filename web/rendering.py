@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 from web import render_worker
 from web.kept import Kept
-from web.markdown import Block, Colours, Growing, Grown, grow, normal, render, written
+from web.markdown import Block, Colours, Growing, Grown, Growth, grow, normal, render, written
+from web.markdown_rules.order import Known
 from web.render_worker import LENGTH_BYTES, NO_MEMORY, Ask, Colouring, Done, Job, Message, digest_of, frame
 
 log = logging.getLogger(__name__)
@@ -138,15 +139,15 @@ class Renderer:
             for text in grown:
                 _GROWN.release(text)
 
-    async def grow(self, text: str, lines: bool) -> tuple[int, str, str] | None:
+    async def grow(self, text: str, lines: bool, known: Known) -> Growth | None:
         """As `web.markdown.grow`; None where it takes too long now."""
         if _is_short(text) and not _has_formulas(text):
             blocks: list[Block] = []
-            grown = grow(text, lines=lines, colouring=_noting(blocks))
+            grown = grow(text, lines=lines, known=known, colouring=_noting(blocks))
             if not blocks:
                 return grown
-        made = await _in_time(self._spawn(self._do(Job(text, grows=True, lines=lines))), PIECE_SECONDS)
-        return None if made is None else (made[0].end, made[0].finished, made[0].html)
+        made = await _in_time(self._spawn(self._do(Job(text, grows=True, lines=lines, known=known))), PIECE_SECONDS)
+        return None if made is None else Growth(made[0].end, made[0].finished, made[0].html, made[0].known)
 
     async def _begun(self, text: str) -> Grown:
         if (grown := _GROWN.get(text)) is None:

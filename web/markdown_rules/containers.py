@@ -1,0 +1,33 @@
+"""How deep lists and quotations go: what is deeper stands there as it was written, and nothing is left out.
+
+Without this the parser drops whatever is deeper than its limit.
+"""
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, blockquote, list_block
+from markdown_it.utils import OptionsDict
+
+#: a list counts twice: itself and its item
+DEEPEST_LIST, DEEPEST_QUOTATION = 32, 16
+
+
+class _Options(OptionsDict):
+    """Options whose limit for blocks is one that no container comes to; the one within a line stays as it is."""
+
+    maxNesting = 64
+
+
+def add_containers(parser: MarkdownIt) -> None:
+    """Have a parser open no list and no quotation that is too deep."""
+    parser.options = _Options(dict(parser.options))  # type: ignore[arg-type]
+    ruler = parser.block.ruler
+    ruler.at("list", _list, {"alt": ["paragraph", "reference", "blockquote"]})
+    ruler.at("blockquote", _quotation, {"alt": ["paragraph", "reference", "blockquote", "list"]})
+
+
+def _list(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    return state.level < DEEPEST_LIST and list_block(state, first, end, silent)
+
+
+def _quotation(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    return state.level < DEEPEST_QUOTATION and blockquote(state, first, end, silent)

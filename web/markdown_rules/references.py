@@ -1,0 +1,126 @@
+"""Link definitions, `[1]: https://example.org "title"`, as models cite; and links that lead nowhere from here.
+
+A definition is one line with a whole address. One that nothing refers to stays on the page as it was written. So does
+a link whose address would not be let through, or what it leads to would be gone.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml, normalizeReference
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
+
+SCHEMES = ("http://", "https://", "mailto:")
+_DEFINITION = re.compile(
+    r"\[((?:[^\[\]\\^]|\\.)(?:[^\[\]\\]|\\.){0,200})\]:[ \t]*<?((?:https?://|mailto:)[^\s<>]+)>?"
+    r"""(?:[ \t]+(?:"([^"]*)"|'([^']*)'|\(([^()]*)\)))?[ \t]*""",
+    re.IGNORECASE,
+)
+
+
+class Definition(NamedTuple):
+    label: str
+    href: str
+    title: str
+    #: its line: up to the address, the address, and the rest
+    before: str
+    address: str
+    after: str
+
+
+def add_references(parser: MarkdownIt) -> None:
+    """Teach a parser link definitions; its own rule for them is left out."""
+    parser.options["store_labels"] = True
+    parser.block.ruler.before("reference", "definitions", _block, {"alt": ["paragraph", "blockquote", "list"]})
+    parser.core.ruler.after("inline", "links", _links)
+    parser.add_render_rule("definitions", _render)
+
+
+def leads_somewhere(address: str) -> bool:
+    """Whether a link to an address is let through."""
+    return address.lower().startswith(SCHEMES)
+
+
+def _definition(state: StateBlock, number: int) -> Definition | None:
+    if state.is_code_block(number) or state.sCount[number] < state.blkIndent:
+        return None
+    start, end = state.bMarks[number] + state.tShift[number], state.eMarks[number]
+    if not state.src.startswith("[", start):
+        return None
+    found = _DEFINITION.fullmatch(state.src, start, end)
+    if found is None:
+        return None
+    label, href = normalizeReference(found[1]), state.md.normalizeLink(found[2])
+    if not label or not state.md.validateLink(href):
+        return None
+    title = found[3] or found[4] or found[5] or ""
+    before, after = state.src[start : found.start(2)], state.src[found.end(2) : end]
+    return Definition(label, href, title, before, found[2], after)
+
+
+def _block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    """Lines of definitions, one after the other."""
+    found, line = [], first
+    while line < end and (definition := _definition(state, line)):
+        if silent:
+            return True
+        found.append(definition)
+        line += 1
+    if not found:
+        return False
+    token = state.push("definitions", "", 0)
+    token.block, token.map, token.meta = True, [first, line], {"definitions": found}
+    state.line = line
+    return True
+
+
+def _render(self: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+    """Those that nothing refers to, as they were written; while a text grows, all of them."""
+    used = () if env["growing"] else env["references"].used
+    lines = [_line(one) for one in tokens[at].meta["definitions"] if one.label not in used]
+    return "<p>" + "<br>\n".join(lines) + "</p>\n" if lines else ""
+
+
+def _line(one: Definition) -> str:
+    link = f'<a href="{escapeHtml(one.href)}" dir="ltr">{escapeHtml(one.address)}</a>'
+    return escapeHtml(one.before) + link + escapeHtml(one.after)
+
+
+def _links(state: StateCore) -> None:
+    for token in state.tokens:
+        if token.type == "inline" and token.children:
+            _settle(token.children)
+
+
+def _settle(tokens: Sequence[Token]) -> None:
+    """A number in brackets keeps them as a link, and a link that is not let through is text."""
+    rest: str | None = None
+    for at, token in enumerate(tokens):
+        if token.type == "link_close" and rest is not None:
+            _become_text(token, rest)
+            rest = None
+        elif token.type == "link_open":
+            href, title = str(token.attrGet("href") or ""), str(token.attrGet("title") or "")
+            label = str((token.meta or {}).get("label", ""))
+            if leads_somewhere(href):
+                if label.isdigit() and tokens[at + 1].content == label:
+                    tokens[at + 1].content = f"[{label}]"
+                continue
+            is_bare = token.markup == "autolink" or href.startswith("#")
+            rest = "" if is_bare else as_written(href, title)
+            _become_text(token, "[" if rest else "")
+
+
+def as_written(address: str, title: str) -> str:
+    """The end of a link, from its words on."""
+    if address.startswith("data:"):
+        address = f"{address[:40]}… {len(address):,} characters"
+    return f']({address} "{title}")' if title else f"]({address})"
+
+
+def _become_text(token: Token, text: str) -> None:
+    token.type, token.tag, token.nesting, token.attrs, token.content = "text", "", 0, {}, text
