@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 
 from services.policies import instant, tightest_first
+from web.markdown_rules.scripts import direction_of_plain
 
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"
@@ -35,6 +36,7 @@ def environment() -> Environment:
     for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, wait, words):
         made.filters[filter.__name__] = filter
     made.filters["tightest"] = tightest_first
+    made.filters["direction"] = direction_of_plain
     return made
 
 

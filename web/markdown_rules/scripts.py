@@ -1,5 +1,6 @@
 """Characters by the script they belong to: Chinese, Japanese and Korean, and from right to left."""
 
+import re
 import unicodedata
 from functools import lru_cache
 
@@ -31,3 +32,13 @@ def direction(text: str) -> str:
             case "R" | "AL":
                 return "rtl"
     return ""
+
+
+#: of a longer text its beginning tells the direction
+BEGINNING = 4_000
+_NO_WORDS = re.compile(r"`+[^`]*`+|\$[^$\n]*\$|(?:https?://|www\.)\S+")
+
+
+def direction_of_plain(text: str) -> str:
+    """The direction of a text that is shown as it was typed; `auto` where only code and addresses have letters."""
+    return direction(_NO_WORDS.sub(" ", text[:BEGINNING])) or "auto"
