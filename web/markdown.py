@@ -366,8 +366,9 @@ class Growing:
     def _step(self, rendered: Growth | None, text: str) -> Grown:
         if rendered is None:
             return Grown(Markup(), None, text, self._in_code())
-        self._open, self._fresh, self._known = self._text()[rendered.end :], "", rendered.known
-        return Grown(Markup(rendered.finished), Markup(rendered.open))  # noqa: S704
+        end, finished, html, self._known = rendered
+        self._open, self._fresh = self._text()[end:], ""
+        return Grown(Markup(finished), Markup(html))  # noqa: S704
 
     def _in_code(self) -> bool:
         return re.match(r" {0,3}(```|~~~)", self._open) is not None
