@@ -16,6 +16,7 @@ from services.clients.builtin import BuiltinClient
 from services.clients.openai import OpenAIClient
 from services.clients.remote import Bounds
 from services.event_bus import EventBus, Hint, MemoryEventBus
+from services.redaction import without_secrets
 
 PROBE_EVERY_SECONDS = 30.0
 #: a probe that takes longer is given up, whatever the client thinks
@@ -49,7 +50,8 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omi
 
     def __repr__(self) -> str:
         """The key stays out of logs and tracebacks."""
-        return f"Provider({self.id!r}, {self.kind!r}, {self.base_url!r}{', key set' if self.api_key else ''})"
+        key = ", key set" if self.api_key else ""
+        return f"Provider({self.id!r}, {self.kind!r}, {without_secrets(self.base_url)!r}{key})"
 
 
 class UnknownProvider(KeyError):

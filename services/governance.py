@@ -19,6 +19,7 @@ from services.catalogue import EVERYBODY, Entry, GroupDefaults
 from services.changes import CONFIG, Key, RuleRows, keyed
 from services.configuration import write
 from services.errors import InvalidRequest
+from services.names import checked_name, look_alike
 from services.policies import DEFAULT_LIMITS, check_rule
 from services.text import REASON_CHARACTERS, checked_line
 from services.unit_of_work import UnitOfWork
@@ -207,6 +208,8 @@ class Governance:
         asked = _given(default_model=default_model, on_missing_model=on_missing_model)
 
         def change(rows: RuleRows) -> None:
+            if ("group", name) not in rows:
+                _require_distinct(name, rows)
             known = rows.get(("group", name)) or {"default_model": None, "on_missing_model": "fallback"}
             row = rows["group", name] = {**known, "name": name, "set_by": str(actor.id)}
             if default_model is not msgspec.UNSET:
@@ -335,6 +338,13 @@ def _require_group(name: str, rows: RuleRows) -> None:
     """Raise InvalidRequest unless the group is there."""
     if ("group", name) not in rows:
         raise InvalidRequest(f"There is no group “{name[:80]}”.", field="group")
+
+
+def _require_distinct(name: str, rows: RuleRows) -> None:
+    """Raise InvalidRequest where a new group would be taken for one that is there."""
+    checked_name(name, field="group")
+    if other := next((key[1] for key in rows if key[0] == "group" and look_alike(key[1], name)), None):
+        raise InvalidRequest(f"“{name}” looks like the group “{other}”. Choose another name.", field="group")
 
 
 def _id_of(name: str, field: str, rows: RuleRows) -> str:

@@ -11,6 +11,7 @@ from services.clients import Client, ClientError
 from services.clients.remote import Answered
 from services.shared_bus import try_out, wire_for
 from web.descriptors import open_files
+from web.redaction import redacted
 from web.settings import Settings
 from web.welcome import the_models
 
@@ -31,7 +32,8 @@ async def findings(settings: Settings, *, deploy: bool = False) -> list[Finding]
     ]
     files = open_files()
     found.append(Finding("open files", files >= 1024, f"{files} allowed; an open page takes one"))
-    return found + (_deployment(settings) if deploy else [])
+    found += _deployment(settings) if deploy else []
+    return [msgspec.structs.replace(one, detail=redacted(one.detail, settings)) for one in found]
 
 
 async def _database(settings: Settings) -> Finding:

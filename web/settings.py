@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -19,6 +19,7 @@ from services.client_pool import Provider
 from services.clients.anthropic import MIN_REASONING_TOKENS
 from services.configuration import GroupConfig, InstanceConfig
 from services.policies import check_rule, parse_zone
+from services.redaction import without_secrets
 
 PREFIX = "TURNKEEPER_"
 #: what the environment says under names of its own
@@ -62,6 +63,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     anthropic_api_key: str = ""
     #: the file these came from; empty without one
     config_file: str = ""
+
+    def __repr__(self) -> str:
+        # It stands in tracebacks, and a traceback in the log.
+        return f"Settings({self.config_file!r})"
 
     @property
     def guests(self) -> bool:
@@ -140,21 +145,10 @@ def shown(settings: Settings) -> dict[str, Any]:
             holder[name] = "(set)" if holder[name] else ""
     for provider in values["providers"]:
         provider["api_key"] = "(set)" if provider["api_key"] else ""
-        provider["base_url"] = _without_secrets(provider["base_url"])
-    values["database_url"] = _without_secrets(settings.database_url)
-    values["redis_url"] = _without_secrets(settings.redis_url)
+        provider["base_url"] = without_secrets(provider["base_url"])
+    values["database_url"] = without_secrets(settings.database_url)
+    values["redis_url"] = without_secrets(settings.redis_url)
     return values
-
-
-def _without_secrets(url: str) -> str:
-    """A URL whose password and query values are hidden."""
-    parts = urlsplit(url)
-    if not parts.password and not parts.query:
-        return url
-    user, _, place = parts.netloc.rpartition("@")
-    netloc = f"{user.partition(':')[0]}:(set)@{place}" if parts.password else parts.netloc
-    query = "&".join(f"{pair.partition('=')[0]}=(set)" for pair in parts.query.split("&") if pair)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

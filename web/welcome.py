@@ -7,7 +7,7 @@ import msgspec
 
 from services.catalogue import ModelConfig
 from services.client_pool import Found, Provider, discover
-from web.settings import Settings
+from web.settings import LOOPBACK, Settings
 
 BUILTIN = Provider(id="builtin", kind="builtin")
 GUIDE = ModelConfig(id="guide", provider="builtin", label="Guide (searches the docs, no language model)")
@@ -80,8 +80,20 @@ def greet(settings: Settings, start: Start) -> None:
     else:
         lines.append("  access     accounts only")
     if start.setup_secret:
-        lines.append(f"  admin      become the admin, once: {address}/setup/{start.setup_secret}")
+        first, *others = public_addresses(settings) or [address]
+        lines.append(f"  admin      become the admin, once: {first}/setup/{start.setup_secret}")
+        if others:
+            lines.append(f"             the same path also works at {', '.join(others)}")
     print("\n".join(lines), "\n", file=sys.stderr, flush=True)
+
+
+def public_addresses(settings: Settings) -> list[str]:
+    """Where people reach the server by the names in `allowed_hosts`; behind a proxy, by https at its usual port."""
+    names = [name for name in settings.allowed_hosts if name.lower() not in LOOPBACK]
+    hosts = [f"[{name}]" if ":" in name else name for name in names]
+    if settings.trusted_proxies:
+        return [f"https://{host}" for host in hosts]
+    return [f"http://{host}:{settings.port}" for host in hosts]
 
 
 def _database(settings: Settings) -> str:

@@ -6,8 +6,11 @@ from db.db_session import DbSession
 from db.tables import Account, AccountSkeleton
 from services import accounts as accounts_module
 from services.accounts import Accounts
+from services.actor import Actor
 from services.errors import InvalidRequest, Refusal
+from services.governance import Governance
 from services.names import checked_name, look_alike, skeletons
+from services.session_service import SessionService
 from tests.conftest import AtOnce, Clock, Everything, Refused, an_actor
 from tests.services.test_accounts import cheap_passwords  # noqa: F401 - a fixture, used by every test
 
@@ -162,3 +165,17 @@ async def test_59_nothing_is_hidden_in_the_name_of_a_token(
     for name in ("ci\u202e", "c\u200bi", "ci\u3164"):
         async with refused("invalid_request"):
             await accounts.create_token("ada", name, ("read",), db_session)
+
+
+@pytest.mark.parametrize("name", ["Admin", "\u0430dmin", "user\u3164", "us\u0435r", "\uff55ser", "guest\u200b"])
+async def test_59_a_group_that_looks_like_another_is_refused(
+    sessions: SessionService, db_session: DbSession, ada: Actor, refused: Refused, name: str
+) -> None:
+    governance = Governance(sessions.units, {}, sessions.now)
+    async with refused("invalid_request") as told:
+        await governance.set_group(name, db_session, actor=ada)
+    assert told.facts == {"field": "group"}
+    await governance.set_group("Praktikanten", db_session, actor=ada)
+    async with refused("invalid_request"):
+        await governance.set_group("praktikanten", db_session, actor=ada)
+    await governance.set_group("Praktikanten", db_session, actor=ada, on_missing_model="block")

@@ -163,7 +163,7 @@ base_url = "http://ann:canary-6@127.0.0.1:9/v1?key=canary-7"
     )
     redis = "rediss://ann:canary-8@cache:6380/2"
     values = shown(load({**SECRETS, "TURNKEEPER_DATABASE_URL": url, "TURNKEEPER_REDIS_URL": redis}))
-    assert values["redis_url"] == "rediss://ann:(set)@cache:6380/2"
+    assert values["redis_url"] == "rediss://(set)@cache:6380/2"
     assert "canary" not in str(values)
     assert values["secret_key"] == "(set)"
     assert values["database_url"].startswith("postgres")

@@ -105,7 +105,9 @@ def on_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrate
     except Refusal as refusal:
         raise click.ClickException(str(refusal)) from refusal
     except DatabaseUnavailable as error:
-        raise click.ClickException(f"the database cannot be used: {error}") from error
+        from web.redaction import redacted
+
+        raise click.ClickException(f"the database cannot be used: {redacted(str(error), settings)}") from error
 
 
 @contextmanager
