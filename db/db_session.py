@@ -490,8 +490,12 @@ class DbSession:
         account_id: UUID | None = None,
         group: str = "",
         model: str = "",
+        most: Literal["tokens", "turns", "cost_nanos"] = "tokens",
     ) -> list[tuple[Any, int, int, int]]:
-        """(name, turns, tokens, nano-money) of what was used from `first` to `last`: for each, most first, or all."""
+        """(name, turns, tokens, nano-money) of what was used from `first` to `last`: for each, or all.
+
+        Those with the most of a figure come first.
+        """
         named = {
             "": "''",
             "account": "account.name",
@@ -513,7 +517,7 @@ class DbSession:
             "COALESCE(SUM(usage.tokens), 0) AS tokens, COALESCE(SUM(usage.cost_nanos), 0) AS cost_nanos "
             "FROM usage JOIN account ON account.id = usage.owner_id "
             f"WHERE {' AND '.join(where)} {f'GROUP BY {named[by]}' if by else ''} "
-            "ORDER BY SUM(usage.tokens) DESC, name LIMIT {}",
+            f"ORDER BY SUM(usage.{most}) DESC, SUM(usage.tokens) DESC, name LIMIT {{}}",
             *args,
             limit,
         )

@@ -21,7 +21,7 @@ from services.configuration import write
 from services.errors import InvalidRequest
 from services.names import checked_name, look_alike
 from services.policies import DEFAULT_LIMITS, check_rule
-from services.text import REASON_CHARACTERS, checked_line
+from services.text import REASON_CHARACTERS, checked_line, listed
 from services.unit_of_work import UnitOfWork
 
 State = Literal["active", "deprecated", "retired", "disabled"]
@@ -203,7 +203,7 @@ class Governance:
         """Change a group or make one; what is left out stays. Raises Forbidden, InvalidRequest."""
         async with self._units.refusing("set_group", actor, db_session):
             name = checked_line(name, NAME_CHARACTERS, "group")
-            if not name or " " in name:
+            if listed(name) != [name]:
                 raise InvalidRequest("The name of a group is one word.", field="group")
         asked = _given(default_model=default_model, on_missing_model=on_missing_model)
 

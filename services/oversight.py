@@ -16,6 +16,7 @@ from services.session_service import SessionService
 from services.text import storable
 
 By = Literal["day", "model", "group", "account"]
+Measure = Literal["tokens", "turns", "cost"]
 #: days of usage that are added up at most
 MOST_DAYS = 400
 #: rows of usage that are told one by one; the rest is one row
@@ -67,7 +68,7 @@ class UsageReport(msgspec.Struct, frozen=True):
     by: By
     first: date
     last: date
-    #: days in their order, everything else with the most tokens first
+    #: days in their order, everything else with the most first
     rows: list[Used]
     total: Used
 
@@ -135,8 +136,12 @@ class Oversight:
         account: str = "",
         group: str = "",
         model: str = "",
+        measure: Measure = "tokens",
     ) -> UsageReport:
-        """What the turns that ended in some days used. Raises Forbidden, InvalidRequest."""
+        """What the turns that ended in some days used: days in their order, everything else by `measure`.
+
+        Raises Forbidden, InvalidRequest.
+        """
         require_admin(actor)
         if not 1 <= days <= MOST_DAYS:
             raise InvalidRequest(f"Usage is added up for 1 to {MOST_DAYS} days.", field="days")
@@ -147,6 +152,7 @@ class Oversight:
             "account_id": whose.id if whose is not None else None,
             "group": storable(group),
             "model": storable(model),
+            "most": "cost_nanos" if measure == "cost" else measure,
         }
         ((_, *all),) = await db_session.sum_usage("", first, last, limit=1, **of)
         total = Used("total", *all)

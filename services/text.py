@@ -54,6 +54,11 @@ def checked_line(text: str, limit: int, field: str) -> str:
     return storable(text)
 
 
+def listed(text: str) -> list[str]:
+    """The words of a list as people type it: parted by commas, blanks or both."""
+    return re.findall(r"[^\s,]+", text)
+
+
 def title_of(prompt: str) -> str:
     """A title for a session that has none: how its first prompt begins, without its Markdown, cut behind a word."""
     text = prompt[:TITLED_CHARACTERS]

@@ -353,7 +353,7 @@ class ChangeModel(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["active", "deprecated", "retired", "disabled"] | None = None
     state_reason: str | msgspec.UnsetType | None = msgspec.UNSET
     replacement: str | msgspec.UnsetType | None = msgspec.UNSET
-    #: a list, or words parted by spaces; null for everybody
+    #: a list, or words parted by commas or spaces; null for everybody
     groups: list[str] | str | msgspec.UnsetType | None = msgspec.UNSET
     concurrent_turns: int | None = None
     #: for the journal
@@ -515,7 +515,7 @@ class ShowUsage(msgspec.Struct):
     account: str = ""
     group: str = ""
     model: str = ""
-    #: what the chart of the page shows
+    #: what the rows are sorted by, and what the chart of the page shows
     measure: Literal["tokens", "turns", "cost"] = "tokens"
 
 

@@ -20,10 +20,13 @@ from services.clients.anthropic import MIN_REASONING_TOKENS
 from services.configuration import GroupConfig, InstanceConfig
 from services.policies import check_rule, parse_zone
 from services.redaction import without_secrets
+from services.text import listed
 
 PREFIX = "TURNKEEPER_"
 #: what the environment says under names of its own
 NOT_IN_A_FILE = {"openai_api_key", "anthropic_api_key", "config_file"}
+#: settings that are lists of words
+LISTS = ("allowed_hosts", "trusted_proxies", "aliases", "groups")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -128,6 +131,7 @@ def load(environ: Mapping[str, str], **flags: Any) -> Settings:
     from_environment = _from_environment(environ)
     values |= from_environment
     values |= {name: flag for name, flag in flags.items() if flag is not None}
+    _split_lists(values)
     for name in ("openai_api_key", "anthropic_api_key"):
         values[name] = environ.get(name.upper(), "")
     try:
@@ -181,7 +185,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         key = name.removeprefix(PREFIX).lower()
         if key in lists:
-            values[key] = [part.strip() for part in text.split(",") if part.strip()]
+            values[key] = listed(text)
         elif key in scalars:
             values[key] = text
         elif key.removesuffix("_file") in ("database_url", "redis_url", "secret_key"):
@@ -192,6 +196,18 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             known = ", ".join(f"{PREFIX}{one.upper()}" for one in sorted(scalars | lists))
             raise SettingsError(f"{name}: there is no such setting; there are {known}")
     return values
+
+
+def _split_lists(values: dict[str, Any]) -> None:
+    """A list may be typed as a list or as a text, its words parted by commas or blanks."""
+    models = values.get("models")
+    for holder in (values, *(models if isinstance(models, list) else ())):
+        for name in LISTS if isinstance(holder, dict) else ():
+            typed = holder.get(name)
+            typed = [typed] if isinstance(typed, str) else typed
+            # The tables of groups have the name of a model's list.
+            if isinstance(typed, list) and all(isinstance(one, str) for one in typed):
+                holder[name] = [word for one in typed for word in (listed(one) or [one])]
 
 
 def _with_keys(providers: list[Provider], environ: Mapping[str, str]) -> list[Provider]:
@@ -225,6 +241,8 @@ def _checked(settings: Settings) -> Settings:
     if settings.groups.get(EVERYBODY, GroupConfig()).default_model is not None:
         raise SettingsError("$.groups.*.default_model: for the whole instance it stands at the top, as default_model")
     for name, group in settings.groups.items():
+        if listed(name) != [name]:
+            raise SettingsError(f"$.groups.{name}: the name of a group is one word")
         for limit, value in group.limits().items():
             try:
                 check_rule(limit, value, name)

@@ -267,6 +267,7 @@ on("submit", ({ target }) => {
 
 // fields whose message is on its way: what is in them is no draft
 const sent = new Map();
+const open = ".menu:popover-open";
 const composer = (form) => form.matches?.("[data-composer]") && form.elements.prompt;
 
 on("htmx:before:request", (event) => {
@@ -281,7 +282,7 @@ on("htmx:after:request", ({ target, detail }) => {
   const was = sent.get(field);
   sent.delete(field);
   // what a menu was asked for is told beneath it
-  target.closest?.(".menu:popover-open")?.hidePopover();
+  (target.closest?.(open) ?? target.querySelector?.(open))?.hidePopover();
   if (response.status >= 400) {
     if ((field || !typing(target)) && !text.includes("<hx-partial"))
       say("The server did not accept this. What you wrote is still here.");

@@ -126,7 +126,7 @@ def test_whoever_has_the_link_becomes_the_admin(come: Callable[..., Visit], stri
     visit.click(button("Make me the admin"))
     visit.shows(button("Sign out"))
     visit.click(link("Admin"))
-    visit.tells("h1", "Sessions of everybody")
+    visit.tells("h1", "Live sessions")
     visit.click(button("Sign out"))
     visit.shows(link("Sign in"))
     visit.open("/login")
@@ -403,7 +403,7 @@ def test_the_whole_journey_works_without_javascript(come: Callable[..., Visit], 
     visit.open("/login")
     visit.sign_in("ada", PASSWORD)
     visit.click(link("Admin"))
-    visit.tells("h1", "Sessions of everybody")
+    visit.tells("h1", "Live sessions")
     visit.click(button("Sign out"))
     visit.shows(link("Sign in"))
 

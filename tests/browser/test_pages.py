@@ -100,7 +100,7 @@ def test_nothing_in_a_text_acts(
     admin.page.goto(url)
     admin.page.locator("button.model").click()
     admin.page.locator(".picker [value=smart]").check()
-    admin.page.get_by_label("Reason, shown").fill(HOSTILE)
+    admin.page.locator(".picker").get_by_label("Reason, shown").fill(HOSTILE)
     admin.page.get_by_role("button", name="Switch", exact=True).click()
     expect(chat.page.locator("[data-model-reason]")).to_contain_text("Chosen by ada: <img src=/loaded")
     for path in (

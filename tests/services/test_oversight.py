@@ -201,6 +201,27 @@ async def test_I8_usage_is_the_sum_of_the_turns_by_day_model_group_and_account(
     assert await told("account", days=1, last=BEGINNING.date()) == {"ann": (2, 33, 50_000)}
 
 
+async def test_usage_is_sorted_by_what_is_asked_for_and_what_is_cut_off_is_the_least_of_it(
+    oversight: Oversight, db_session: DbSession, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"dear": (1, 10, 900), "long": (2, 1000, 5), "busy": (50, 20, 7)}
+    for name, (turns, tokens, cost) in figures.items():
+        actor = an_actor(name)
+        await db_session.add_account_once(
+            Account(id=actor.id, name=name, role="user", group_name=name, created_at=BEGINNING)
+        )
+        for turn in range(turns):
+            await db_session.add_usage(actor.id, BEGINNING.date(), name, tokens * (not turn), cost * (not turn))
+    most = {"tokens": ["long", "busy", "dear"], "turns": ["busy", "long", "dear"], "cost": ["dear", "busy", "long"]}
+    for by in ("account", "group", "model"):
+        for measure, names in most.items():
+            report = await oversight.usage(by, db_session, actor=ada, measure=measure)  # type: ignore[arg-type]
+            assert [row.name for row in report.rows] == names
+    monkeypatch.setattr("services.oversight.MOST_ROWS", 1)
+    report = await oversight.usage("account", db_session, actor=ada, measure="cost")
+    assert [row.name for row in report.rows] == ["dear", "others"]
+
+
 async def test_who_used_little_is_told_together(oversight: Oversight, db_session: DbSession, ada: Actor) -> None:
     for number in range(MOST_ROWS + 5):
         actor = an_actor(f"user {number:03}")

@@ -454,6 +454,19 @@ def test_an_empty_field_of_a_form_takes_away_and_a_missing_one_stays(admins: lis
     assert (guide["groups"], guide["replacement"], guide["concurrent_turns"]) == ([], None, 7)
 
 
+def test_a_list_that_is_typed_is_read_as_it_is_printed(admins: list[httpx.Client]) -> None:
+    url = "/admin/models/change"
+    for typed in ("user, admin", "user,admin", " user  admin ", "user admin,", ",user,,admin"):
+        for sent in ({"data": {"model": "guide", "groups": typed}}, {"json": {"model": "guide", "groups": typed}}):
+            answer = admins[0].post(url, headers={"Accept": JSON}, **sent)  # type: ignore[arg-type]
+            assert answer.status_code == 200, answer.text
+            assert models_of(admins[0])["guide"]["groups"] == ["user", "admin"]
+    page = admins[0].get("/admin/models", headers=FORM).text
+    assert "<dd>user, admin</dd>" in page and 'name="groups" value="user, admin"' in page
+    problem(admins[0].post("/admin/groups/change", json={"group": "one,two"}), 400, "invalid_request")
+    admins[0].post(url, json={"model": "guide", "groups": None}).raise_for_status()
+
+
 def test_a_wrong_rule_is_refused_and_names_the_field(admins: list[httpx.Client]) -> None:
     for url, fields, field in (
         ("/admin/models/change", {"model": "none", "state": "active"}, "model"),

@@ -426,6 +426,9 @@ def test_a_token_is_listed_without_its_text_ends_and_is_revoked(beside: tuple[Se
         assert time.monotonic() >= began + 1
         assert here.run("token", "revoke", listed[0]["id"], "--reason", "lost").stdout == "The token is revoked.\n"
         assert script.get("/session").status_code == 401
+    both = here.run("token", "create", "--account", "ann", "--name", "both", "--scope", "read, chat")
+    assert both.stdout.startswith("tk_")
+    assert "read, chat" in here.run("token", "list", "--account", "ann").stdout
     assert "no such token" in refused(here.run("token", "revoke", ABSENT, "--reason", "x"))
     assert "no such account" in refused(here.run("token", "list", "--account", "nobody"))
     for past in ("0", "2020-01-01"):

@@ -192,7 +192,7 @@ FILES = {
     "port = 0": "port",
     "port = 70000": "port",
     "access = 'everybody'": "access",
-    "allowed_hosts = 'x'": "allowed_hosts",
+    "allowed_hosts = 5": "allowed_hosts",
     "default_model = 5": "default_model",
     "database_url = 'mysql://x'": "database_url",
     "trusted_proxies = ['*']": "trusted_proxies",
@@ -249,6 +249,22 @@ FILES = {
     "openai_api_key = 'x'": "openai_api_key",
     "= 1": "turnkeeper.toml",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", ["a.example,b.example", "a.example b.example", " a.example, b.example, "])
+def test_a_list_is_parted_by_commas_or_blanks_wherever_it_is_typed(typed: str) -> None:
+    written(
+        f"allowed_hosts = '{typed}'\n[[models]]\nid = 'x'\nprovider = 'builtin'\n"
+        "groups = 'user, admin'\naliases = ['y z']\n[groups.user]\nturns = '9/min'"
+    )
+    for environ in ({}, {"TURNKEEPER_ALLOWED_HOSTS": typed, "TURNKEEPER_TRUSTED_PROXIES": "10.0.0.1 10.0.0.2"}):
+        settings = load(environ)
+        assert settings.allowed_hosts == ["a.example", "b.example"]
+        assert settings.trusted_proxies == (["10.0.0.1", "10.0.0.2"] if environ else [])
+    (model,) = settings.models
+    assert (model.groups, model.aliases) == (["user", "admin"], ["y", "z"])
+    written("[groups.'one,two']\nturns = '9/min'")
+    assert "groups.one,two" in refused()
 
 
 @pytest.mark.parametrize(("text", "key"), FILES.items(), ids=[text.replace("\n", " ") for text in FILES])

@@ -35,7 +35,7 @@ def list_(as_json: bool) -> None:
             one.provider,
             one.state,
             one.replacement,
-            " ".join(one.groups) or "everybody",
+            ", ".join(one.groups) or "everybody",
             one.set_by,
             one.state_reason or None,
         )

@@ -14,6 +14,9 @@ def token() -> None:
     """Keys for scripts."""
 
 
+SCOPES = {"read", "chat", "admin"}
+
+
 class Expiry(click.ParamType):
     """A span from now on, or the day at whose beginning (UTC) it ends."""
 
@@ -33,15 +36,36 @@ class Expiry(click.ParamType):
             self.fail(f"{value!r} is neither a span like 90d nor a day like 2027-01-31.", param, ctx)
 
 
+class Scopes(click.ParamType):
+    """Scopes, parted by commas or blanks."""
+
+    name = "scopes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+        from services.text import listed
+
+        found = listed(value) if isinstance(value, str) else list(value)
+        if not found or set(found) - SCOPES:
+            self.fail(f"{value!r} is none of {', '.join(sorted(SCOPES))}.", param, ctx)
+        return found
+
+
 @token.command("create", context_settings=HELP)
 @click.option("--account", "account_name", required=True, help="The account the script acts for.")
 @click.option("--name", required=True, help="What the token is for.")
-@click.option("--scope", "scopes", multiple=True, type=click.Choice(["read", "chat", "admin"]), default=("chat",))
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=Scopes(),
+    default=("chat",),
+    help="read, chat or admin; several, or a list.",
+)
 @click.option("--expires", type=Expiry(), help="When it ends: 90d, or 2027-01-31 (default: never).")
 @reason_option
 @as_json_option
 def create(
-    account_name: str, name: str, scopes: tuple[str, ...], expires: datetime | None, reason: str, as_json: bool
+    account_name: str, name: str, scopes: tuple[list[str], ...], expires: datetime | None, reason: str, as_json: bool
 ) -> None:
     """Make a token and print it, once. `chat` includes `read`; `admin` includes both.
 
@@ -50,8 +74,9 @@ def create(
     """
 
     async def do(place: Place) -> str:
+        asked = tuple(dict.fromkeys(scope for given in scopes for scope in given))
         asks = {"expires_at": expires, "reason": reason, "actor": place.actor}
-        return str(await place.accounts.create_token(account_name, name, scopes, place.db_session, **asks))
+        return str(await place.accounts.create_token(account_name, name, asked, place.db_session, **asks))
 
     made = at_place(do)
     say(as_json, {"token": made, "expires_at": expires}, made)
@@ -70,7 +95,7 @@ def list_(account_name: str, as_json: bool) -> None:
         return [TokenView.of(row) for row in await place.members.tokens(id, place.db_session, actor=place.actor)]
 
     found = at_place(do)
-    rows = [(one.id, one.name, " ".join(one.scopes), one.created_at, one.expires_at) for one in found]
+    rows = [(one.id, one.name, ", ".join(one.scopes), one.created_at, one.expires_at) for one in found]
     say(as_json, {"tokens": found}, table(("id", "name", "scopes", "made", "expires"), rows, "There are no tokens."))
 
 

@@ -21,8 +21,16 @@ from web.commands.console import HELP, Day, Place, as_json_option, at_place, say
 @click.option("--account", default="", help="Only what this account used.")
 @click.option("--group", default="", help="Only what this group used.")
 @click.option("--model", default="", help="Only what this model was used for.")
+@click.option(
+    "--sort",
+    "measure",
+    type=click.Choice(["tokens", "turns", "cost"]),
+    default="tokens",
+    show_default=True,
+    help="Most of this first; days stay in their order.",
+)
 @as_json_option
-def usage(by: Any, days: int, last: datetime | None, as_json: bool, **of: str) -> None:
+def usage(by: Any, days: int, last: datetime | None, as_json: bool, **of: Any) -> None:
     """Add up what was used. Counted are the replies that ended in those days."""
 
     async def do(place: Place) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Response, get, post
 
+from services.text import listed
 from services.trials import Trial
 from web.admin import Admin
 from web.answer import answer, wants
@@ -25,7 +26,7 @@ async def list_governed_models(admin: Given[Admin]) -> Response[Any]:
 @post("/admin/models/change", **acts(ChangeModel, AdminModelsView))
 async def change_model(form: Given[ChangeModel], admin: Given[Admin]) -> Response[Any]:
     """Change what an admin may change of a model."""
-    groups = form.groups.split() if isinstance(form.groups, str) else form.groups
+    groups = listed(form.groups) if isinstance(form.groups, str) else form.groups
     await admin.governance.set_model(
         form.model,
         admin.db_session,

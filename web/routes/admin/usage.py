@@ -48,7 +48,6 @@ async def export_usage(asked: Given[ShowUsage], admin: Given[Admin]) -> Response
 
 async def _view(asked: ShowUsage, admin: Admin) -> UsageView:
     query = msgspec.structs.asdict(asked)
-    del query["measure"]
     return UsageView.of(await admin.oversight.usage(query.pop("by"), admin.db_session, actor=admin.actor, **query))
 
 
