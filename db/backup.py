@@ -11,6 +11,7 @@ from pathlib import Path
 from piccolo.apps.migrations.tables import Migration
 
 from db.piccolo_app import APP_CONFIG
+from db.private import create, make_folder, tighten_database
 
 
 class BackupError(Exception):
@@ -69,10 +70,10 @@ def _written(place: Path) -> Iterator[Path]:
     """An empty file beside `place`, readable for its owner alone; gone afterwards."""
     copy = place.with_name(f".{place.name}.part")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         # One that was killed may have left it.
         copy.unlink(missing_ok=True)
-        os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(create(copy))
         yield copy
     except (OSError, sqlite3.Error) as error:
         raise BackupError(f"{place}: {getattr(error, 'strerror', None) or error}") from error
@@ -133,6 +134,7 @@ def _alone(database: Path) -> Iterator[None]:
 
 def _keep(database: Path, kept: Path) -> None:
     """Give the old database a second name."""
+    tighten_database(database)
     os.link(database, kept)
     # Only a damaged one still has a log, which must never be read into the new.
     for ending in ("-wal", "-shm"):

@@ -16,7 +16,6 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +28,7 @@ from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from db import piccolo_conf
+from db.private import prepare_database
 from db.tables import TABLES
 from db.whole import whole
 
@@ -317,9 +317,11 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
 
     async def start(self) -> None:
         try:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            tightened = prepare_database(self.path)
         except OSError as error:
             raise DatabaseUnavailable(f"{self.path}: {error.strerror}") from error
+        for path in tightened:
+            log.warning("%s was open to others on this machine; now only its owner may use it", path)
         # It counts what others commit from now on.
         await self.writer()
         await self.changed_elsewhere()

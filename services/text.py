@@ -1,5 +1,6 @@
 """What text may come in, and how long it is counted."""
 
+import codecs
 import re
 
 from services.errors import InvalidRequest, PromptTooLong
@@ -26,6 +27,14 @@ UNSTORABLE = "The text holds characters that cannot be stored."
 def normalized_lines(text: str) -> str:
     """A text whose lines end with \\n alone. A form sends \\r\\n for what a script sends as \\n."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def utf8(content: bytes) -> bytes:
+    """The bytes of a text file behind its byte-order mark, if it has one. Raises ValueError for UTF-16 and UTF-32."""
+    first, second = (*content[:2], 1, 1)[:2]
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (first == 0) != (second == 0):
+        raise ValueError("The text is encoded as UTF-16 or UTF-32; save it as UTF-8")
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def checked_prompt(prompt: str) -> str:

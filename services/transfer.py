@@ -1,7 +1,8 @@
 """Export and import: sessions as a file that nothing is missing from, or as one to read.
 
 The file is JSON and written piece by piece, however long a session is. What the journal says is not in it: it belongs
-to the place where it was decided. Nor is what only holds there: owner, end, lock, version.
+to the place where it was decided. Nor is what only holds there: end, lock, version. Its owner's name is, where an
+operator has written the file, so that each session can be given back.
 """
 
 import asyncio
@@ -92,9 +93,11 @@ class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: the last turn of the transcript shown
     head_id: UUID | None
     turns: list[TurnRecord]
+    #: its account's name, where an operator has written the file; whoever imports it becomes the owner all the same
+    owner: Name | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, live: LiveSession) -> "SessionRecord":
+    def of(cls, live: LiveSession, owner: str | msgspec.UnsetType = msgspec.UNSET) -> "SessionRecord":
         """The session without its turns."""
         row = live.row
         return cls(
@@ -109,6 +112,7 @@ class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             row.last_activity_at,
             row.head_id,
             [],
+            owner,
         )
 
     def brought(self) -> Brought:
@@ -138,6 +142,14 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["turnkeeper-sessions/1"]
     exported_at: Instant
     sessions: list[SessionRecord]
+
+
+def by_owner(document: Document) -> dict[str, Document]:
+    """{owner: the part of a file that is theirs}, in its order; without a name where the file has none."""
+    parts: dict[str, list[SessionRecord]] = {}
+    for record in document.sessions:
+        parts.setdefault(record.owner or "", []).append(record)
+    return {name: msgspec.structs.replace(document, sessions=records) for name, records in parts.items()}
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -196,13 +208,15 @@ class Transfer:
         yield msgspec.json.encode(empty).removesuffix(b"]}")
         first = True
         async for live in self._each(session_ids, db_session, actor):
-            yield (b"\n" if first else b",\n") + msgspec.json.encode(SessionRecord.of(live)).removesuffix(b"]}")
+            record = SessionRecord.of(live, live.owner.name if actor.kind == "system" else msgspec.UNSET)
+            head, turns_of, tail = msgspec.json.encode(record).partition(b'"turns":[')
+            yield (b"\n" if first else b",\n") + head + turns_of
             first, before = False, b"\n"
             async for turns in self._all_turns(live, db_session):
                 for turn in turns:
                     yield before + msgspec.json.encode(turn)
                     before = b",\n"
-            yield b"]}"
+            yield tail
         yield b"\n]}\n"
 
     async def as_markdown(self, session_ids: Chosen, db_session: DbSession, *, actor: Actor) -> AsyncIterator[bytes]:
@@ -214,7 +228,7 @@ class Transfer:
         async for live in self._each(session_ids, db_session, actor):
             told = [] if first else ["\n---\n\n"]
             first = False
-            told += [heading(1, plain(live.title or "New chat")), _about(live)]
+            told += [heading(1, plain(live.title or "New chat")), _about(live, named=actor.kind == "system")]
             if live.row.instructions:
                 told += [heading(2, "Instructions"), quoted(live.row.instructions)]
             yield "".join(told).encode()
@@ -337,11 +351,12 @@ def _instant(at: datetime | None) -> datetime | None:
     return at.astimezone(UTC) if at is not None else None
 
 
-def _about(live: LiveSession) -> str:
-    """What stands below the title."""
+def _about(live: LiveSession, *, named: bool) -> str:
+    """What stands below the title; `named`: whose it is, too."""
     row, count = live.row, live.row.turn_count
     model = f" · model {plain(row.last_model)}" if row.last_model else ""
-    return f"{count} turn{'s' if count != 1 else ''}{model} · begun {_time(row.created_at)} · session {row.id}\n"
+    owner = f"{plain(live.owner.name)} · " if named else ""
+    return f"{owner}{count} turn{'s' if count != 1 else ''}{model} · begun {_time(row.created_at)} · session {row.id}\n"
 
 
 def _read(turn: TurnRecord) -> str:

@@ -99,7 +99,7 @@ def _prepared(settings: Settings) -> "Start":
         await put_in_force(found, settings, db_session)
         return Start(found, ran, await accounts.new_setup_link(db_session))
 
-    return on_engine(settings, run)
+    return on_engine(settings, run, makes=True)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from litestar.static_files import create_static_files_router
 from db import schema
 from db.db_session import DbSession
 from db.engine import open_engine
+from db.health import Health
 from services.accounts import Accounts
 from services.client_pool import ClientPool
 from services.configuration import configured
@@ -138,6 +139,7 @@ def create_app(
                 "accounts": accounts,
                 "members": Membership(accounts),
                 "draining": draining,
+                "health": Health(engine),
                 "engine": engine,
                 "counts": counts,
             }

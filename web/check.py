@@ -4,8 +4,11 @@ import asyncio
 
 import msgspec
 
+from db import schema
 from db.db_session import DatabaseUnavailable
 from db.engine import open_engine
+from db.health import Health
+from db.version import version
 from services.client_pool import ClientPool
 from services.clients import Client, ClientError
 from services.clients.remote import Answered
@@ -26,7 +29,7 @@ async def findings(settings: Settings, *, deploy: bool = False) -> list[Finding]
     """Everything that was looked at."""
     found = [
         Finding("configuration", True, settings.config_file or "no turnkeeper.toml; defaults and the environment"),
-        await _database(settings),
+        *await _database(settings),
         *await _live_events(settings),
         *await _providers(settings),
     ]
@@ -36,15 +39,29 @@ async def findings(settings: Settings, *, deploy: bool = False) -> list[Finding]
     return [msgspec.structs.replace(one, detail=redacted(one.detail, settings)) for one in found]
 
 
-async def _database(settings: Settings) -> Finding:
+async def _database(settings: Settings) -> list[Finding]:
+    """The database, its schema, and whether it can be written to: as /readyz sees them."""
+    kind = "SQLite" if settings.sqlite_path else "PostgreSQL"
+    if settings.sqlite_path and not settings.sqlite_path.exists():
+        return [
+            Finding("database", True, f"{kind}; there is none at {settings.place} yet, “turnkeeper serve” makes it")
+        ]
     engine = open_engine(settings.database_url)
     try:
         await engine.start()
-        return Finding("database", True, "SQLite" if settings.sqlite_path else "PostgreSQL")
+        if not await schema.is_there(engine):
+            return [Finding("database", True, f"{kind}; it is empty, “turnkeeper serve” makes its tables")]
+        failed = await Health(engine).faults()
     except DatabaseUnavailable as error:
-        return Finding("database", False, str(error))
+        return [Finding("database", False, str(error))]
     finally:
         await engine.stop()
+    details = {"database": kind, "schema": f"{schema.number()}, of Turnkeeper {version()}", "writing": "works"}
+    return [
+        Finding(check, check not in failed, failed.get(check, detail))  # type: ignore[call-overload]
+        for check, detail in details.items()
+        if check in failed or not {"database", "writing"} & failed.keys() or check == "database"
+    ]
 
 
 async def _live_events(settings: Settings) -> list[Finding]:
@@ -85,8 +102,20 @@ async def _fault(client: Client) -> str:
     return ""
 
 
+def _private(settings: Settings) -> list[Finding]:
+    """Whether others on the machine are kept from an SQLite database."""
+    path = settings.sqlite_path
+    if path is None or not path.exists():
+        return []
+    folder = path.resolve().parent
+    open_to_others = bool(folder.stat().st_mode & 0o077)
+    told = f"others may look into {folder}; let it hold nothing else and be yours alone (chmod 700)"
+    return [Finding("private files", not open_to_others, told if open_to_others else "ok")]
+
+
 def _deployment(settings: Settings) -> list[Finding]:
     return [
+        *_private(settings),
         Finding(
             "access",
             not settings.guests or settings.on_loopback,

@@ -15,7 +15,7 @@ from litestar.exceptions import ClientException
 
 from services.actor import Actor
 from services.errors import InvalidRequest
-from services.text import storable
+from services.text import storable, utf8
 from web.bodies import check_values, too_many_fields
 
 
@@ -228,8 +228,8 @@ def takes(document: type[msgspec.Struct]) -> Provide:
             request.state.key = request.headers.get("idempotency-key") or typed or None
             async with _FILES:
                 try:
-                    read = await asyncio.to_thread(msgspec.json.decode, file, type=document)
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                    read = await asyncio.to_thread(msgspec.json.decode, utf8(file), type=document)
+                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise _malformed(error) from error
                 del file
                 yield read
@@ -313,6 +313,10 @@ async def _fields(request: Request, struct: type[msgspec.Struct]) -> dict[str, A
     body = await request.body()
     if body and not is_json(request) and _kind(request) not in FORM_KINDS:
         raise InvalidRequest("The body is neither JSON nor a form.")
+    try:
+        body = utf8(body) if is_json(request) else body
+    except ValueError as error:
+        raise _malformed(error) from error
     try:
         if is_json(request):
             check_values(body)

@@ -24,6 +24,7 @@ class Gauges(NamedTuple):
     #: {provider: whether it answers}; without those nothing is known of
     providers: Mapping[str, bool]
     version: str
+    schema: str
 
 
 class Family(NamedTuple):
@@ -45,7 +46,12 @@ def families(counts: Counts, gauges: Gauges) -> list[Family]:
         return Family(name, kind, about, [("", labels, value) for labels, value in pairs])
 
     return [
-        by("turnkeeper_info", "The version that runs.", [({"version": gauges.version}, 1)], "gauge"),
+        by(
+            "turnkeeper_info",
+            "The version that runs, and that of its schema.",
+            [({"version": gauges.version, "schema": gauges.schema}, 1)],
+            "gauge",
+        ),
         single("turnkeeper_turns_running", "gauge", "Replies being written, in all processes.", gauges.turns_running),
         single("turnkeeper_streams_open", "gauge", "Open streams of this process.", gauges.streams),
         by(

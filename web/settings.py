@@ -4,6 +4,8 @@ Flag > environment `TURNKEEPER_*` (`*_FILE` for secrets) > `turnkeeper.toml` > d
 stops the start with the path of the key.
 """
 
+import logging
+import os
 import re
 import secrets
 import tomllib
@@ -14,13 +16,16 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from db.private import create, make_folder, tighten
 from services.catalogue import EVERYBODY, ModelConfig
 from services.client_pool import Provider
 from services.clients.anthropic import MIN_REASONING_TOKENS
 from services.configuration import GroupConfig, InstanceConfig
 from services.policies import check_rule, parse_zone
 from services.redaction import without_secrets
-from services.text import listed
+from services.text import listed, utf8
+
+log = logging.getLogger(__name__)
 
 PREFIX = "TURNKEEPER_"
 #: what the environment says under names of its own
@@ -96,25 +101,41 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         parts = urlsplit(self.database_url)
         return Path(unquote(parts.path)[1:]) if parts.scheme == "sqlite" else None
 
+    @property
+    def place(self) -> str:
+        """Where the database is, without its password."""
+        return str(self.sqlite_path.absolute()) if self.sqlite_path else without_secrets(self.database_url)
+
     def secret(self) -> bytes:
         """The secret key; made and kept at the first start."""
         if self.secret_key:
             return self.secret_key.encode()
         path = Path(self.secret_key_file)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Exclusive: of two processes that start at once, one makes it and both read it.
-            with path.open("x") as file:
-                path.chmod(0o600)
-                file.write(secrets.token_urlsafe(48))
-        except FileExistsError:
-            pass
+            if not path.exists():
+                _make_secret(path)
         except OSError as error:
             raise SettingsError(f"secret_key_file: {path} cannot be made: {error.strerror}") from error
-        key = path.read_text().strip()
+        if tighten(path):
+            log.warning("%s was open to others on this machine; now only its owner may use it", path)
+        key = _read_secret("secret_key_file", str(path))
         if len(key) < 32:
             raise SettingsError(f"secret_key_file: {path} holds fewer than 32 characters; delete it to make a new one")
         return key.encode()
+
+
+def _make_secret(path: Path) -> None:
+    """Of two processes that start at once, one makes it and both read it whole."""
+    make_folder(path.parent)
+    whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(create(whole), "w") as file:
+        file.write(secrets.token_urlsafe(48))
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        pass
+    finally:
+        whole.unlink()
 
 
 def load(environ: Mapping[str, str], **flags: Any) -> Settings:
@@ -157,8 +178,8 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(utf8(path.read_bytes()).decode())
+    except (tomllib.TOMLDecodeError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from error
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
@@ -287,9 +308,10 @@ def _checked(settings: Settings) -> Settings:
 
 def _read_secret(key: str, path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{key}: {path} cannot be read") from error
+        return utf8(Path(path).read_bytes()).decode().strip()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"{key}: {path} cannot be read: {why}") from error
 
 
 def _told(error: msgspec.ValidationError, path: Path, from_environment: Mapping[str, Any]) -> str:

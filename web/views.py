@@ -498,6 +498,8 @@ class TimelineView(msgspec.Struct, frozen=True):
 
 class HealthView(msgspec.Struct, frozen=True):
     status: str
+    #: {database, schema or writing: what is wrong}
+    failed: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 def models_view(entries: Iterable[Entry], pool: ClientPool, default: str | None) -> ModelsView:

@@ -280,6 +280,64 @@ def test_a_postgresql_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "canary" not in told
 
 
+@pytest.mark.parametrize(
+    "path",
+    [("account", "list"), ("account", "create", "x"), ("session", "list"), ("journal",), ("model", "list"),
+     ("backup", "copy.db"), ("token", "create", "--account", "x", "--name", "y")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_command_in_a_wrong_folder_makes_no_database_and_says_where_it_looked(
+    tmp_path: Path, path: tuple[str, ...]
+) -> None:
+    here = Here(tmp_path)
+    told = refused(here.run(*path, stdin=PASSWORD))
+    assert str(tmp_path / "var" / "turnkeeper.db") in told
+    assert "TURNKEEPER_DATABASE_URL" in told and "turnkeeper serve" in told
+    assert {file.name for file in tmp_path.iterdir()} == {"turnkeeper.toml"}
+
+
+def test_nor_does_check_which_tells_of_it(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    found = {one["what"]: one for one in json.loads(here.run("check", "--json").stdout)}
+    assert str(tmp_path) in found["database"]["detail"]
+    assert not (tmp_path / "var").exists()
+    here.run("migrate")
+    found = {one["what"]: one for one in json.loads(here.run("check", "--json").stdout)}
+    assert all(found[check]["ok"] for check in ("database", "schema", "writing")), found
+    assert version() in found["schema"]["detail"]
+
+
+def test_an_empty_postgresql_is_refused_too(tmp_path: Path, postgres_url: str) -> None:
+    import asyncio
+
+    import asyncpg
+
+    async def on_server(statement: str) -> None:
+        connection = await asyncpg.connect(postgres_url)
+        await connection.execute(statement)
+        await connection.close()
+
+    asyncio.run(on_server("CREATE DATABASE nothing_yet"))
+    url = postgres_url.rsplit("/", 1)[0] + "/nothing_yet"
+    assert "is empty" in refused(Here(tmp_path, TURNKEEPER_DATABASE_URL=url).run("account", "list"))
+    asyncio.run(on_server("DROP DATABASE nothing_yet WITH (FORCE)"))
+
+
+def test_a_program_that_is_older_than_its_database_refuses_to_start(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    here.run("migrate")
+    with sqlite3.connect(tmp_path / "var" / "turnkeeper.db") as database:
+        database.execute("INSERT INTO migration (name, app_name) VALUES ('turnkeeper_0999_later', 'turnkeeper')")
+        database.execute(
+            "INSERT INTO applied_migration (name, sha256, needs, program, finished) "
+            "VALUES ('turnkeeper_0999_later', '', '', '9.9', TRUE)"
+        )
+    database.close()
+    for path in (("serve",), ("migrate",), ("account", "list")):
+        told = refused(here.run(*path))
+        assert "0999" in told and "9.9" in told and version() in told
+
+
 # ---------------------------------------------------------------- accounts and tokens
 
 
@@ -494,7 +552,7 @@ def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
         one = here.run("session", "export", ids[0], *why)
         assert (one.returncode, one.stderr) == (0, "")
         mine = ann.get(f"/session/{ids[0]}/export").json()
-        assert json.loads(one.stdout)["sessions"] == mine["sessions"]
+        assert json.loads(one.stdout)["sessions"] == [session | {"owner": "ann"} for session in mine["sessions"]]
         told = ann.get(f"/session/{ids[0]}/journal").json()["journal"][0]
         assert (told["what"], told["actor"], told["reason"]) == ("transcript_opened", OPERATOR, "moving house")
 
@@ -509,7 +567,7 @@ def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
         for words in ("under 1", "nothing like it"):
             hers = ann.get("/session/export", params={"q": words}).json()["sessions"]
             found = here.run("session", "export", "--account", "ann", *why, "--search", words)
-            assert json.loads(found.stdout)["sessions"] == hers
+            assert json.loads(found.stdout)["sessions"] == [session | {"owner": "ann"} for session in hers]
             assert [one["id"] for one in hers] == ids[1:2] * (words == "under 1")
         text = here.run("session", "export", "--everybody", "--format", "md", *why).stdout
         assert "canary of a guest" in text and "ünder 2" in text
@@ -534,6 +592,63 @@ def test_sessions_go_out_as_a_file_and_come_in_again_and_their_owners_see_it(
             "SELECT DISTINCT actor_kind, on_behalf_of IS NOT NULL FROM journal WHERE reason = 'import'"
         )
     assert (kind, behalf) == ("system", 1)
+
+
+def test_everybodys_sessions_are_given_back_to_whose_they_were_and_what_cannot_be_is_told(
+    beside: tuple[Server, Here], tmp_path: Path
+) -> None:
+    """Another server, where bob has an account no more."""
+    running, here = beside
+    here.environment = here.environment | {"TURNKEEPER_ADMINS_READ": "true"}
+    whose = {"ann": 2, "bob": 1}
+    for name, count in whose.items():
+        here.run("account", "create", name, stdin=PASSWORD)
+        token = here.run("token", "create", "--account", name, "--name", "x").stdout.strip()
+        with running.script(token) as person:
+            for number in range(count):
+                chat(person, f"{name} said {number}")
+    file, text = tmp_path / "everybody.json", tmp_path / "everybody.md"
+    of(here.run("session", "export", "--everybody", "--reason", "x", "--output", str(file), "--json"))
+    here.run("session", "export", "--everybody", "--reason", "x", "--output", str(text), "--format", "md")
+    assert re.search(r"^ann · 1 turn ", text.read_text(), re.M)
+    (tmp_path / "there").mkdir()
+    there = Here(tmp_path / "there")
+    there.run("migrate")
+    there.run("account", "create", "ann", stdin=PASSWORD)
+    refused(there.run("session", "import", str(file)), 2)
+    done = there.run("session", "import", str(file), "--owners", "--json")
+    assert done.returncode == 1
+    (told,) = json.loads(done.stdout)["imported"]
+    assert (list(told["owners"]), told["left_out"]) == (["ann"], {"bob": 1})
+    words = there.run("session", "import", str(file), "--owners").stdout
+    assert f"“ann” has 2 sessions of {file}." in words and "there is no account “bob”" in words
+    # The same file again makes nothing twice, and whoever is named takes the rest.
+    there.run("account", "create", "eve", stdin=PASSWORD)
+    given = of(there.run("session", "import", str(file), "--owners", "--account", "eve", "--json"))["imported"][0]
+    assert {name: len(ids) for name, ids in given["owners"].items()} == {"ann": 2, "eve": 1}
+    assert given["owners"]["ann"] == told["owners"]["ann"] and given["left_out"] == {}
+    listed = of(there.run("session", "list", "--json"))["sessions"]
+    assert sorted(one["owner"]["name"] for one in listed) == ["ann", "ann", "eve"]
+    # What somebody exports themselves names nobody, and a file that does may be imported on the page.
+    with running.script(token) as bob:
+        assert "owner" not in bob.get("/session/export").json()["sessions"][0]
+        taken = bob.post("/session/import", content=file.read_bytes(), headers={"Content-Type": JSON}).json()
+        assert {one["owner"]["name"] for one in taken["sessions"]} == {"bob"}
+
+
+def test_a_byte_order_mark_is_in_nobodys_way(quiet: Server, tmp_path: Path) -> None:
+    """Editors and shells of Windows begin their files with one."""
+    assert quiet.run("account", "create", "mark", stdin="\ufeff" + PASSWORD).returncode == 0
+    empty = json.dumps({"format": "turnkeeper-sessions/1", "exported_at": "2026-05-04T12:00:00Z", "sessions": []})
+    file = tmp_path / "marked.json"
+    file.write_text(empty, "utf-8-sig")
+    assert quiet.run("session", "import", str(file), "--account", "mark").returncode == 0
+    file.write_text(empty, "utf-16")
+    assert "UTF-16" in refused(quiet.run("session", "import", str(file), "--account", "mark"))
+    here = Here(tmp_path, "\ufeffaccess = 'x'\n")
+    assert "$.access" in refused(here.run("migrate"))
+    (tmp_path / "turnkeeper.toml").write_text("access = 'guests'", "utf-16")
+    assert "UTF-16" in refused(here.run("migrate"))
 
 
 def test_a_file_that_is_none_or_finds_no_room_is_one_line_and_says_how_far_it_came(
@@ -726,12 +841,14 @@ def test_the_journal_is_read_and_narrowed_down(beside: tuple[Server, Here]) -> N
 def test_a_model_that_gives_no_reply_fails_its_trial(tmp_path: Path) -> None:
     down = '[[providers]]\nid = "down"\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
     here = Here(tmp_path, f'{down}[[models]]\nid = "far"\nprovider = "down"\n')
+    here.run("migrate")
     assert "provider_unreachable" in refused(here.run("model", "test", "far"))
 
 
 @pytest.mark.parametrize("command", ["model test echo", "group limit user turns 9/min"])
 def test_before_the_first_start_the_configuration_holds_as_it_would_after_it(tmp_path: Path, command: str) -> None:
     here = Here(tmp_path, "", TURNKEEPER_DISCOVER="false")
+    here.run("migrate")
     first = of(here.run(*command.split(), "--json"))
     assert [one["id"] for one in of(here.run("model", "list", "--json"))["models"]] == ["guide", "echo"]
     if command != "model test echo":  # which takes its time
@@ -742,6 +859,7 @@ def test_before_the_first_start_the_configuration_holds_as_it_would_after_it(tmp
 
 def test_a_command_leaves_alone_what_a_server_has_put_in_force(tmp_path: Path) -> None:
     here = Here(tmp_path, "", TURNKEEPER_DISCOVER="false")
+    here.run("migrate")
     before = of(here.run("model", "list", "--json"))
     (tmp_path / "turnkeeper.toml").write_text('[[models]]\nid = "new"\nprovider = "builtin"\nupstream = "echo"\n')
     assert of(here.run("model", "list", "--json")) == before
@@ -797,7 +915,8 @@ def test_a_shell_completes_commands_options_and_their_values() -> None:
 
 def test_no_room_for_what_is_printed_is_one_line_and_nobody_to_read_it_none(tmp_path: Path) -> None:
     there = Server(tmp_path, TURNKEEPER_ADMINS_READ="true")
-    assert Here.run(Here(tmp_path), "account", "create", "ann", stdin=PASSWORD).returncode == 0
+    assert Here(tmp_path).run("migrate").returncode == 0
+    assert Here(tmp_path).run("account", "create", "ann", stdin=PASSWORD).returncode == 0
     export = ("session", "export", "--account", "ann", "--reason", "x")
     for arguments in (export, ("account", "list")):
         with open("/dev/full", "wb") as full:
@@ -818,6 +937,7 @@ def test_how_far_a_long_command_is_stands_on_a_terminal_and_nowhere_else(tmp_pat
     there = Server(tmp_path)
     here = Here(tmp_path)
     here.environment = there.environment
+    here.run("migrate")
     here.run("account", "create", "ann", stdin=PASSWORD)
     empty = {
         "id": ABSENT, "title": "", "opening": "", "instructions": "", "origin": "page", "state": "active",

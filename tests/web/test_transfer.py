@@ -83,6 +83,26 @@ def test_all_sessions_are_one_file(guest: httpx.Client, stranger: httpx.Client) 
     assert (taken["left"], taken["refusal"]) == (0, None)
 
 
+def test_a_byte_order_mark_is_taken_at_every_door_and_utf_16_is_named(guest: httpx.Client) -> None:
+    id = create(guest, title="marked")["id"]
+    file = guest.get(f"/session/{id}/export").text
+    marked = file.encode("utf-8-sig")
+    in_json = {"headers": {"Content-Type": JSON}}
+    assert guest.post("/session/import", content=marked, **in_json).status_code == 201
+    assert guest.post("/session/import", files={"file": ("x.json", marked, JSON)}).status_code == 201
+    body = '{"title": "named"}'
+    assert guest.post(f"/session/{id}/rename", content=body.encode("utf-8-sig"), **in_json).json()["title"] == "named"
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        for answer in (
+            guest.post("/session/import", content=file.encode(encoding), **in_json),
+            guest.post(
+                "/session/import", files={"file": ("x.json", file.encode(encoding), JSON)}, headers={"Accept": JSON}
+            ),
+            guest.post(f"/session/{id}/rename", content=body.encode(encoding), **in_json),
+        ):
+            assert "UTF-16" in problem(answer, 400, "invalid_request")["detail"]
+
+
 def test_an_import_can_be_followed(guest: httpx.Client) -> None:
     for place in range(3):
         create(guest, title=str(place))

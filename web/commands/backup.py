@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from web.commands.console import HELP, as_json_option, only_one, say, settings_of
+from web.commands.console import HELP, as_json_option, only_one, require_database, say, settings_of
 from web.settings import Settings
 
 file_argument = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
@@ -20,6 +20,7 @@ def backup(file: Path, as_json: bool) -> None:
 
     settings = settings_of()
     path = _sqlite_only(settings, f"pg_dump --format=custom --file={file}")
+    require_database(settings)
     try:
         size = write(path, file)
     except BackupError as error:
@@ -37,7 +38,7 @@ def restore(file: Path, as_json: bool) -> None:
     from db.backup import restore as put_back
 
     settings = settings_of()
-    path = _sqlite_only(settings, f"pg_restore --clean --if-exists --dbname=… {file}")
+    path = _sqlite_only(settings, f"pg_restore --clean --if-exists --no-owner --dbname=… {file}")
     with only_one(settings):
         try:
             kept = put_back(file, path)

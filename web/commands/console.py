@@ -21,6 +21,7 @@ from uuid import UUID
 import click
 import msgspec
 
+from db.private import make_file, make_folder
 from web.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 OPERATOR_CHARACTERS = 80
+MAKE_ONE = "“turnkeeper serve” and “turnkeeper migrate” make it."
 HELP = {"help_option_names": ["-h", "--help"]}
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 reason_option = click.option("--reason", default="", help="Why; it stands in the journal.")
@@ -84,16 +86,24 @@ def accounts_of(settings: Settings) -> Any:
     return Accounts(secret_of(settings), guests=settings.guests, now=utc_now, admins_read=settings.admins_read)
 
 
-def on_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False) -> T:
-    """Run something on the database; refusals and failures become one line."""
+def on_engine(
+    settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False, makes: bool = False
+) -> T:
+    """Run something on the database; refusals and failures become one line. Only what `makes` one may find none."""
+    from db import schema
     from db.engine import DatabaseUnavailable, open_engine
     from db.engine import migrate as bring_up
     from services.errors import Refusal
+
+    if not makes:
+        require_database(settings)
 
     async def whole() -> T:
         engine = open_engine(settings.database_url)
         try:
             await engine.start()
+            if not makes and not await schema.is_there(engine):
+                raise click.ClickException(f"the database {settings.place} is empty. {MAKE_ONE}")
             if migrated:
                 await bring_up(engine)
             return await run(engine)
@@ -108,6 +118,16 @@ def on_engine(settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrate
         from web.redaction import redacted
 
         raise click.ClickException(f"the database cannot be used: {redacted(str(error), settings)}") from error
+
+
+def require_database(settings: Settings) -> None:
+    """Raise ClickException where there is no SQLite file: a command in a wrong folder makes none."""
+    path = settings.sqlite_path
+    if path is not None and not path.exists():
+        raise click.ClickException(
+            f"there is no database {path.absolute()}. Go to the folder of the server, name another database in "
+            f"TURNKEEPER_DATABASE_URL, or begin one: {MAKE_ONE}"
+        )
 
 
 @contextmanager
@@ -130,8 +150,10 @@ def _lock_beside(path: Path) -> TextIO:
     try:
         # Where the file lies and not how it is called here: a link to it is no second database.
         place = path.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place.with_name(f"{place.name}.lock").open("w")
+        make_folder(place.parent)
+        lock = place.with_name(f"{place.name}.lock")
+        make_file(lock)
+        return lock.open("w")
     except OSError as error:
         raise click.ClickException(f"the folder of {path} cannot be used: {error.strerror}.") from error
 
@@ -221,7 +243,8 @@ def password_from(confirm: bool = True) -> str:
     """Asked for on a terminal, else the first line of standard input."""
     if sys.stdin.isatty():
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=confirm))
-    return sys.stdin.readline().rstrip("\n")
+    # Some editors and shells begin a file with a byte-order mark.
+    return sys.stdin.readline().removeprefix("\ufeff").rstrip("\n")
 
 
 def say(as_json: bool, told: Any, words: str) -> None:

@@ -16,7 +16,7 @@ def migrate(as_json: bool) -> None:
     """Bring the database schema up to date."""
     from db.engine import migrate as bring_up
 
-    ran = on_engine(settings_of(), bring_up)
+    ran = on_engine(settings_of(), bring_up, makes=True)
     say(as_json, {"applied": ran}, "\n".join(f"applied {name}" for name in ran) or "The schema is up to date.")
 
 

@@ -17,6 +17,7 @@ from web.commands.console import (
     at_place,
     model_option,
     say,
+    shown,
     state_option,
     to_standard_output,
 )
@@ -148,38 +149,84 @@ async def _behind(first: UUID | None, others: AsyncIterator[UUID]) -> AsyncItera
     required=True,
     type=click.Path(allow_dash=True, path_type=Path),
 )
-@click.option("--account", required=True, help="Whose they will be.")
+@click.option("--account", default="", help="Whose they will be; with --owners those whose owner has no account here.")
+@click.option("--owners", is_flag=True, help="Give each to the account with the name of its owner in the file.")
 @as_json_option
-def import_(files: tuple[Path, ...], account: str, as_json: bool) -> None:
+def import_(files: tuple[Path, ...], account: str, owners: bool, as_json: bool) -> None:
     """Make sessions of exported files. - is standard input; the same file again goes on where it ended.
+
+    With --owners, the exit code is 1 where a session stays out because its owner has no account here.
 
     \b
     turnkeeper session import ann.json --account ann
+    turnkeeper session import everybody.json --owners
     """
+    if not account and not owners:
+        raise click.UsageError("Name whose they will be with --account, or --owners for whom the file names.")
 
     async def do(place: Place) -> list[dict[str, Any]]:
-        from services.actor import acting_for
         from services.transfer import Transfer
 
-        actor = acting_for(await place.account(account), place.actor)
         told = []
         async with place.sessions() as sessions:
             with Progress() as progress:
                 for file in files:
-                    taken = await _take(file, Transfer(sessions), place, actor, progress)
-                    told.append({"file": str(file), "sessions": taken})
+                    told.append(await _given(file, Transfer(sessions), place, account, owners, progress))
         return told
 
     told = at_place(do)
-    lines = [f"{_sessions(len(one['sessions']))} of {one['file']}" for one in told]
-    say(as_json, {"imported": told}, "\n".join(f"“{account}” has {line}." for line in lines))
+    lines = [
+        f"“{name}” has {_sessions(len(ids))} of {one['file']}." for one in told for name, ids in one["owners"].items()
+    ]
+    lines += [
+        f"{_sessions(count)} of {one['file']} stay out: {_nobody(name)}. --account names who takes them."
+        for one in told
+        for name, count in one["left_out"].items()
+    ]
+    say(as_json, {"imported": told}, "\n".join(lines) or "Nothing was in it.")
+    if any(one["left_out"] for one in told):
+        sys.exit(1)
 
 
-async def _take(file: Path, transfer: Any, place: Place, actor: Any, progress: Progress) -> list[UUID]:
-    """The ids of what one file has become. Raises click.ClickException."""
-    from services.errors import Refusal
+def _nobody(name: str) -> str:
+    return f"there is no account “{shown(name)}”" if name else "the file does not say whose they are"
+
+
+async def _given(
+    file: Path, transfer: Any, place: Place, account: str, owners: bool, progress: Progress
+) -> dict[str, Any]:
+    """What became of one file: for whom which sessions were made, and how many of whose were not."""
+    from services.actor import acting_for
+    from services.errors import NotFound
+    from services.transfer import by_owner
 
     document, key = _read(file)
+    made, left_out = dict[str, list[UUID]](), dict[str, int]()
+    parts = by_owner(document) if owners else {account: document}
+    for name, part in parts.items():
+        try:
+            owner = await place.account(name)
+        except NotFound:
+            if not owners:
+                raise
+            if not account:
+                left_out[name] = len(part.sessions)
+                continue
+            owner = await place.account(account)
+        own = hashlib.sha256(f"{key} {name}".encode()).hexdigest() if owners else key
+        made.setdefault(owner.name, []).extend(
+            await _take(file, part, own, transfer, place, acting_for(owner, place.actor), progress)
+        )
+    ids = [id for some in made.values() for id in some]
+    return {"file": str(file), "sessions": ids, "owners": made, "left_out": left_out}
+
+
+async def _take(
+    file: Path, document: Any, key: str, transfer: Any, place: Place, actor: Any, progress: Progress
+) -> list[UUID]:
+    """The ids of what a file, or a part of one, has become. Raises click.ClickException."""
+    from services.errors import Refusal
+
     made = list[UUID]()
     try:
         async for step in transfer.take(document, place.db_session, actor=actor, key=key):
@@ -197,14 +244,15 @@ def _read(file: Path) -> tuple[Any, str]:
     """What a file holds, and a key that is the same for the same file. Raises click.ClickException."""
     import msgspec
 
+    from services.text import utf8
     from services.transfer import Document
 
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return msgspec.json.decode(content, type=Document), hashlib.sha256(content).hexdigest()
+        return msgspec.json.decode(utf8(content), type=Document), hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise click.ClickException(f"{file}: {error.strerror}.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise click.ClickException(f"{file} is no file of sessions: {error}") from error
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from litestar import Request, Response, get
 
-from db.db_session import DatabaseUnavailable
+from db.schema import number
 from db.version import version
 from services.actor import require_admin
 from web.actor import on_this_machine, provide_actor
@@ -24,14 +24,13 @@ async def healthz() -> Response[Any]:
 
 
 @get("/readyz", opt={"answers": HealthView, "open": True, "also": (503,)})
-async def readyz(request: Request, db_session: Db) -> Response[Any]:
-    """Can serve; 503 while draining or without its database."""
+async def readyz(request: Request) -> Response[Any]:
+    """Can serve; 503 while draining, and without a database that has the right schema and can be written to."""
     if request.app.state.draining.is_set():
         return json(HealthView("draining"), 503)
-    try:
-        await db_session.has_admin()
-    except DatabaseUnavailable:
-        return json(HealthView("no database"), 503)
+    failed = await request.app.state.health.faults()
+    if failed:
+        return json(HealthView("no database" if "database" in failed else "not ready", failed), 503)
     return json(HealthView("ready"))
 
 
@@ -41,7 +40,7 @@ async def show_metrics(request: Request, db_session: Db, sessions: Sessions, poo
     if not on_this_machine(request):
         require_admin(await provide_actor(request, db_session))
     running = await sessions.turns_running(db_session)
-    gauges = Gauges(running, len(log.readers), pool.known, version())
+    gauges = Gauges(running, len(log.readers), pool.known, version(), number())
     return Response(text(families(request.app.state.counts, gauges)), media_type=METRICS)
 
 

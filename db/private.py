@@ -1,0 +1,72 @@
+"""Files and folders that are their owner's alone, whatever the umask: made so, and tightened where they are not."""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+PRIVATE_FILE, PRIVATE_FOLDER, OTHERS = 0o600, 0o700, 0o077
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; each that is made is private from the beginning."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file, unless there is one."""
+    with suppress(FileExistsError):
+        os.close(create(path))
+
+
+def create(path: Path) -> int:
+    """A new file, open to write. Raises FileExistsError."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE)
+
+
+def tighten(path: Path) -> bool:
+    """Take what others may do with a file or folder from them; whether anything was, and could be."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if not mode & OTHERS:
+            return False
+        path.chmod(mode & ~OTHERS)
+    except OSError:  # there is none, or it is another's
+        return False
+    return True
+
+
+def prepare_database(path: str) -> list[Path]:
+    """Make an SQLite database's folder and file where they are missing, and close them to others; those that were open.
+
+    SQLite itself would make the file readable for everybody. What it makes beside the file is as private as that.
+    """
+    database = Path(path).resolve()
+    make_folder(database.parent)
+    make_file(database)
+    return tighten_database(database)
+
+
+def tighten_database(database: Path) -> list[Path]:
+    """Make an SQLite database, the files beside it and its folder their owner's alone; those that were not.
+
+    The folder is left as it is where others may have a use for it: where it holds other things too.
+    """
+    database = database.resolve()
+    files = [database.with_name(database.name + ending) for ending in ("", "-wal", "-shm", "-journal", ".lock")]
+    found = [file for file in files if tighten(file)]
+    folder = database.parent
+    if _is_ours(folder, (database.name, f".{database.name}", "secret.key")) and tighten(folder):
+        found.append(folder)
+    return found
+
+
+def _is_ours(folder: Path, beginnings: tuple[str, ...]) -> bool:
+    """Whether a folder holds nothing but files that are called like ours, and is none of those that all share."""
+    try:
+        shared = folder.stat().st_mode & stat.S_ISVTX
+        return not shared and all(one.name.startswith(beginnings) for one in folder.iterdir())
+    except OSError:
+        return False
