@@ -65,7 +65,7 @@ def test_a_transcript_is_a_file_to_read(guest: httpx.Client) -> None:
     assert file.headers["content-type"] == "text/markdown; charset=utf-8"
     assert file.headers["content-disposition"].endswith('.md"')
     assert file.headers["x-content-type-options"] == "nosniff"
-    assert "\n> =1+1\n> # x\r> <b> \u2028 🦊 ```\n" in file.content.decode()
+    assert "\n> =1+1\n> # x\n> <b> \u2028 🦊 ```\n" in file.content.decode()
 
 
 def test_all_sessions_are_one_file(guest: httpx.Client, stranger: httpx.Client) -> None:
