@@ -201,8 +201,8 @@ def _parser() -> MarkdownIt:
 
 
 #: without a scheme it is more often a file's name than an address: main.py
-_ADDRESS = re.compile(r"://[^\s<>\"`*]{1,2000}")
-_SCHEME = re.compile(r"(?:^|[^\w/])(https?)$", re.IGNORECASE)
+_ADDRESS = re.compile(r"://[^\s<>\"`*。，、；：！？「」『』（）《》〈〉【】“”]{1,2000}")
+_SCHEME = re.compile(r"(?:^|[^A-Za-z0-9_/])(https?)$", re.IGNORECASE)
 
 
 def _address(state: StateInline, silent: bool) -> bool:

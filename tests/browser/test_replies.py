@@ -85,14 +85,20 @@ def test_a_block_that_begins_with_code_runs_as_its_words_do(chat: Chat, complain
 
 
 def test_a_citation_is_a_link_once_the_reply_has_ended(chat: Chat, complaints: list[str]) -> None:
-    chat.begin(CITED)
+    chat.begin("Hello")
     chat.see("done")
-    link = chat.replies.get_by_role("link", name="the page")
+    chat.say(f"/delay 1ms /hang after 9999 {CITED}")
+    chat.see("done", "running")
+    shown = chat.replies.last
+    expect(shown.locator(".note")).to_contain_text("Only in winter.")
+    expect(shown).to_contain_text("As [the page][1] says1.")
+    chat.page.get_by_role("button", name="Stop").click()
+    chat.see("done", "stopped")
+    link = shown.get_by_role("link", name="the page")
     expect(link).to_have_attribute("href", "https://example.org/page")
-    expect(chat.replies.locator("p sup.mark")).to_have_text("1")
-    expect(chat.replies.locator(".note")).to_contain_text("Only in winter.")
-    ended = chat.replies.inner_html().strip()
+    expect(shown.locator("p sup.mark")).to_have_text("1")
+    ended = shown.inner_html().strip()
     assert "]:" not in ended
     chat.page.reload()
-    chat.see("done")
-    assert chat.replies.inner_html().strip() == ended
+    chat.see("done", "stopped")
+    assert shown.inner_html().strip() == ended

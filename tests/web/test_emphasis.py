@@ -35,6 +35,10 @@ SHOWN = {
     "sums": ("$5 and $6, $1,000–$2,000, US$5 or $6", "$5 and $6, $1,000–$2,000, US$5 or $6"),
     "escaped dollars": ("\\$5 and \\$6 or $7 and \\$8", "$5 and $6 or $7 and $8"),
     "a formula in Chinese text": ("值$x$的", '值<math display="inline"><mrow><mi>x</mi></mrow></math>的'),
+    "an address in Chinese text": (
+        "见https://a.b/c。然后",
+        '见<a href="https://a.b/c" dir="ltr" target="_blank" rel="noopener noreferrer nofollow">https://a.b/c</a>。然后',
+    ),
     "a break": ("a<br>b<BR/>c<br />d", "a<br>\nb<br>\nc<br>\nd"),
     "raised and lowered": ("H<sub>2</sub>O x<sup>*n*</sup>", "H<sub>2</sub>O x<sup><em>n</em></sup>"),
     "keys": ("<kbd>Ctrl</kbd>", "<kbd>Ctrl</kbd>"),
