@@ -238,8 +238,8 @@ def test_axe_finds_nothing_serious_where_people_seldom_are(
         theirs.goto(home + path)
         looks(theirs, path)
     theirs.goto(f"{home}/account")
-    theirs.get_by_label("What it is for").fill("axe")
-    theirs.get_by_role("button", name="Make a token").click()
+    theirs.get_by_label("Name", exact=True).fill("axe")
+    theirs.get_by_role("button", name="Create token").click()
     expect(theirs.get_by_role("heading", name="A new token")).to_be_visible()
     looks(theirs, "a new token")
 

@@ -123,7 +123,7 @@ def test_whoever_has_the_link_becomes_the_admin(come: Callable[..., Visit], stri
     visit.open(strict_server.setup_url)
     visit.fill(field("Name"), "root")
     visit.fill(field("Password"), PASSWORD)
-    visit.click(button("Make me the admin"))
+    visit.click(button("Create account"))
     visit.shows(button("Sign out"))
     visit.click(link("Admin"))
     visit.tells("h1", "Live sessions")
