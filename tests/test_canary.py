@@ -272,6 +272,7 @@ def test_J3_marked_words_turn_up_only_where_they_belong(
 ) -> None:
     place: Callable[[Path, pytest.FixtureRequest], Any] = {"sqlite": sqlite_url, "postgres": postgres_url}[database]
     settings = {"TURNKEEPER_TRUSTED_PROXIES": "127.0.0.1", "CANARY_API": SECRETS["api"]}
+    settings["TURNKEEPER_ACCESS_LOG"] = "true"
     told: list[Told] = []
     with (
         place(tmp_path, request) as url,
@@ -333,6 +334,7 @@ def test_J3_marked_words_turn_up_only_where_they_belong(
     # In the database.
     assert misplaced([*words, setup.rsplit("/", 1)[1]], rows) == set()
     assert misplaced(words, while_written) == set()
+    assert server.output.count(" web.access: ") > 100
     # In what the server printed; the one-time link is printed once, at the start.
     assert found(words, server.output) == []
     assert server.output.count(setup.rsplit("/", 1)[1]) == 1

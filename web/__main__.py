@@ -1,5 +1,6 @@
 """The command line."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,9 @@ def main(operator: str | None) -> None:
 )
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve the pages and the JSON interface. The database is migrated first."""
+    from web.logs import set_up
+    from web.signals import outlive
+    from web.systemd import Notifier
     from web.welcome import greet
     from web.workers import NoneStarted, Workers
     from web.workers import serve as serve_here
@@ -67,17 +71,21 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     settings = settings_of(host=host, port=port)
     if workers > 1 and settings.sqlite_path:
         raise click.ClickException(f"--workers {workers}: SQLite has one writer, so one process; use PostgreSQL.")
+    set_up(settings.log_format, access_log=settings.access_log)
+    outlive()
+    notifier = Notifier(os.environ)
     with only_one(settings), _bound(settings) as listener:
         start = _prepared(settings)
 
         def ready() -> None:
             greet(settings, start)
+            notifier.ready(f"Serving at {settings.host}:{settings.port}")
 
         if workers == 1:
-            serve_here(settings, start.models, listener, ready)
+            serve_here(settings, start.models, listener, ready, beat=notifier.alive, stops=notifier.stopping)
             return
         try:
-            Workers(workers, settings, start.models, listener, ready).serve()
+            Workers(workers, settings, start.models, listener, ready, notifier).serve()
         except NoneStarted as error:
             raise click.ClickException("no worker could start; what it said stands above.") from error
 

@@ -13,7 +13,7 @@ from services.client_pool import ClientPool
 from services.clients import Client, ClientError
 from services.clients.remote import Answered
 from services.shared_bus import try_out, wire_for
-from web.descriptors import open_files
+from web.descriptors import open_files, room_for_connections
 from web.redaction import redacted
 from web.settings import Settings
 from web.welcome import the_models
@@ -34,9 +34,16 @@ async def findings(settings: Settings, *, deploy: bool = False) -> list[Finding]
         *await _providers(settings),
     ]
     files = open_files()
-    found.append(Finding("open files", files >= 1024, f"{files} allowed; an open page takes one"))
+    found.append(Finding("open files", files >= 1024, _told_of(files)))
     found += _deployment(settings) if deploy else []
     return [msgspec.structs.replace(one, detail=redacted(one.detail, settings)) for one in found]
+
+
+def _told_of(files: int) -> str:
+    """What so many open files are enough for."""
+    return (
+        f"{files} allowed (ulimit -Hn); an open page takes one, and {room_for_connections(files)} clients may connect"
+    )
 
 
 async def _database(settings: Settings) -> list[Finding]:

@@ -7,6 +7,7 @@ that does not end would fill the memory before anybody knows who asks.
 
 import asyncio
 import logging
+from contextvars import Context
 from uuid import uuid4
 
 import httptools
@@ -15,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from services.counts import Counts
 from web.descriptors import MOST
 from web.guard import refusal
+from web.logs import REQUEST_ID, log_access
 from web.occasionally import Occasionally
 
 log = logging.getLogger(__name__)
@@ -244,6 +246,7 @@ class Connection(HttpToolsProtocol):
         counts = self.counts()
         counts.refusals[code] += 1
         counts.answers[status] += 1
+        Context().run(self._log_access, status, request_id)
         headers, body = refusal(status, code, detail, request_id)
         headers = [*self.server_state.default_headers, *headers, (b"content-length", str(len(body)).encode())]
         if status == 503:
@@ -260,6 +263,10 @@ class Connection(HttpToolsProtocol):
             self._wait_for_it(LINGER_SECONDS)
         else:
             self.transport.close()
+
+    def _log_access(self, status: int, request_id: str) -> None:
+        REQUEST_ID.set(request_id)
+        log_access("-", None, status, 0.0)
 
     def _gives_up_the_body(self) -> bool:
         """Whether the request that is being handled ends here, since its body cannot be read; its answer may not."""

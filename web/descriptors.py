@@ -30,9 +30,9 @@ def room_for_streams() -> int:
     return max(files - KEPT, files // 2)
 
 
-def room_for_connections() -> int:
+def room_for_connections(files: int | None = None) -> int:
     """How many may be connected at once, with or without a stream, so that the database and providers have files."""
-    files = allowed(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    files = files or allowed(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     return max(files - KEPT // 2, files * 3 // 4)
 
 

@@ -1,6 +1,7 @@
 """What holds for every request before any handler: host, same origin, body size; and for every answer: headers."""
 
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from services.counts import Counts
 from web.actor import GUEST_COOKIE
 from web.bodies import FIELDS, Bodies, Body
+from web.logs import REQUEST_ID, log_access
 
 #: a prompt of the longest kind, percent-encoded in a form, and some more
 BODY_BYTES = 1_500_000
@@ -67,13 +69,17 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
-        send = _counted(send, self.counts)
+        REQUEST_ID.set(request_id)
+        began, answer = time.monotonic(), _Answer(send, self.counts)
+        send = answer.send
         refused = self._refusal(scope, headers)
         if refused is not None:
             self.counts.refusals[refused[1]] += 1
             await _refuse(send, *refused, request_id)
+            log_access(scope["method"], None, answer.status, time.monotonic() - began)
             return
-        if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
+        method = scope["method"]
+        if method == "HEAD" and not scope["path"].endswith("/events"):
             # A copy: the server below still has to know that no body follows.
             scope = {**scope, "method": HttpMethod.GET}
             send = _headers_only(send)
@@ -83,6 +89,7 @@ class Guard:
             await self.app(scope, body.reading(receive), body.answering(_dressed(send, scope)))
         finally:
             self.bodies.release(body)
+            log_access(method, scope, answer.status, time.monotonic() - began)
 
     def _refusal(self, scope: HTTPScope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         names = [name.lower() for name, _ in scope["headers"]]
@@ -127,13 +134,19 @@ def _cap(scope: HTTPScope) -> int:
     return CAPS.get(scope["path"], BODY_BYTES)
 
 
-def _counted(send: Send, counts: Counts) -> Send:
-    async def counted(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            counts.answers[message["status"]] += 1
-        await send(message)
+class _Answer:
+    """What is answered: its status, counted."""
 
-    return counted
+    def __init__(self, send: Send, counts: Counts) -> None:
+        self._send, self._counts = send, counts
+        #: 0 before it has begun
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._counts.answers[self.status] += 1
+        await self._send(message)
 
 
 def _headers_only(send: Send) -> Send:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextvars import Context
 
 #: between two lines about the same thing
 QUIET_SECONDS = 60.0
@@ -19,5 +20,6 @@ class Occasionally:
         """Count one more; log a line unless there was one just now."""
         self._since_then += 1
         if (now := time.monotonic()) >= self._again_at:
-            self._log.warning("%s (%d since the last such line)", self._text, self._since_then)
+            # Of no request: it may be noticed in the midst of another one.
+            Context().run(self._log.warning, "%s (%d since the last such line)", self._text, self._since_then)
             self._again_at, self._since_then = now + QUIET_SECONDS, 0

@@ -64,6 +64,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_model: str | None = None
     #: where the days and months of budgets begin
     time_zone: str = "UTC"
+    #: how standard error is written: lines to read, or a JSON object for each event
+    log_format: Literal["text", "json"] = "text"
+    #: whether each request is logged
+    access_log: bool = False
+    #: how long a worker may not answer before another takes its place; 0 for ever
+    worker_timeout_seconds: Annotated[int, msgspec.Meta(ge=0)] = 10
     providers: list[Provider] = []
     models: list[ModelConfig] = []
     groups: dict[str, GroupConfig] = {}
@@ -198,6 +204,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         "discover",
         "default_model",
         "time_zone",
+        "log_format",
+        "access_log",
+        "worker_timeout_seconds",
     }
     lists = {"allowed_hosts", "trusted_proxies"}
     values: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """The start: which models there are, and what the terminal says about it."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import msgspec
 from services.catalogue import ModelConfig
 from services.client_pool import Found, Provider, discover
 from web.settings import LOOPBACK, Settings
+
+log = logging.getLogger(__name__)
 
 BUILTIN = Provider(id="builtin", kind="builtin")
 GUIDE = ModelConfig(id="guide", provider="builtin", label="Guide (searches the docs, no language model)")
@@ -84,7 +87,10 @@ def greet(settings: Settings, start: Start) -> None:
         lines.append(f"  admin      become the admin, once: {first}/setup/{start.setup_secret}")
         if others:
             lines.append(f"             the same path also works at {', '.join(others)}")
-    print("\n".join(lines), "\n", file=sys.stderr, flush=True)
+    if settings.log_format == "json":
+        log.info("%s", "; ".join(" ".join(line.split()) for line in lines if line))
+    else:
+        print("\n".join(lines), "\n", file=sys.stderr, flush=True)
 
 
 def public_addresses(settings: Settings) -> list[str]:
