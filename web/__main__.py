@@ -1,6 +1,5 @@
 """The command line."""
 
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +62,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve the pages and the JSON interface. The database is migrated first."""
     from web.logs import set_up
     from web.signals import outlive
-    from web.systemd import Notifier
+    from web.systemd import the_notifier
     from web.welcome import greet
     from web.workers import NoneStarted, Workers
     from web.workers import serve as serve_here
@@ -73,7 +72,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         raise click.ClickException(f"--workers {workers}: SQLite has one writer, so one process; use PostgreSQL.")
     set_up(settings.log_format, access_log=settings.access_log)
     outlive()
-    notifier = Notifier(os.environ)
+    notifier = the_notifier()
     with only_one(settings), _bound(settings) as listener:
         start = _prepared(settings)
 

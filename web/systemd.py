@@ -43,3 +43,8 @@ class Notifier:
 
 #: where no systemd asks
 SILENT = Notifier({})
+
+
+def the_notifier() -> Notifier:
+    """The one for this process, as systemd has set its environment."""
+    return Notifier(os.environ)
