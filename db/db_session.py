@@ -867,19 +867,34 @@ class DbSession:
         ordered = "SELECT turn.id FROM path JOIN turn ON turn.id = path.id ORDER BY path.depth DESC"
         return [row["id"] for row in await Turn.raw(f"{_PATH} {ordered}", last_id, limit)]
 
-    async def list_siblings(self, session_id: UUID, parent_ids: Iterable[UUID | None]) -> dict[UUID | None, list[UUID]]:
-        """{parent: the turns after it in the order they were begun}, for these parents; None is the beginning."""
+    async def list_siblings(
+        self, session_id: UUID, parent_ids: Iterable[UUID | None]
+    ) -> dict[UUID | None, list[tuple[UUID, int]]]:
+        """{parent: the turns after it in the order they were begun}, for these parents; None is the beginning.
+
+        Turns with the same number ask the same.
+        """
         named = [id for id in parent_ids if id is not None]
         rows = await Turn.raw(
-            "SELECT parent_id, id FROM turn WHERE session_id = {} "  # noqa: S608
+            "SELECT parent_id, id, DENSE_RANK() OVER (PARTITION BY parent_id ORDER BY prompt) AS asked "  # noqa: S608
+            "FROM turn WHERE session_id = {} "
             f"AND (parent_id IS NULL{f' OR parent_id IN ({_marks(named)})' if named else ''}) ORDER BY id",
             session_id,
             *named,
         )
-        found: dict[UUID | None, list[UUID]] = {}
+        found: dict[UUID | None, list[tuple[UUID, int]]] = {}
         for row in rows:
-            found.setdefault(row["parent_id"], []).append(row["id"])
+            found.setdefault(row["parent_id"], []).append((row["id"], row["asked"]))
         return found
+
+    async def find_lock(self, session_id: UUID) -> Journal | None:
+        """Who locked a session's model last, and why."""
+        rows = await self._rows(
+            Journal,
+            "SELECT * FROM journal WHERE session_id = {} AND what = 'model_locked' ORDER BY id DESC LIMIT 1",
+            session_id,
+        )
+        return rows[0] if rows else None
 
     async def find_newest_below(self, turn: Turn) -> UUID:
         """The newest turn of the branches that go through `turn`, or itself: the end of one of them."""

@@ -19,6 +19,8 @@ LONGEST_DAYS = 36_500
 DELETED_KEPT = timedelta(days=7)
 _SPAN = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 
+_SPAN_NAMES = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
 REQUESTS, CONCURRENT, SESSIONS, TOKENS = "requests", "concurrent-requests", "sessions", "tokens"
 #: millionths of the money: what is left of it can be a very small number, and headers know integers only
 MONEY = "micro-money"
@@ -77,6 +79,8 @@ class Allowance(msgspec.Struct, frozen=True):
     model: str = ""
     #: all guests at a network address are counted together
     shared: bool = False
+    #: of a rate, for people: how fast it grows back, "30 per minute"
+    pace: str = ""
 
     @property
     def unit(self) -> str:
@@ -161,6 +165,14 @@ class Rate(msgspec.Struct, frozen=True):
         return int(self.per / timedelta(microseconds=1)) // self.count
 
     @property
+    def pace(self) -> str:
+        """For people: "30 per minute", "5 per 10 minutes"."""
+        seconds = int(self.per.total_seconds())
+        size, name = next((size, name) for size, name in _SPAN_NAMES if seconds % size == 0)
+        span = name if seconds == size else f"{seconds // size} {name}s"
+        return f"{self.count:,} per {span}"
+
+    @property
     def window_us(self) -> int:
         """Microseconds in which an empty bucket fills."""
         return self.burst * self.interval_us if self.count else 0
@@ -180,6 +192,7 @@ class Rate(msgspec.Struct, frozen=True):
             self.burst - used,
             instant(free_us),
             ceil(self.burst * self.interval_us / 1_000_000),
+            pace=self.pace,
         )
 
 

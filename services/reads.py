@@ -29,6 +29,23 @@ class Transcript(msgspec.Struct, frozen=True):
     earlier: UUID | None
 
 
+class Ways(msgspec.Struct, frozen=True):
+    """From one turn to those in its place, each a list in the order they were begun, with the turn itself."""
+
+    #: other messages: of each that was asked several times, the newest
+    messages: list[UUID]
+    #: other replies to the same message
+    replies: list[UUID]
+
+    @classmethod
+    def of(cls, turn_id: UUID, siblings: Sequence[tuple[UUID, int]]) -> "Ways":
+        """`siblings` are the turns in one place, with a number that is the same where they ask the same."""
+        asked = dict(siblings)[turn_id]
+        newest = {number: id for id, number in siblings} | {asked: turn_id}
+        # In the order in which each message was first sent.
+        return cls([newest[number] for number in newest], [id for id, number in siblings if number == asked])
+
+
 class Reads:
     """Reading, scoped to the owner. An admin steers what others own, and reads no more of it than was opened."""
 
@@ -50,13 +67,17 @@ class Reads:
 
     async def ways(
         self, session: LiveSession, turns: Sequence[Turn], db_session: DbSession, *, actor: Actor
-    ) -> dict[UUID, list[UUID]]:
-        """{turn: itself and its siblings in the order they were begun}, where it has any. Raises Forbidden."""
+    ) -> dict[UUID, Ways]:
+        """{turn: the ways from it to its siblings}, where it has any. Raises Forbidden."""
         require_owner(session, actor)
         if not turns or session.row.turn_count == turns[-1].depth:
             return {}  # every turn there is stands on the path
         found = await db_session.list_siblings(session.row.id, {turn.parent_id for turn in turns})
-        return {turn.id: ids for turn in turns if len(ids := found[turn.parent_id]) > 1}
+        return {turn.id: Ways.of(turn.id, ones) for turn in turns if len(ones := found[turn.parent_id]) > 1}
+
+    async def lock(self, session: LiveSession, db_session: DbSession) -> Journal | None:
+        """The decision that locked a session's model; None where it is not locked."""
+        return await db_session.find_lock(session.row.id) if session.row.locked else None
 
     async def switches(
         self, session: LiveSession, turns: Sequence[Turn], db_session: DbSession, *, actor: Actor

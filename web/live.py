@@ -23,9 +23,10 @@ from web.rendering import Renderer
 from web.templating import render
 from web.views import (
     LineView,
+    LockView,
     SessionView,
     TurnView,
-    WayView,
+    WaysView,
     WhyView,
     lines_between,
     models_view,
@@ -65,13 +66,17 @@ class Controls:
         mine, ways, switch = session.row.owner_id == self._actor.id, {}, session.last_switch
         if mine and turns:
             found = await Reads(self._sessions).ways(session, turns, self._db_session, actor=self._actor)
-            ways = {turn_id: WayView.of(turn_id, ids) for turn_id, ids in found.items()}
+            ways = {turn_id: WaysView.of(turn_id, ones) for turn_id, ones in found.items()}
+        lock = await Reads(self._sessions).lock(session, self._db_session)
         new = switch is not None and switch.version == session.row.version and not is_quiet(switch)
         return {
             "session": SessionView.of(session),
             "mine": mine,
             "why": WhyView.of(session, self._actor),
             "ways": ways,
+            "lock": LockView.of(lock, switch, self._actor) if lock is not None else None,
+            # The model is not the actor's to choose.
+            "held": session.row.locked and not self._actor.is_admin,
             "line": LineView.of(switch, self._actor) if switch is not None and new else None,
             "head_id": session.row.head_id,
             "models": models_view(entries, self._pool, None),

@@ -22,6 +22,7 @@ from services.moves import Preview
 from services.outcomes import Extension, Found, LiveSession, Switch
 from services.oversight import Decision, UsageReport, Used
 from services.policies import DELETED_KEPT, Allowance, microseconds
+from services.reads import Ways
 from services.shortages import capped_by
 from services.transfer import Taken
 from services.turn_log import Position
@@ -324,7 +325,10 @@ class WayView(msgspec.Struct, frozen=True):
     after: UUID | None
 
     @classmethod
-    def of(cls, turn_id: UUID, ids: Sequence[UUID]) -> "WayView":
+    def of(cls, turn_id: UUID, ids: Sequence[UUID]) -> "WayView | None":
+        """None where it is the only one."""
+        if len(ids) < 2:
+            return None
         at = ids.index(turn_id)
         return cls(at + 1, len(ids), ids[at - 1] if at else None, ids[at + 1] if at + 1 < len(ids) else None)
 
@@ -345,6 +349,33 @@ class WhyView(msgspec.Struct, frozen=True):
         rest = reason[len(chosen_by(row)) :]
         text = chosen_by(row, to_owner=live.row.owner_id == actor.id) + rest
         return cls(text, not is_owners(row) and not came_by_itself(row))
+
+
+class WaysView(msgspec.Struct, frozen=True):
+    """The ways from a turn: to other messages in its place, and to other replies to its message."""
+
+    messages: WayView | None
+    replies: WayView | None
+
+    @classmethod
+    def of(cls, turn_id: UUID, ways: Ways) -> "WaysView":
+        return cls(WayView.of(turn_id, ways.messages), WayView.of(turn_id, ways.replies))
+
+
+class LockView(msgspec.Struct, frozen=True):
+    """Who locked a session's model, and why, for whoever looks."""
+
+    who: str
+    #: empty where the session was locked together with the switch that the page tells of
+    reason: str
+
+    @classmethod
+    def of(cls, row: Journal, switch: Journal | None, actor: Actor) -> "LockView":
+        if row.reason == "fork":
+            return cls("", "The chat it was copied from is locked.")
+        told = switch is not None and (switch.actor_id, switch.reason) == (row.actor_id, row.reason)
+        who = "you" if row.actor_id in (actor.id, actor.token_id) else row.actor_name
+        return cls(who, "" if told else row.reason)
 
 
 class LineView(msgspec.Struct, frozen=True):

@@ -173,6 +173,7 @@ on("htmx:after:swap", () => {
   for (const room of $$(".room")) {
     room.classList.toggle("writing", !!$("[data-stop]"));
     room.classList.toggle("ended", !!$(".ended-note"));
+    room.classList.toggle("held", !$("button.model"));
     // in the side, the session that is shown is marked
     for (const row of $$(`.side [href^="${location.pathname}"]`)) row.ariaCurrent = "page";
   }

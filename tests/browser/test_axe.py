@@ -121,7 +121,7 @@ def test_axe_finds_nothing_serious(chat: Chat, admin_token: str, looks: Looks) -
     page.get_by_role("button", name="Stop", exact=True).click()
     chat.see("done", "stopped")
     look("a stopped reply", "dark")
-    page.get_by_role("button", name="Retry").last.click()
+    page.get_by_role("button", name="Retry", exact=True).last.click()
     expect(page.locator(".ways")).to_contain_text("2/2")
     page.get_by_role("button", name="Stop", exact=True).click()
     chat.see("done", "stopped")

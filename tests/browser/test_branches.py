@@ -1,5 +1,6 @@
 """Asking again beside what was asked, and going on in a copy: here, in another tab, and without JavaScript."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -23,7 +24,7 @@ def edit(chat: Chat, text: str) -> None:
 def test_a_retry_and_an_edit_take_the_place_of_the_turn(either: Chat) -> None:
     either.begin("first")
     either.see("done")
-    either.page.get_by_role("button", name="Retry").click()
+    either.page.get_by_role("button", name="Retry", exact=True).click()
     either.see("done")
     edit(either, "second")
     either.see("done")
@@ -45,7 +46,7 @@ def test_a_menu_can_be_reached_whole_wherever_its_reply_stands(either: Chat) -> 
             expect(turn.locator(".facts")).to_be_in_viewport(ratio=1)
             page.keyboard.press("Escape")
             expect(turn.locator(".facts")).to_be_hidden()
-        page.get_by_role("button", name="with …").click()
+        page.get_by_role("button", name="Retry with…").click()
         expect(page.get_by_role("button", name="Smart")).to_be_visible()
         expect(turn.locator(".menu.items")).to_be_in_viewport(ratio=1)
         page.keyboard.press("Escape")
@@ -75,11 +76,11 @@ def test_another_tab_shows_the_version_that_is_chosen_here(
     other.page.goto(url)
     other.box.fill("a draft")
     chat.turns.nth(1).hover()
-    chat.turns.nth(1).get_by_role("button", name="Retry").click()
+    chat.turns.nth(1).get_by_role("button", name="Retry", exact=True).click()
     other.page.bring_to_front()
     other.see("done", "done")
     chat.page.bring_to_front()
-    chat.page.get_by_role("button", name="The version before").click()
+    chat.page.get_by_role("button", name="The reply before").click()
     chat.see("done", "done", "done")
     other.page.bring_to_front()
     other.see("done", "done", "done")
@@ -88,6 +89,34 @@ def test_another_tab_shows_the_version_that_is_chosen_here(
     expect(other.box).to_have_value("a draft")
     other.say("four")
     other.see("done", "done", "done", "done")
+
+
+def test_the_arrows_stand_under_what_they_change_and_keep_the_keyboard(chat: Chat, complaints: list[str]) -> None:
+    page = chat.page
+    chat.begin("one")
+    chat.see("done")
+    chat.turns.last.get_by_role("button", name="Retry", exact=True).click()
+    chat.see("done")
+    messages, replies = page.locator(".said .ways"), page.locator(".reply .ways")
+    expect(replies).to_have_text(re.compile(r"2/2"))
+    expect(messages).to_have_count(0)
+    edit(chat, "two")
+    chat.see("done")
+    expect(messages).to_have_text(re.compile(r"2/2"))
+    expect(replies).to_have_count(0)
+    # By the keyboard, without a page that is loaded anew.
+    page.evaluate("document.body.same = true")
+    page.get_by_role("button", name="The version before").focus()
+    page.keyboard.press("Enter")
+    expect(chat.replies).to_have_text("one")
+    expect(messages).to_have_text(re.compile(r"1/2"))
+    expect(replies).to_have_text(re.compile(r"2/2"))
+    expect(page.get_by_role("button", name="The version after")).to_be_focused()
+    page.get_by_role("button", name="The reply before").focus()
+    page.keyboard.press("Enter")
+    expect(replies).to_have_text(re.compile(r"1/2"))
+    expect(page.get_by_role("button", name="The reply after")).to_be_focused()
+    assert page.evaluate("document.body.same")
 
 
 def test_going_on_from_the_middle_in_a_session_of_its_own(either: Chat) -> None:
@@ -131,7 +160,7 @@ def test_a_closed_session_goes_on_in_a_copy(either: Chat) -> None:
     either.page.get_by_label("More about this session").click()
     either.page.get_by_text("Close …").click()
     either.page.get_by_role("button", name="Close for good").click()
-    expect(either.page.get_by_role("button", name="Retry")).to_be_hidden()
+    expect(either.page.get_by_role("button", name="Retry", exact=True)).to_be_hidden()
     either.page.locator(".ended-note").get_by_role("button", name="Continue in a copy").click()
     either.page.wait_for_url(lambda at: at != url and "/session/" in at)
     expect(either.replies).to_have_text("to be kept")

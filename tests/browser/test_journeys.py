@@ -218,7 +218,7 @@ def test_the_versions_of_a_message_are_a_click_apart(visit: Visit) -> None:
 def test_a_retry_may_be_answered_by_another_model(visit: Visit) -> None:
     visit.begin("first")
     visit.states("done")
-    visit.click("//button[contains(., 'with …')]")
+    visit.click("//button[contains(., 'Retry with…')]")
     visit.click(button("Smart"))
     visit.reads(".reply-model", "smart")
     visit.states("done")

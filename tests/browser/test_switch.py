@@ -34,6 +34,29 @@ def test_a_switch_by_an_admin_shows_on_the_owners_open_page_within_a_second(
     expect(row.get_by_role("checkbox")).to_be_checked()
 
 
+def test_a_lock_says_who_and_why_and_offers_nothing_that_is_refused(
+    chat: Chat, open_chat: Callable[..., Chat], admin_token: str, complaints: list[str]
+) -> None:
+    url = chat.begin("Hello")
+    chat.see("done")
+    expect(chat.page.get_by_role("button", name="Retry with…")).to_be_visible()
+    script = {"Authorization": f"Bearer {admin_token}", "Accept": "application/json"}
+    order = {"session_id": url.rsplit("/", 1)[1], "model": "fast", "reason": "a <b>budget</b>", "lock": True}
+    admin = chat.page.context.request
+    assert admin.post(f"{chat.server.url}/models/switch", data=order, headers=script).ok
+    lock = chat.page.locator("[data-model-lock]")
+    expect(lock).to_have_text("Locked by ada: a <b>budget</b>")
+    expect(chat.page.get_by_role("button", name="Retry with…")).to_be_hidden()
+    expect(chat.page.locator("button.model")).to_have_count(0)
+    chat.page.reload()
+    expect(lock).to_have_text("Locked by ada: a <b>budget</b>")
+    expect(chat.page.get_by_role("button", name="Retry with…")).to_have_count(0)
+    # The page of before, in another tab: the refusal offers what is left.
+    turn = admin.get(f"{url}/turns", headers={"Accept": "application/json"}).json()["turns"][0]["id"]
+    told = admin.post(f"{chat.server.url}/chat/{turn}/retry", form={"model": "smart"}, headers={"HX-Request": "true"})
+    assert told.status == 403 and "Retry without switching" in told.text()
+
+
 def test_a_switch_while_a_reply_runs_waits_or_stops_it(chat: Chat, complaints: list[str]) -> None:
     chat.begin("/hang after 3")
     expect(chat.replies).to_have_text("tok0 tok1 tok2")

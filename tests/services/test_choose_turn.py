@@ -8,7 +8,7 @@ from db.db_session import DbSession
 from db.tables import Turn
 from services.actor import Actor
 from services.errors import Forbidden
-from services.reads import Reads
+from services.reads import Reads, Ways
 from services.session_service import SessionService
 from tests.conftest import AtOnce, JournalRows, Refused
 
@@ -62,7 +62,13 @@ async def test_a_page_is_told_of_siblings_where_there_are_some(
     live = await sessions.get_session(session_id, db_session, actor=ann)
     reading = Reads(sessions)
     path = (await reading.transcript(live, db_session, actor=ann)).turns
-    assert await reading.ways(live, path, db_session, actor=ann) == {four.id: [two.id, four.id]}
+    ways = await reading.ways(live, path, db_session, actor=ann)
+    assert ways == {four.id: Ways(messages=[two.id, four.id], replies=[four.id])}
+    again = (await sessions.retry_turn(four.id, db_session, actor=ann)).turn
+    live = await sessions.get_session(session_id, db_session, actor=ann)
+    path = (await reading.transcript(live, db_session, actor=ann)).turns
+    ways = await reading.ways(live, path, db_session, actor=ann)
+    assert ways == {again.id: Ways(messages=[two.id, again.id], replies=[four.id, again.id])}
     with pytest.raises(Forbidden):
         await reading.ways(live, path, db_session, actor=bob)
 

@@ -104,7 +104,8 @@ def test_a_provider_that_is_down_names_the_models_that_are_not(newcomer: Callabl
     assert page.status_code == 503 and is_page(page)
     assert 'id="new-chat"' in page.text and '<option value="far" selected>' in page.text
     assert "to &lt;nobody&gt;</textarea>" in page.text
-    assert 'data-pick="fast"' in page.text and "Send with fast" in page.text
+    assert "Send with fast" in page.text and 'name="model" value="fast"' in page.text
+    assert 'data-pick="fast"' in client.post("/chat", data=sent, headers=HTMX).text
 
 
 def test_the_page_is_the_one_that_asks_and_nobody_elses(guest: httpx.Client, stranger: httpx.Client) -> None:
