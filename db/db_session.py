@@ -176,8 +176,8 @@ class DbSession:
 
         Two that wait for each other never end, so every transaction takes what it locks in one order, rows and names
         alike: the idempotency key · `setup`, `names`, `configuration`, `moves`, `sign_in:…`, `login:…`, `admins`,
-        `account:…` · the move · `auto:…` · sessions by id · turns by id · usage · `owner:…`, `model:…`, `instance` ·
-        the buckets of rates · logins.
+        `account:…` · the move · `auto:…` · sessions by id · turns by id · usage, by owner and by address ·
+        `owner:…`, `address:…`, `model:…`, `instance` · the buckets of rates · logins.
         """
         if self._postgres:
             for name in names:

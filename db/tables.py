@@ -314,6 +314,30 @@ class Usage(Table, tablename="usage"):
     cost_nanos = BigInt(default=0)
 
 
+class AddressUsage(Table, tablename="address_usage"):
+    """What guests at one network address used on one day; the key is (address, day). Stays when a guest signs in."""
+
+    #: a keyed hash of the address, or of the network around it
+    address = Text(primary_key=True, default="")
+    day = Date(default=None)
+    tokens = BigInt(default=0)
+    cost_nanos = BigInt(default=0)
+
+
+class AddressTurn(Table, tablename="address_turn"):
+    """A guest's running turn, under each address it counts for; gone once it has ended."""
+
+    turn_id = UUID(primary_key=True, default=None)
+    address = Text()
+
+
+class AddressSession(Table, tablename="address_session"):
+    """A guest's open session, under each address it counts for; gone once it has ended or is an account's."""
+
+    session_id = UUID(primary_key=True, default=None)
+    address = Text()
+
+
 class Journal(Table, tablename="journal"):
     """Every decision, append-only, in the transaction of what it tells. Never holds message text or secrets."""
 
@@ -424,6 +448,9 @@ TABLES: tuple[type[Table], ...] = (
     LimitRule,
     RateBucket,
     Usage,
+    AddressUsage,
+    AddressTurn,
+    AddressSession,
     Journal,
     RefusalCount,
     ModelMove,

@@ -150,6 +150,7 @@ class Accounts:
             name=f"guest-{guest_id.hex[-12:]}",
             group="guest",
             rate_key=self._rate_key(given.address),
+            networks=self._networks(given.address),
             role="guest",
             request_id=given.request_id,
         )
@@ -197,6 +198,17 @@ class Accounts:
     def _sealed(self, text: bytes) -> bytes:
         """What only this server makes of a text, and nobody reads back."""
         return hmac.new(self._secret, text, hashlib.sha256).digest()
+
+    def _networks(self, address: str) -> tuple[str, ...]:
+        """The networks around an IPv6 address, a /56 and a /48, as keys: who has one of these has many a /64."""
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return ()
+        if parsed.version == 4 or getattr(parsed, "ipv4_mapped", None):
+            return ()
+        blocks = (str(ip_network((parsed, size), strict=False)) for size in (56, 48))
+        return tuple(f"network:{self._sealed(b'address:' + block.encode()).hex()[:32]}" for block in blocks)
 
     def _rate_key(self, address: str) -> str:
         """A network address as a rate's key: IPv6 by /64, and never readable in the database."""

@@ -11,6 +11,10 @@ from services.errors import Forbidden, Unauthenticated
 Kind = Literal["guest", "user", "admin", "token", "system"]
 
 
+#: how many times a group's limits hold for the guests of an IPv6 /56 and of a /48
+NETWORK_SHARES = (4, 16)
+
+
 class Actor(msgspec.Struct, frozen=True):
     """Somebody or something that asks for a verb now."""
 
@@ -22,6 +26,8 @@ class Actor(msgspec.Struct, frozen=True):
     group: str
     #: what a rate is counted under: the account, or a guest's hashed network address
     rate_key: str
+    #: of a guest: the hashed networks around its address, the narrowest first; empty where there are none
+    networks: tuple[str, ...] = ()
     #: guest · user · admin: the account's role
     role: Literal["guest", "user", "admin"] = "user"
     #: what a token may do; None for a person
@@ -33,6 +39,16 @@ class Actor(msgspec.Struct, frozen=True):
     #: that login has not been noted as used for a while
     login_is_stale: bool = False
     request_id: str = ""
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """What a guest is counted under besides its cookie, and how many times its group's limits hold there.
+
+        One address has what one guest has: a cookie that is thrown away gains nothing.
+        """
+        if self.kind != "guest":
+            return ()
+        return ((self.rate_key, 1), *zip(self.networks, NETWORK_SHARES, strict=False))
 
     @property
     def is_admin(self) -> bool:

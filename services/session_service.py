@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from db import addresses
 from db.db_session import DbSession, Piece, new_id, snapshot
 from db.tables import Session, Turn
 from services import search
@@ -226,6 +227,7 @@ class SessionService:
             await db_session.give_turns_and_usage([session.id for session in sessions], guest_id, actor.id)
             for session in sessions:
                 end = before.end_kept(session, self.now(), under=after)
+                await addresses.release_session(session.id)
                 await db_session.update(session, owner_id=actor.id, version=session.version + 1, expires_at=end)
                 await self._record("session_adopted", session, actor, db_session, before=guest.name, to=actor.name)
                 self._publish(db_session, Hint(session.id, "session"))
@@ -377,6 +379,7 @@ class SessionService:
                 self._check_reason(session, actor, reason)
                 await self.turns.stop_running(session, actor, db_session)
                 session.state = "closed"
+                await addresses.release_session(session.id)
                 session.version += 1
                 await self._record("session_closed", session, actor, db_session, reason=reason)
                 return await self.standing.of(session, actor, db_session)
@@ -398,6 +401,7 @@ class SessionService:
                     raise SessionExpired(text, can_fork=session.owner_id == actor.id)
                 owner = await self.standing.owner(session.owner_id, db_session)
                 allowance = await self.admission.admit_session(owner.id, owner.group_name, actor, rules, db_session)
+                await self.admission.hold_session(session, actor)
                 session.state = "active"
                 session.last_activity_at = now
                 session.version += 1
@@ -450,6 +454,7 @@ class SessionService:
                 await self.upkeep.erase(session, actor, db_session)
             else:
                 await db_session.update(session, deleted_at=self.now(), version=session.version + 1)
+                await addresses.release_session(session.id)
                 await self._record("session_deleted", session, actor, db_session, reason=reason)
             self._publish(db_session, Hint(session.id, "session"))
 
@@ -465,7 +470,8 @@ class SessionService:
             allowance: tuple[Allowance, ...] = ()
             if session.deleted_at is not None:
                 if not await self.standing.over(session, db_session):
-                    allowance = await self.admission.admit_restored(actor.id, actor.group, rules, db_session)
+                    allowance = await self.admission.admit_restored(actor, rules, db_session)
+                    await self.admission.hold_session(session, actor)
                 await db_session.update(session, deleted_at=None, version=session.version + 1)
                 await self._record("session_restored", session, actor, db_session)
                 self._publish(db_session, Hint(session.id, "session"))
@@ -753,6 +759,7 @@ class SessionService:
         session = self._new_session(actor, title, origin)
         await db_session.add_account_once(account_of(actor, session.created_at))
         await db_session.add(session)
+        await self.admission.hold_session(session, actor)
         if title:
             await db_session.index_title(session)
         await self._record("session_created", session, actor, db_session, reason=origin)
@@ -844,6 +851,7 @@ class SessionService:
                 session, entry.id, actor, "" if asked is not None else why.source, db_session, turn=turn
             )
         await db_session.add_turn(turn)
+        await self.admission.hold_turn(turn, actor)
         await db_session.index_turn(turn)
         session.opening = session.opening or title_of(prompt)
         session.head_id, session.turn_count = turn.id, session.turn_count + 1

@@ -76,7 +76,7 @@ def capped_by(name: str) -> str:
 def too_many_chats(limit: Allowance) -> str:
     """The quota of open sessions is full."""
     return (
-        f"You have {limit.used:,} open chats, and {limit.size:,} are allowed. "
+        f"You have {limit.used:,} open chat{'' if limit.used == 1 else 's'}; {limit.size:,} may be open at once. "
         f"Close or delete one, then try again.{_whose(limit)}"
     )
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 
+from db import addresses
 from db.db_session import DbSession, Piece, new_id
 from db.tables import Session, Turn
 from services.actor import SYSTEM, Actor
@@ -198,6 +199,8 @@ class Turns:
         await db_session.delete_pieces(turn.id)
         day, used = rules.day_of(ended_at), prompt_tokens + reply_tokens
         await db_session.add_usage(turn.owner_id, day, turn.model, used, cost)
+        for address in await addresses.release_turn(turn.id):
+            await addresses.add_usage(address, day, used, cost)
         slides = at is None and not await self._standing.over(session, db_session)
         active_at = now if slides else session.last_activity_at
         await db_session.update(session, last_activity_at=active_at, cost_nanos=session.cost_nanos + cost)

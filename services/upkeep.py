@@ -8,9 +8,10 @@ No rule depends on any of it. Each transaction is bounded, and several processes
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from db import addresses
 from db.db_session import DbSession
 from db.tables import Session
 from services import refusals, render_timeouts, sign_in_limits
@@ -28,6 +29,8 @@ from services.unit_of_work import UnitOfWork
 
 log = logging.getLogger(__name__)
 
+#: usage by address is kept for the longest budget, a month, and some days
+ADDRESS_KEPT = timedelta(days=40)
 #: rows of one kind that one transaction deletes
 FORGOTTEN_ROWS = 1_000
 #: such transactions in one go
@@ -97,6 +100,7 @@ class Upkeep:
                 if session is None or session.state != "active" or not await self._standing.over(session, db_session):
                     continue
                 await db_session.update(session, state="expired", version=session.version + 1)
+                await addresses.release_session(session.id)
                 await record("session_expired", session, SYSTEM, self.now(), db_session)
                 publish(self._bus, Hint(session.id, "session"), db_session)
                 expired += 1
@@ -109,6 +113,7 @@ class Upkeep:
         """
         if session.deleted_at != FOR_GOOD:
             await record("session_erased", session, actor, self.now(), db_session)
+            await addresses.release_session(session.id)
             await db_session.update(session, deleted_at=FOR_GOOD, indexed_to=None)
         if not await db_session.erase_turns(session.id, ERASED_TURNS):
             return False
@@ -193,6 +198,7 @@ class Upkeep:
     async def forget(self, db_session: DbSession) -> None:
         """Drop rates that are whole again, logins that have ended, and idempotency keys that are too old."""
         now = self.now()
+        await addresses.forget_usage(now.date() - ADDRESS_KEPT, FORGOTTEN_ROWS)
         for _ in range(ROUNDS):
             if await db_session.delete_spent(microseconds(now), now, now - KEPT, FORGOTTEN_ROWS) < FORGOTTEN_ROWS:
                 return

@@ -71,6 +71,7 @@ WRITERS = {
     "refusals.py",
     "admission.py",
     "rates.py",
+    "holders.py",
     "idempotency.py",
     "governance.py",
     "moves.py",

@@ -1,4 +1,4 @@
-"""The first model of a session is found without looking through its journal; replies that a budget made shorter."""
+"""The first model of a session is found without its journal; replies that a budget made shorter; guests by address."""
 
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
 
@@ -8,7 +8,7 @@ from db.portable import in_sql
 
 ID = "turnkeeper_0014_chosen"
 VERSION = "1.38.0"
-DESCRIPTION = "the index of first models, caps of replies"
+DESCRIPTION = "the index of first models, caps of replies, guests by address"
 
 STATEMENTS = """
 CREATE TABLE turn_cap (
@@ -16,6 +16,26 @@ CREATE TABLE turn_cap (
     reply_tokens BIGINT NOT NULL,
     limit_name TEXT NOT NULL
 );
+CREATE TABLE address_turn (
+    turn_id UUID NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY (turn_id, address)
+);
+CREATE INDEX address_turn_by_address ON address_turn (address);
+CREATE TABLE address_session (
+    session_id UUID NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY (session_id, address)
+);
+CREATE INDEX address_session_by_address ON address_session (address);
+CREATE TABLE address_usage (
+    address TEXT NOT NULL,
+    day DATE NOT NULL,
+    tokens BIGINT NOT NULL,
+    cost_nanos BIGINT NOT NULL,
+    PRIMARY KEY (address, day)
+);
+CREATE INDEX address_usage_by_day ON address_usage (day);
 """
 
 

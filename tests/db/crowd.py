@@ -8,6 +8,9 @@ from db.db_session import DbSession, Piece
 from db.engine import Engine
 from db.tables import (
     Account,
+    AddressSession,
+    AddressTurn,
+    AddressUsage,
     ApiToken,
     Draft,
     Idempotency,
@@ -64,6 +67,14 @@ async def crowd(
     begun = f"one.turn_id = '{turn.id}' AND one.what = 'turn_begun'"
     what = "CASE WHEN n % 3 = 0 THEN 'model_switched' WHEN n % 50 = 1 THEN 'model_chosen' ELSE one.what END"
     await _copy(Journal, begun, rows, id=id, owner_id=owner, session_id=inside, what=what, version="n")
+    await db_session.add(AddressTurn(turn_id=turn.id, address="address 0"))
+    await db_session.add(AddressSession(session_id=session_id, address="address 0"))
+    await db_session.add(AddressUsage(address="address 0", day=turn.created_at.date(), tokens=1, cost_nanos=1))
+    await _copy(AddressTurn, f"one.turn_id = '{turn.id}'", rows, turn_id=id, address=f"'address ' || {number}")
+    await _copy(
+        AddressSession, f"one.session_id = '{session_id}'", rows, session_id=id, address=f"'address ' || {number}"
+    )
+    await _copy(AddressUsage, "one.address = 'address 0'", rows, address=f"'address ' || {number}")
     await db_session.add(TurnCap(turn_id=turn.id, reply_tokens=300, limit_name="tokens_per_day"))
     await _copy(TurnCap, f"one.turn_id = '{turn.id}'", rows, turn_id=id)
     await db_session.add_pieces([Piece(turn.session_id, turn.id, 0, "Hello")], turn.created_at)

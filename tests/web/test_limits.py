@@ -214,16 +214,34 @@ def test_refusals_use_nothing(newcomer: Newcomer) -> None:
 def test_guests_of_one_address_share_a_rate_and_those_of_another_do_not(newcomer: Newcomer) -> None:
     first, same, other = newcomer(address="10.9.9.9"), newcomer(address="10.9.9.9"), newcomer(address="10.9.9.8")
     for _ in range(3):
-        create(first)
+        first.post(f"/session/{create(first)['id']}/close", json={}).raise_for_status()
     problem(same.post("/session/create", json={}), 429, "rate_limited")
     assert other.post("/session/create", json={}).status_code == 201
+
+
+def test_L9_57_a_guest_who_throws_the_cookie_away_gains_nothing_but_a_new_list(newcomer: Newcomer) -> None:
+    address = "10.9.7.7"
+    first = newcomer(address=address)
+    turn = begin(first, "/tokens 500 /delay 20ms")
+    for _ in range(2):
+        fresh = newcomer(address=address)
+        assert fresh.get("/session").json()["sessions"] == []
+        slots = {one["name"]: one for one in fresh.get("/limits").json()["limits"]}["concurrent_turns"]
+        assert (slots["used"], slots["remaining"]) == (1, 0)
+        refused = fresh.post("/chat", json={"prompt": "again"})
+        told = problem(refused, 429, "concurrency_limited")
+        assert "from your network" in told["detail"]
+        assert_agree(refused, told)
+    assert newcomer(address="10.9.7.8").post("/chat", json={"prompt": "elsewhere"}).status_code == 200
+    first.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
+    assert newcomer(address=address).post("/chat", json={"prompt": "again"}).status_code == 200
 
 
 def test_guests_of_one_ipv6_network_share_a_rate(newcomer: Newcomer) -> None:
     addresses = [f"2001:db8:0:1::{number}" for number in range(1, 5)]
     clients = [newcomer(address=address) for address in addresses]
     for client in clients[:3]:
-        create(client)
+        client.post(f"/session/{create(client)['id']}/close", json={}).raise_for_status()
     problem(clients[3].post("/session/create", json={}), 429, "rate_limited")
     assert newcomer(address="2001:db8:0:2::1").post("/session/create", json={}).status_code == 201
 

@@ -247,7 +247,7 @@ def test_no_limit_is_ever_a_500(newcomer: Newcomer, governed: Server, tokens: di
     told = [(one["status"], one["code"], one["limit"]) for one in refusals]
     assert told[:2] == [(429, "rate_limited", "switches"), (429, "rate_limited", "turns")]
     assert told[2] in ((409, "session_quota", "open_sessions"), (429, "rate_limited", "sessions_created"))
-    assert told[3] == (429, "budget_exhausted", "tokens_per_day")
+    assert told[3] == (422, "over_budget", "tokens_per_day")
     assert all(one["detail"] for one in refusals)
 
 
