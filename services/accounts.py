@@ -17,7 +17,7 @@ import msgspec
 
 from db.db_session import Conflict, DbSession, new_id
 from db.tables import Account, ApiToken, Login, ServiceAccount
-from services import rates, shortages
+from services import rates, shortages, tickets
 from services.actor import NOBODY, SYSTEM, VIA_COMMAND_LINE, Actor, require_admin, require_person
 from services.catalogue import EVERYBODY
 from services.devices import device_of, remembering
@@ -415,15 +415,10 @@ class Accounts:
     def _change_required(self, account: Account) -> PasswordChangeRequired:
         """The refusal of a temporary password, with the ticket to replace it."""
         until = self.now() + TICKET
-        stamp = f"{account.id.hex}.{int(until.timestamp())}"
-        ticket = f"{stamp}.{self._ticket_of(stamp, account.password_hash)}"
+        ticket = tickets.ticket_for(account, until, self._sealed)
         refusal = PasswordChangeRequired(name=account.name, ticket=ticket, expires_at=until)
         refusal.account_id = account.id
         return refusal
-
-    def _ticket_of(self, stamp: str, password_hash: str) -> str:
-        """What proves that a temporary password was proved; worth nothing once the password is another one."""
-        return _text(self._sealed(f"ticket:{stamp}:{password_hash}".encode()))
 
     async def replace_password(
         self,
@@ -467,17 +462,12 @@ class Accounts:
 
     async def _holder_of(self, ticket: str, db_session: DbSession) -> Account | None:
         """The account whose temporary password a ticket lets replace now; None for a ticket that is worth nothing."""
-        stamp, _, sealed = ticket.rpartition(".")
-        name, _, until = stamp.partition(".")
-        try:
-            account_id, valid = UUID(hex=name), int(until) > self.now().timestamp()
-        except ValueError:
-            return None
-        account = await db_session.find_account(account_id) if valid else None
+        account_id = tickets.named_by(ticket, self.now())
+        account = await db_session.find_account(account_id) if account_id is not None else None
         if account is None or account.password_hash is None or account.disabled_at is not None:
             return None
-        right = hmac.compare_digest(sealed.encode(), self._ticket_of(stamp, account.password_hash).encode())
-        return account if right and await db_session.find_temporary_password(account_id) is not None else None
+        right = tickets.proves(ticket, account, self._sealed)
+        return account if right and await db_session.find_temporary_password(account.id) is not None else None
 
     async def _is_still(self, account: Account, db_session: DbSession) -> bool:
         """Whether an account that was proved has the same password and its way in, and keeps both until commit."""

@@ -16,6 +16,7 @@ import msgspec
 from db import engine as engines
 from db.db_session import DbSession
 from db.engine import Engine, open_engine
+from services.accounts import Accounts
 from services.actor import Actor
 from services.client_pool import ClientPool, Provider
 from services.clients import Usage
@@ -130,6 +131,19 @@ class Process:
     async def stop(self, db_session: DbSession, turn: str) -> str:
         """The state in which the turn ended."""
         return str((await self.sessions.stop_turn(UUID(turn), db_session, actor=self.job.actor)).state)
+
+    @property
+    def accounts(self) -> Accounts:
+        return Accounts(b"a secret", guests=True, now=lambda: self.job.now)
+
+    async def guess(self, db_session: DbSession, name: str, address: str) -> str:
+        """Try a wrong password."""
+        stranger = self.accounts.nobody(address, "")
+        return (await self.accounts.sign_in(name, "a wrong guess", db_session, actor=stranger)).cookie
+
+    async def name(self, db_session: DbSession, name: str) -> str:
+        """The new account."""
+        return str((await self.accounts.create_account(name, "correct horse", db_session)).id)
 
     async def sweep(self, db_session: DbSession) -> str:
         """How much time has ended."""

@@ -234,6 +234,25 @@ async def test_C5_two_hundred_creations_admit_exactly_the_burst(
     assert len(await journal("session_created")) == 7
 
 
+async def test_58_guesses_over_processes_are_exactly_as_many_as_the_place_has(
+    processes: Processes, ann: Actor, everything: Everything
+) -> None:
+    calls = [{"name": "ann", "address": f"192.0.2.{number % 2}"} for number in range(60)]
+    outcome = await processes.do("guess", ann, calls)
+    assert (outcome.done, outcome.codes) == ([], {"unauthenticated": 20, "rate_limited": 40})
+    assert (await everything())["login"] == []
+
+
+async def test_59_of_names_that_look_alike_one_is_taken_over_processes(
+    processes: Processes, ann: Actor, everything: Everything
+) -> None:
+    alike = ["eve", "Eve", "EVE", "\u0435v\u0435".replace("v", "\u0475"), "\uff45\uff56\uff45"]
+    before = len((await everything())["account"])
+    outcome = await processes.do("name", ann, [{"name": name} for name in alike * 4], at_once=20)
+    assert (len(outcome.done), outcome.codes) == (1, {"invalid_request": 19})
+    assert len((await everything())["account"]) == before + 1
+
+
 @pytest.mark.parametrize("scope", ["actor", "model", "instance"])
 async def test_G3_two_hundred_turns_at_limit_five_admit_exactly_five(
     scope: str, processes: Processes, ann: Actor, team: list[Actor], configure: Configure, offer: Offer, held: Held,

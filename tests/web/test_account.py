@@ -256,3 +256,46 @@ def test_signing_out_beside_an_open_stream_and_a_slow_request_stays_so(signs_in:
     client.cookies.clear()
     problem(client.get("/account", headers={"Cookie": f"tk_login={login}"}), 401, "unauthenticated")
     problem(client.get("/account", headers={"Cookie": f"tk_login={login}"}), 401, "unauthenticated")
+
+
+def test_58_a_browser_that_signed_in_before_comes_in_whatever_strangers_try(
+    signs_in: SignsIn, newcomer: Come, name: str
+) -> None:
+    address = "203.0.113.58"
+    home = signs_in(**{"X-Forwarded-For": address})
+    stranger = newcomer(**{"X-Forwarded-For": address})
+    tried = [stranger.post("/login", json={"name": name, "password": "wrong"}).status_code for _ in range(11)]
+    assert tried == [401] * 10 + [429]
+    problem(stranger.post("/login", json={"name": name, "password": PASSWORD}), 429, "rate_limited")
+    home.post("/logout", json={})
+    assert home.post("/login", json={"name": name, "password": PASSWORD}).status_code == 303
+    # A change of the password ends what other browsers had, and this one keeps its place.
+    elsewhere = home.cookies["tk_device"]
+    done = home.post("/account/password", json={"old": PASSWORD, "new": OTHER})
+    assert done.status_code == 200 and home.cookies["tk_device"] != elsewhere
+    home.post("/logout", json={})
+    assert home.post("/login", json={"name": name, "password": OTHER}).status_code == 303
+    stolen = newcomer(**{"X-Forwarded-For": address, "Cookie": f"tk_device={elsewhere}"})
+    problem(stolen.post("/login", json={"name": name, "password": OTHER}), 429, "rate_limited")
+
+
+def test_O5_what_was_done_to_an_account_goes_on_page_by_page(signs_in: SignsIn, boss: httpx.Client, name: str) -> None:
+    client = signs_in()
+    account = client.get("/account").json()
+    boss.post("/admin/accounts/change", json={"account_id": account["id"], "group": "brief", "reason": "for now"})
+    seen, cursor = [], ""
+    while True:
+        found = client.get("/account/activity", params={"limit": 2, "cursor": cursor}).json()
+        seen += found["activity"]
+        if not (cursor := found["next_cursor"]):
+            break
+    assert seen[0]["what"] == "account_changed"
+    assert (seen[0]["actor"], seen[0]["yours"], seen[0]["reason"]) == ("boss", False, "for now")
+    assert seen[0]["text"] == "boss (by an API token) changed role or group: user, group user → user, group brief"
+    assert seen[-1]["text"] == "boss (by an API token) created this account: user"
+    assert "You replaced the temporary password" in [one["text"] for one in seen]
+    assert client.get("/account").json()["activity"] == seen[:10]
+    page = client.get("/account/activity", headers=FORM)
+    assert is_page(page) and "by somebody else" in page.text
+    theirs = boss.get(f"/admin/accounts/{account['id']}").json()["activity"]
+    assert [one["id"] for one in theirs] == [one["id"] for one in seen[:10]]

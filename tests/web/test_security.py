@@ -562,14 +562,10 @@ def test_behind_tls_cookies_are_secure_and_bound_to_the_host(
     newcomer: Callable[..., httpx.Client], tokens: dict[str, str]
 ) -> None:
     client = newcomer(BROWSER, **{"X-Forwarded-Proto": "https"})
-    for cookie in (
-        client.get("/").headers["set-cookie"],
-        next(
-            one
-            for one in client.post("/login", data={"name": "bob", "password": PASSWORD}).headers.get_list("set-cookie")
-            if "tk_login" in one
-        ),
-    ):
+    first = client.get("/").headers["set-cookie"]
+    signed_in = client.post("/login", data={"name": "bob", "password": PASSWORD}).headers.get_list("set-cookie")
+    assert {"tk_login", "tk_device"} <= {one.partition("=")[0].removeprefix("__Host-") for one in signed_in}
+    for cookie in (first, *signed_in):
         assert cookie.startswith("__Host-")
         assert "; secure" in cookie.lower()
         assert "path=/" in cookie.lower() and "domain=" not in cookie.lower()
@@ -650,8 +646,9 @@ def test_the_login_cookie_is_not_for_scripts_and_not_for_other_sites(
     newcomer: Callable[..., httpx.Client], tokens: dict[str, str]
 ) -> None:
     answer = newcomer(BROWSER).post("/login", data={"name": "bob", "password": PASSWORD})
-    cookie = next(one for one in answer.headers.get_list("set-cookie") if one.startswith("tk_login="))
-    assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Path=/" in cookie and "Domain" not in cookie
+    for name in ("tk_login=", "tk_device="):
+        cookie = next(one for one in answer.headers.get_list("set-cookie") if one.startswith(name))
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Path=/" in cookie and "Domain" not in cookie
     assert "no-store" in answer.headers["cache-control"]
 
 
