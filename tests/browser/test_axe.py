@@ -215,7 +215,7 @@ def test_axe_finds_nothing_serious_where_people_seldom_are(
     chat.see("stopped", "done")
     chat.say("one too many")
     expect(page.locator("[data-countdown]")).to_be_visible()
-    expect(page.get_by_role("status")).to_contain_text("Too many messages")
+    expect(page.get_by_role("status")).to_contain_text("sending messages too quickly")
     looks(page, "a countdown")
     page.goto(home)
     chat.box.fill("one too many")

@@ -296,7 +296,7 @@ def test_a_refusal_says_when_to_try_again_and_keeps_the_text(come: Callable[...,
     visit.states("done")
     plain.begin("two")
     visit.say("over the limit")
-    visit.tells("#notice", "Too many messages")
+    visit.tells("#notice", "sending messages too quickly")
     visit.holds("over the limit")
     visit.states("done")
     first = visit.texts("[data-countdown]")

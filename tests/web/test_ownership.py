@@ -339,7 +339,16 @@ def test_a_read_only_token_reads_and_writes_nothing(server: Server, ann: httpx.C
 
 # ---------------------------------------------------------------- where only accounts may come in
 
-OPEN = {"/metrics", "/healthz", "/readyz", "/openapi.json", "/login", "/logout", "/setup/{secret:str}"}
+OPEN = {
+    "/metrics",
+    "/healthz",
+    "/readyz",
+    "/openapi.json",
+    "/login",
+    "/login/password",
+    "/logout",
+    "/setup/{secret:str}",
+}
 
 
 def test_without_guests_every_route_wants_an_account(tmp_path_factory: pytest.TempPathFactory) -> None:
