@@ -46,6 +46,7 @@ def test_the_figures_tell_what_happened(watched: Server) -> None:
         chat(guest, "/tokens 7", model="fast")
         chat(guest, "/error 500", model="smart")
         problem(guest.get("/nowhere"), 404, "not_found")
+        assert guest.get("/" + "x" * 9_000).status_code == 414
         running = begin(guest, "/tokens 900 /delay 50ms", model="fast")
         answer = guest.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -56,6 +57,9 @@ def test_the_figures_tell_what_happened(watched: Server) -> None:
         assert found["turnkeeper_turns_running", ""] == 1
         assert found["turnkeeper_refusals_total", 'code="not_found"'] == 1
         assert found["turnkeeper_answers_total", 'status="404"'] == 1
+        # What is refused before it is a request counts too.
+        assert found["turnkeeper_refusals_total", 'code="uri_too_long"'] == 1
+        assert found["turnkeeper_answers_total", 'status="414"'] == 1
         assert found["turnkeeper_first_text_seconds_count", 'model="fast"'] == 1
         buckets = [value for (name, _), value in found.items() if name == "turnkeeper_first_text_seconds_bucket"]
         assert buckets == sorted(buckets) and buckets[-1] == 1

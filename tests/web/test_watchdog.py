@@ -16,6 +16,7 @@ import pytest
 
 from tests.web.running import PLAIN, SETTINGS, Server, a_server
 from tests.web.test_workers import LONG, alive, children, rows, wait_until
+from tests.web.wire import BROWSER, JSON
 from web.systemd import Notifier
 from web.workers import BEAT_SECONDS, _Place, passed
 
@@ -97,12 +98,34 @@ def test_A1_a_worker_whose_interpreter_is_held_is_killed_and_replaced_while_the_
     assert answers(server)
 
 
-def test_A1_a_worker_that_is_stopped_is_replaced_too(several: tuple[Server, Listener]) -> None:
+def renderers_of(worker: int) -> list[int]:
+    """The rendering processes among a worker's children."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == worker and b"render_worker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def test_A1_a_worker_that_is_stopped_is_replaced_too_and_leaves_no_process_behind(
+    several: tuple[Server, Listener],
+) -> None:
     server, _ = several
     wait_until(lambda: len(workers_of(server)) == 2)
     stopped = workers_of(server)[0]
+    with server.guest() as guest:
+        long = "so it goes on\n\n" * 200 + "```python\nx = 1\n```"
+        turn = guest.post("/chat", json={"prompt": long}, headers={"Accept": JSON}).json()
+        page = {"headers": {"Accept": BROWSER, "Connection": "close"}, "cookies": dict(guest.cookies)}
+        url = f"{server.url}/session/{turn['session_id']}"
+        # A new connection each time: it may reach the other one.
+        wait_until(lambda: httpx.get(url, verify=PLAIN, timeout=60, **page) and renderers_of(stopped))
+    rendering = renderers_of(stopped)
     os.kill(stopped, signal.SIGSTOP)
     wait_until(lambda: not alive(stopped))
+    wait_until(lambda: not any(map(alive, rendering)))
     wait_until(lambda: len(workers_of(server)) == 2)
     assert f"worker {stopped} has not answered" in server.output
     wait_until(lambda: answers(server))
