@@ -23,6 +23,8 @@ JSON = "application/json"
 HTML = "text/html"
 TEXT = "text/plain"
 STREAM = "text/event-stream"
+#: of an Accept header that are looked at, several times for each request
+ACCEPT_CHARACTERS = 1_000
 #: of two that are wanted alike the first is given
 FORMS: dict[str, Form] = {HTML: "page", JSON: "json", STREAM: "stream"}
 
@@ -159,7 +161,7 @@ def _zone(minutes: str) -> timezone:
 def _weights(accept: str) -> dict[str, float]:
     """{media type: weight} of an Accept header (RFC 9110 §12.5.1)."""
     weights = {}
-    for part in accept.split(","):
+    for part in accept[:ACCEPT_CHARACTERS].split(","):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
         weight = 1.0
         for parameter in parameters:

@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from services.counts import Counts
 from web.actor import GUEST_COOKIE
 from web.bodies import FIELDS, Bodies, Body
+from web.cookies import only_ours
 from web.logs import REQUEST_ID, log_access
 
 #: a prompt of the longest kind, percent-encoded in a form, and some more
@@ -67,6 +68,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        scope["headers"] = only_ours(scope["headers"])
         request_id = uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
         REQUEST_ID.set(request_id)

@@ -1,11 +1,13 @@
 """Bodies and queries that would cost much before anybody decides anything: refused while they are read."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +19,7 @@ from tests.web.test_transfer import EMPTY_FILE
 from tests.web.wire import BROWSER, JSON, STREAM, problem
 from web import bodies
 from web.bodies import FIELDS, VALUES, Bodies, Body, BodyRefused
+from web.cookies import only_ours
 from web.routes import ROUTES
 
 URLENCODED = "application/x-www-form-urlencoded"
@@ -123,6 +126,58 @@ def test_a_stream_takes_any_place_to_go_on_from(server: Server, guest: httpx.Cli
         with guest.stream("GET", url, headers=headers) as answer:  # type: ignore[arg-type]
             assert answer.status_code < 500
     assert "Traceback" not in server.output[before:]
+
+
+# ---------------------------------------------------------------- headers that are dear to parse
+
+
+def test_only_our_cookies_are_left_to_parse_and_they_as_they_were() -> None:
+    ours = b"tk_login=abc-_.=; __Host-tk_guest=x.y; tz=-120; tk_device=a b"
+    others = b'; a="' + b"\\" * 1_000 + b'"; xtk_login=no; tk_guest="quoted"; tk_login=' + b"x" * 2_000 + b";;  ;=;tz"
+    kept = [(b"host", b"x"), (b"cookie", ours)]
+    assert only_ours([(b"host", b"x"), (b"cookie", ours + others)]) == kept
+    assert only_ours([(b"cookie", others[2:] + b"; " + ours)]) == kept[1:]
+    assert only_ours([(b"cookie", b"")]) == [(b"cookie", b"")]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Cookie", 'a="' + "\\" * 60_000 + '"'),
+        ("Cookie", 'tk_login="' + "\\" * 60_000 + '"'),
+        ("Cookie", ";=" * 30_000),
+        ("Cookie", "tz=" + "1" * 60_000),
+        ("Cookie", "tk_login" * 7_500),
+        ("Accept", "," * 60_000),
+        ("Accept", "text/html;" + "q=1;" * 15_000),
+        ("Content-Type", "multipart/form-data; " + 'a="' * 20_000),
+        ("Content-Type", "application/x-www-form-urlencoded; charset=" + "x" * 60_000),
+        ("Authorization", "Bearer " + "x" * 60_000),
+        ("Last-Event-ID", "9" * 60_000),
+        ("Origin", "http://" + "[" * 60_000),
+        ("X-Forwarded-For", "127.0.0.1," * 6_000),
+    ],
+)
+def test_no_header_costs_more_than_a_few_answers(server: Server, name: str, value: str) -> None:
+    """One of them held everybody up for ten seconds."""
+
+    def seconds_of(count: int, **headers: str) -> float:
+        began = cpu_of(server)
+        with server.guest() as client:
+            for _ in range(count):
+                for method, url in (("GET", "/limits"), ("POST", "/login")):
+                    assert client.request(method, url, headers=headers).status_code < 500
+        return cpu_of(server) - began
+
+    seconds_of(2)
+    assert seconds_of(5, **{name: value}) < 10 * (seconds_of(5) + 0.02)
+
+
+def cpu_of(server: Server) -> float:
+    """The processor time that the server has used, in seconds."""
+    assert server.process is not None
+    used = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
 
 
 # ---------------------------------------------------------------- slow uploads
