@@ -138,7 +138,7 @@ class Refused(msgspec.Struct, frozen=True):
 async def page_of(request: Request, refused: Refused) -> str | None:
     """The page that a refused form stood on, with the refusal in it; None where no such page can be shown.
 
-    That is the page the browser names as the one it came from, else the nearest one that there is above the form's URL.
+    That is the page the browser names as the one it came from, else the nearest one at the form's URL or above it.
     """
     async for where in _places(request, refused):
         if (page := await _asked_again(request, where, refused)) is not None:
@@ -151,6 +151,8 @@ async def _places(request: Request, refused: Refused) -> AsyncIterator[str]:
     if came_from.netloc == request.headers.get("host") and came_from.path != request.url.path:
         yield f"{came_from.path}?{came_from.query}"
     path = request.url.path
+    # A form may stand on a page of the same URL; one that only takes what is sent shows none.
+    yield path
     if refused.session_id:
         yield f"/session/{refused.session_id}"
     elif path.startswith("/chat/"):

@@ -1,6 +1,7 @@
 """/login, /logout and /setup: once for each key, and what a guest takes along (D1, J1, J2, O3)."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -342,3 +343,20 @@ def test_J1_J2_signing_in_and_failing_to_are_told_without_a_secret(newcomer: Com
     for secret in (*typed.values(), login, KEY, PASSWORD, "203.0.113.77"):
         assert secret not in dump
         assert secret not in governed.output
+
+
+def test_G8_a_refused_set_up_keeps_its_form_and_name_and_says_what_is_wrong_at_the_field(tmp_path: Path) -> None:
+    with a_server(tmp_path) as fresh, fresh.guest(Accept=BROWSER) as browser:
+        path = fresh.setup_url.removeprefix(fresh.url)
+        for headers in ({}, {"Referer": fresh.setup_url}):
+            wrong = browser.post(path, data={"name": "root", "password": "short"}, headers=headers)
+            assert wrong.status_code == 400 and "Create the admin account" in wrong.text
+            assert 'value="root"' in wrong.text and "short" not in wrong.text
+            assert re.search(r'name="password"[^>]*aria-invalid="true"', wrong.text)
+        named = browser.post(path, data={"name": "ro\u200bot", "password": PASSWORD})
+        assert re.search(r'name="name"[^>]*aria-invalid="true"', named.text)
+        assert browser.post(path, data={"name": "root", "password": PASSWORD}).headers["location"] == "/admin"
+        # A page of the same URL comes back as well, with the name that was typed.
+        again = browser.post("/admin/accounts", data={"name": "Root", "password": PASSWORD})
+        assert again.status_code == 400 and "looks like" in again.text
+        assert "New account" in again.text and 'value="Root"' in again.text
