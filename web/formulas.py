@@ -89,7 +89,10 @@ def _inline(state: StateInline, silent: bool) -> bool:
         return False
     after = source[stop + len(closing) : stop + len(closing) + 1]
     if opening == "$" and (
-        content[-1].isspace() or after.isdigit() or (at > 0 and source[at - 1].isalnum() and not is_cjk(source[at - 1]))
+        "`" in content  # the other dollar stands in code
+        or content[-1].isspace()
+        or after.isdigit()
+        or (at > 0 and source[at - 1].isalnum() and not is_cjk(source[at - 1]))
     ):
         return False
     if not silent:

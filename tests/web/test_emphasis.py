@@ -33,6 +33,7 @@ SHOWN = {
         '<math display="inline"><mrow><mi>$</mi><mn>0.60</mn></mrow></math>',
     ),
     "sums": ("$5 and $6, $1,000–$2,000, US$5 or $6", "$5 and $6, $1,000–$2,000, US$5 or $6"),
+    "a dollar in code closes nothing": ("$5 and $6, `$HOME` or $7", "$5 and $6, <code>$HOME</code> or $7"),
     "escaped dollars": ("\\$5 and \\$6 or $7 and \\$8", "$5 and $6 or $7 and $8"),
     "a formula in Chinese text": ("值$x$的", '值<math display="inline"><mrow><mi>x</mi></mrow></math>的'),
     "an address in Chinese text": (
