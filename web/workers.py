@@ -31,6 +31,8 @@ PAUSE_SECONDS = (0.5, 10.0)
 STOP_SECONDS = 15.0
 #: how often a worker says that its loop goes round, and how often the parent looks whether it has
 BEAT_SECONDS = 1.0
+#: a loop that does not go round for so long is told in the log
+SLOW_SECONDS = 2.0
 #: how long a worker that is given up may take to write what it is doing
 STACK_SECONDS = 1.0
 #: what a worker says to its parent, a byte each
@@ -89,6 +91,7 @@ def serve(
 
         async def on_tick(self, counter: int) -> bool:
             beat()
+            lag.look()
             return await super().on_tick(counter)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -96,6 +99,7 @@ def serve(
             await super().shutdown(sockets=sockets)
 
     raise_open_files()
+    lag = Lag()
     room = room_for_connections()
     app = create_app(settings, models, ready, worker=worker, dead=dead)
     server = Listening(
@@ -117,6 +121,22 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: None if server.started else sys.exit())
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+class Lag:
+    """Tells in the log when the loop has not gone round for a while, so that nobody was answered meanwhile."""
+
+    def __init__(self) -> None:
+        self._looked_at = time.monotonic()
+        self._used = time.process_time()
+
+    def look(self) -> None:
+        """Call it several times a second."""
+        now, used = time.monotonic(), time.process_time()
+        if (seconds := now - self._looked_at) > SLOW_SECONDS:
+            busy = used - self._used
+            log.warning("nobody was answered for %.1f seconds, of which this process computed for %.1f", seconds, busy)
+        self._looked_at, self._used = now, used
 
 
 class Workers:

@@ -18,7 +18,7 @@ from tests.web.running import PLAIN, SETTINGS, Server, a_server
 from tests.web.test_workers import LONG, alive, children, rows, wait_until
 from tests.web.wire import BROWSER, JSON
 from web.systemd import Notifier
-from web.workers import BEAT_SECONDS, _Place, passed
+from web.workers import BEAT_SECONDS, Lag, _Place, passed
 
 #: as long as a worker of these tests may be silent
 PATIENCE_SECONDS = 6
@@ -203,6 +203,23 @@ def test_the_watchdog_of_another_process_is_not_fed() -> None:
     assert Notifier({"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "2000000"}).every_seconds == 1.0
     assert Notifier({"WATCHDOG_USEC": "2000000"}).every_seconds is None
     Notifier({"NOTIFY_SOCKET": "/nowhere/to/be/found"}).ready("nobody listens")
+
+
+def test_a_loop_that_does_not_go_round_is_told_and_whether_it_computed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, used = 100.0, 5.0
+    monkeypatch.setattr("web.workers.time.monotonic", lambda: now)
+    monkeypatch.setattr("web.workers.time.process_time", lambda: used)
+    lag = Lag()
+    now += 1
+    lag.look()
+    assert not caplog.records
+    now, used = now + 3, used + 2.5
+    lag.look()
+    lag.look()
+    (line,) = caplog.records
+    assert line.getMessage() == "nobody was answered for 3.0 seconds, of which this process computed for 2.5"
 
 
 def test_time_in_which_the_parent_did_not_run_counts_little() -> None:
