@@ -34,9 +34,10 @@ _TOKEN = re.compile(r"([^\W_]+)(\+\+|#)?(?![^\W\d_])|([^\w\s\x00-\x7f])")
 _SYMBOLS = ("So", "Sc", "Sm")
 #: as much as is made small at once, cut where no word goes on
 _PART = re.compile(r".{1,20000}(?:[\s。、，！？]|\Z)|.{20000}", re.DOTALL)
-#: a word as it was written, with its accents and vowel signs and what belongs to its end; or a symbol
+#: a word as it was written, with its accents and vowel signs and what belongs to its end; or a symbol. An endless one
+#: is cut: some characters are eighteen small letters each
 _WRITTEN = re.compile(
-    "(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff])+(?:\\+\\+|#)?|[^\\w\\s\\x00-\\x7f]"
+    "(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff]){1,2000}(?:\\+\\+|#)?|[^\\w\\s\\x00-\\x7f]"
 )
 _ENDS = re.compile(r"(?:\+\+|#)\Z")
 _LETTER_WITH_SIGN = re.compile("LATIN SMALL LETTER ([A-Z]) WITH .*")

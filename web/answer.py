@@ -25,6 +25,8 @@ TEXT = "text/plain"
 STREAM = "text/event-stream"
 #: of an Accept header that are looked at, several times for each request
 ACCEPT_CHARACTERS = 1_000
+#: of a page that are compressed and sent at once; it takes a few milliseconds
+PART_BYTES = 256 * 1024
 #: of two that are wanted alike the first is given
 FORMS: dict[str, Form] = {HTML: "page", JSON: "json", STREAM: "stream"}
 
@@ -84,8 +86,17 @@ def json(view: object, status: int = 200, media_type: str = JSON) -> Response[by
     return Response(msgspec.json.encode(view), status_code=status, media_type=media_type)
 
 
-def html(text: str, status: int = 200) -> Response[bytes]:
-    return Response(text.encode(), status_code=status, media_type=HTML)
+def html(text: str, status: int = 200) -> Response[Any]:
+    body = text.encode()
+    if len(body) <= PART_BYTES or status != 200:
+        return Response(body, status_code=status, media_type=HTML)
+    return sent(_parts(body), HTML, {})
+
+
+async def _parts(body: bytes) -> AsyncGenerator[bytes, None]:
+    """A long page in parts: compressed as a whole it would keep others waiting."""
+    for start in range(0, len(body), PART_BYTES):
+        yield body[start : start + PART_BYTES]
 
 
 def download(parts: AsyncGenerator[bytes, None], media_type: str, name: str, **headers: str) -> Stream:

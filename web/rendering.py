@@ -129,6 +129,8 @@ class Renderer:
             for text in map(normal, texts):
                 _HTML.hold(text, await self._html(text, until))
                 html.append(text)
+                if len(text) > LOOP_CHARACTERS:
+                    await asyncio.sleep(0)
             for text in growing:
                 _GROWN.hold(text, await self._begun(text))
                 grown.append(text)
