@@ -28,7 +28,7 @@ from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from db import piccolo_conf
-from db.private import prepare_database
+from db.private import make_database, tighten_database
 from db.tables import TABLES
 from db.whole import whole
 
@@ -317,13 +317,14 @@ class SqliteEngine(_OwnTransactions, SQLiteEngine):
 
     async def start(self) -> None:
         try:
-            tightened = prepare_database(self.path)
+            database = make_database(self.path)
         except OSError as error:
             raise DatabaseUnavailable(f"{self.path}: {error.strerror}") from error
-        for path in tightened:
-            log.warning("%s was open to others on this machine; now only its owner may use it", path)
         # It counts what others commit from now on.
         await self.writer()
+        # Not before it is known to be a database: a file that was named by mistake is left as it is.
+        for path in tighten_database(database):
+            log.warning("%s was open to others on this machine; now only its owner may use it", path)
         await self.changed_elsewhere()
 
     async def stop(self) -> None:

@@ -38,15 +38,15 @@ def tighten(path: Path) -> bool:
     return True
 
 
-def prepare_database(path: str) -> list[Path]:
-    """Make an SQLite database's folder and file where they are missing, and close them to others; those that were open.
+def make_database(path: str) -> Path:
+    """Make an SQLite database's folder and an empty file, where they are missing; where it is, links followed.
 
     SQLite itself would make the file readable for everybody. What it makes beside the file is as private as that.
     """
     database = Path(path).resolve()
     make_folder(database.parent)
     make_file(database)
-    return tighten_database(database)
+    return database
 
 
 def tighten_database(database: Path) -> list[Path]:

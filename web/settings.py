@@ -122,11 +122,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 _make_secret(path)
         except OSError as error:
             raise SettingsError(f"secret_key_file: {path} cannot be made: {error.strerror}") from error
-        if tighten(path):
-            log.warning("%s was open to others on this machine; now only its owner may use it", path)
         key = _read_secret("secret_key_file", str(path))
         if len(key) < 32:
             raise SettingsError(f"secret_key_file: {path} holds fewer than 32 characters; delete it to make a new one")
+        if tighten(path):
+            log.warning("%s was open to others on this machine; now only its owner may use it", path)
         return key.encode()
 
 

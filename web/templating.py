@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 
+from db.schema import number
+from db.version import version
 from services.policies import instant, tightest_first
 from web.markdown_rules.scripts import direction_of_plain
 
@@ -32,7 +34,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.globals.update(typed=typed, refused=None)
+    made.globals.update(typed=typed, refused=None, version=version, schema=number)
     for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, wait, words):
         made.filters[filter.__name__] = filter
     made.filters["tightest"] = tightest_first
