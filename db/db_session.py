@@ -284,7 +284,7 @@ class DbSession:
         """Accounts that are not guests' and of whose names it is not noted how they look, by name."""
         return await self._rows(
             Account,
-            "SELECT * FROM account WHERE role <> 'guest' AND name > {} AND NOT EXISTS "
+            f"SELECT {_columns(Account)} FROM account WHERE role <> 'guest' AND name > {{}} AND NOT EXISTS "  # noqa: S608
             "(SELECT 1 FROM account_skeleton WHERE account_skeleton.account_id = account.id) ORDER BY name LIMIT {}",
             after,
             limit,
@@ -1383,7 +1383,7 @@ class DbSession:
         newest = f"FROM journal WHERE owner_id = {{}} {behind} ORDER BY id DESC LIMIT {{}}"
         rows = await self._rows(
             Journal,
-            "SELECT * FROM journal WHERE id IN (SELECT id FROM "  # noqa: S608
+            f"SELECT {_columns(Journal)} FROM journal WHERE id IN (SELECT id FROM "  # noqa: S608
             f"(SELECT id, what, session_id, reason, from_value {newest}) AS lately "
             f"WHERE session_id IS NULL AND {_OF_ACCOUNTS}) ORDER BY id DESC LIMIT {{}}",
             *args,
@@ -1439,7 +1439,7 @@ class DbSession:
             return {}
         rows = await self._rows(
             Journal,
-            "SELECT * FROM journal WHERE id IN (SELECT (SELECT one.id FROM journal AS one "  # noqa: S608
+            f"SELECT {_columns(Journal)} FROM journal WHERE id IN (SELECT (SELECT one.id FROM journal AS one "  # noqa: S608
             "WHERE one.session_id = session.id AND one.what = {} ORDER BY one.id DESC LIMIT 1) "
             f"FROM session WHERE session.id IN ({_marks(session_ids)}))",
             what,
