@@ -13,6 +13,7 @@ from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import ClientException
 
+from services import stepwise
 from services.actor import Actor
 from services.errors import InvalidRequest
 from services.text import storable, utf8
@@ -228,7 +229,7 @@ def takes(document: type[msgspec.Struct]) -> Provide:
             request.state.key = request.headers.get("idempotency-key") or typed or None
             async with _FILES:
                 try:
-                    read = await asyncio.to_thread(msgspec.json.decode, utf8(file), type=document)
+                    read = await asyncio.to_thread(stepwise.decode, utf8(file), document)
                 except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise _malformed(error) from error
                 del file
