@@ -60,6 +60,17 @@ class GovernedLimit(msgspec.Struct, frozen=True):
     configured: str
 
 
+class LimitSet(msgspec.Struct, frozen=True):
+    """A limit that was set: what it was and is, and which other groups follow it."""
+
+    group: str
+    limit: str
+    before: str
+    value: str
+    #: groups that have none of their own, so that it changes for them too
+    followed_by: list[str]
+
+
 class GovernedGroup(msgspec.Struct, frozen=True):
     """One group; `*` is the server as a whole."""
 
@@ -245,24 +256,31 @@ class Governance:
         actor: Actor,
         reason: str = "",
         key: str | None = None,
-    ) -> None:
+    ) -> LimitSet:
         """Set one limit of a group, written as in the configuration; None gives it back to that.
 
         Raises Forbidden, InvalidRequest.
         """
         async with self._units.refusing("set_limit", actor, db_session):
             value = _checked_value(group, name, value) if value is not None else None
+        before: list[str] = []
 
         def change(rows: RuleRows) -> None:
             _require_group(group, rows)
             if name not in limits_of(group):
-                raise InvalidRequest(f"There is no limit “{name[:80]}” here.", field="limit")
+                there = ", ".join(limits_of(group))
+                raise InvalidRequest(f"There is no limit “{name[:80]}” here. There are {there}.", field="limit")
+            before.append(self._limit(group, name, rows, {}).value)
             self._restore(("limit", group, name), rows)
             if value is not None:
                 row = {"group_name": group, "name": name, "value": value, "set_by": str(actor.id)}
                 rows["limit", group, name] = row
 
         await self._change("set_limit", key, (group, name, value), change, actor, reason, db_session)
+        rows = keyed(await db_session.rules())
+        now = self._limit(group, name, rows, {}).value
+        # A repeated key changes nothing, so that there is no other value before.
+        return LimitSet(group, name, before[0] if before else now, now, _followers(group, name, rows))
 
     # ------------------------------------------------------------ parts of verbs
 
@@ -309,6 +327,14 @@ class Governance:
 def limits_of(group: str) -> list[str]:
     """The limits that a group can have; the server as a whole has fewer."""
     return list(DEFAULT_LIMITS[EVERYBODY if group == EVERYBODY else "user"])
+
+
+def _followers(group: str, name: str, rows: RuleRows) -> list[str]:
+    """Groups without a limit of their own, which have that of `user`."""
+    if group != "user":
+        return []
+    groups = (key[1] for key in rows if key[0] == "group" and key[1] not in ("user", EVERYBODY))
+    return sorted(one for one in groups if ("limit", one, name) not in rows)
 
 
 async def _setters(rows: RuleRows, db_session: DbSession) -> dict[str, str]:

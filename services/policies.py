@@ -21,6 +21,12 @@ _SPAN = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day"
 
 _SPAN_NAMES = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
+#: how limits are written
+RATE_WRITTEN = "a rate is written like '10/min burst 5', or 0 for no limit"
+COUNT_WRITTEN = "a count is a whole number like 3, or 0 for no limit"
+SPAN_WRITTEN = "a span is written like '30d', '12h' or '30min', or 0 for no end"
+MONEY_WRITTEN = "an amount of money is a plain number like 20 or 0.05, without a currency, or 0 for no limit"
+
 REQUESTS, CONCURRENT, SESSIONS, TOKENS = "requests", "concurrent-requests", "sessions", "tokens"
 #: millionths of the money: what is left of it can be a very small number, and headers know integers only
 MONEY = "micro-money"
@@ -150,7 +156,7 @@ class Rate(msgspec.Struct, frozen=True):
             return cls(0, timedelta(minutes=1), 0)
         found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d*)\s*([a-z]+)(?:\s+burst\s+(\d+))?\s*", text)
         if not found or found[3] not in _SPAN:
-            raise ValueError(f"a rate is written like '10/min burst 5', or 0 for no limit, not {text!r}")
+            raise ValueError(f"{RATE_WRITTEN}, not {text!r}")
         count, every, burst = int(found[1]), int(found[2] or 1), int(found[4] or found[1])
         if not (0 < count <= 1_000_000 and 0 < every <= 1000 and 0 < burst <= 1_000_000):
             raise ValueError(f"a rate has a count and a burst from 1 to a million, not {text!r}")
@@ -346,7 +352,7 @@ def check_rule(name: str, value: str, group: str = "user") -> None:
 def parse_count(text: str) -> int:
     """Read a whole number ≥ 0. Raises ValueError."""
     if not text.strip().isdecimal():
-        raise ValueError(f"a count is a whole number like 3, or 0 for no limit, not {text!r}")
+        raise ValueError(f"{COUNT_WRITTEN}, not {text!r}")
     return int(text)
 
 
@@ -354,7 +360,7 @@ def parse_span(text: str) -> timedelta:
     """Read `30d`, `12h`, `30min`, `45s` or `0`. Raises ValueError."""
     found = re.fullmatch(r"\s*(\d+)\s*([a-z]*)\s*", text)
     if not found or (found[2] not in _SPAN and found[1] != "0"):
-        raise ValueError(f"a span is written like '30d', '12h' or '30min', or 0 for no end, not {text!r}")
+        raise ValueError(f"{SPAN_WRITTEN}, not {text!r}")
     span = int(found[1]) * _SPAN.get(found[2], 0)
     if span > LONGEST_DAYS * 86400:
         raise ValueError(f"a span is at most {LONGEST_DAYS} days, not {text!r}; 0 is no end at all")
@@ -378,10 +384,7 @@ def nanos(money: str | float) -> int:
     except ValueError:
         amount = -1
     if not 0 <= amount < 1e9:
-        text = (
-            "an amount of money is a plain number like 20 or 0.05, from 0 (no limit) to a billion, without a currency"
-        )
-        raise ValueError(f"{text}, not {money!r}")
+        raise ValueError(f"{MONEY_WRITTEN}, and less than a billion; not {money!r}")
     return round(amount * 1_000_000_000)
 
 

@@ -25,11 +25,7 @@ BUDGET_OF = {
 
 def too_quick(limit: Allowance) -> str:
     """A rate that is used up."""
-    if limit.size == 1:
-        pace = f"One is allowed every {_span(limit.window_seconds)}."
-    else:
-        pace = f"{limit.size:,} at once are allowed, then one every {_span(limit.window_seconds / limit.size)}."
-    return f"{TOO_QUICKLY[limit.name]} {pace}{_whose(limit)}"
+    return f"{TOO_QUICKLY[limit.name]} The limit is {limit.pace}, {limit.size:,} at once.{_whose(limit)}"
 
 
 def too_many_at_once(limit: Allowance) -> str:
@@ -103,11 +99,3 @@ def _resets(limit: Allowance, zone: tzinfo) -> str:
 def _whose(limit: Allowance) -> str:
     """Whom a limit counts besides the one who asks."""
     return " Guests at your network address share this limit. Sign in to have your own." if limit.shared else ""
-
-
-def _span(seconds: float) -> str:
-    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        if seconds >= size:
-            count = f"{seconds / size:.3g}"
-            return name if count == "1" else f"{count} {name}s"
-    return "second" if not seconds else f"{seconds:.2g} seconds"

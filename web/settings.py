@@ -21,7 +21,7 @@ from services.catalogue import EVERYBODY, ModelConfig
 from services.client_pool import Provider
 from services.clients.anthropic import MIN_REASONING_TOKENS
 from services.configuration import GroupConfig, InstanceConfig
-from services.policies import check_rule, parse_zone
+from services.policies import COUNT_WRITTEN, MONEY_WRITTEN, RATE_WRITTEN, SPAN_WRITTEN, check_rule, parse_zone
 from services.redaction import without_secrets
 from services.text import listed, utf8
 
@@ -32,6 +32,22 @@ PREFIX = "TURNKEEPER_"
 NOT_IN_A_FILE = {"openai_api_key", "anthropic_api_key", "config_file"}
 #: settings that are lists of words
 LISTS = ("allowed_hosts", "trusted_proxies", "aliases", "groups")
+#: limits that `[groups."*"]` takes
+SERVER_LIMITS = ("concurrent_turns",)
+#: how a limit is written, where its value has another type
+WRITTEN = {
+    "sessions_created": RATE_WRITTEN,
+    "turns": RATE_WRITTEN,
+    "switches": RATE_WRITTEN,
+    "concurrent_turns": COUNT_WRITTEN,
+    "open_sessions": COUNT_WRITTEN,
+    "tokens_per_day": COUNT_WRITTEN,
+    "tokens_per_month": COUNT_WRITTEN,
+    "money_per_day": MONEY_WRITTEN,
+    "money_per_month": MONEY_WRITTEN,
+    "idle": SPAN_WRITTEN,
+    "absolute": SPAN_WRITTEN,
+}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -161,6 +177,11 @@ def load(environ: Mapping[str, str], **flags: Any) -> Settings:
     _split_lists(values)
     for name in ("openai_api_key", "anthropic_api_key"):
         values[name] = environ.get(name.upper(), "")
+    server = values["groups"].get(EVERYBODY) if isinstance(values.get("groups"), dict) else None
+    if isinstance(server, dict) and "time_zone" in server:
+        raise SettingsError(
+            f'{path}: $.groups.*.time_zone: it stands at the top of the file: time_zone = "Europe/Berlin"'
+        )
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -274,6 +295,10 @@ def _checked(settings: Settings) -> Settings:
         if listed(name) != [name]:
             raise SettingsError(f"$.groups.{name}: the name of a group is one word")
         for limit, value in group.limits().items():
+            if name == EVERYBODY and limit not in SERVER_LIMITS:
+                there = ", ".join(SERVER_LIMITS)
+                text = f"this is a limit of groups, and for the server as a whole there is {there}"
+                raise SettingsError(f"$.groups.*.{limit}: {text}; set it in [groups.user], which other groups follow")
             try:
                 check_rule(limit, value, name)
             except ValueError as error:
@@ -327,6 +352,8 @@ def _told(error: msgspec.ValidationError, path: Path, from_environment: Mapping[
     """Where the wrong value stands, then what is wrong with it."""
     what, _, where = str(error).partition(" - at `")
     where = where.rstrip("`") or "$"
+    if where.startswith("$.groups") and (written := WRITTEN.get(where.rpartition(".")[2])) is not None:
+        what = written
     if (key := where.removeprefix("$.").partition("[")[0]) in from_environment:
         return f"{PREFIX}{key.upper()}: {what}"
     return f"{path if path.exists() else 'settings'}: {where}: {what}"

@@ -50,6 +50,41 @@ async def test_L6_an_admins_limit_holds_from_the_next_call_and_is_journalled(
     ]
 
 
+async def test_L6_what_a_limit_of_user_changes_for_other_groups_is_told(
+    governance: Governance, sessions: SessionService, db_session: DbSession, ada: Actor
+) -> None:
+    done = await governance.set_limit("user", "turns", "0", db_session, actor=ada, key="k")
+    assert (done.before, done.value, done.followed_by) == ("30/min burst 10", "0", ["admin", "guest"])
+    again = await governance.set_limit("user", "turns", "0", db_session, actor=ada, key="k")
+    assert (again.value, again.followed_by) == ("0", ["admin", "guest"])
+    # guest has a limit of its own, so that of user changes nothing for it; and nobody follows guest.
+    assert (await governance.set_limit("user", "concurrent_turns", "9", db_session, actor=ada)).followed_by == []
+    await governance.set_limit("guest", "turns", "1/min", db_session, actor=ada)
+    assert (await governance.set_limit("user", "turns", "2/min", db_session, actor=ada)).followed_by == ["admin"]
+    back = await governance.set_limit("guest", "turns", None, db_session, actor=ada)
+    assert (back.before, back.value, back.followed_by) == ("1/min", "2/min", [])
+
+
+async def test_a_value_that_is_no_limit_is_answered_with_how_it_is_written(
+    governance: Governance, db_session: DbSession, ada: Actor, refused: Refused
+) -> None:
+    money = (
+        "An amount of money is a plain number like 20 or 0.05, without a currency, or 0 for no limit, and less than a "
+        "billion; not "
+    )
+    for name, value, told in (
+        ("money_per_day", "50 USD", f"{money}'50 USD'."),
+        ("money_per_month", "nan", f"{money}'nan'."),
+        ("money_per_month", "-1", f"{money}'-1'."),
+        ("tokens_per_day", "1.5k", "A count is a whole number like 3, or 0 for no limit, not '1.5k'."),
+        ("turns", "10", "A rate is written like '10/min burst 5', or 0 for no limit, not '10'."),
+        ("idle", "soon", "A span is written like '30d', '12h' or '30min', or 0 for no end, not 'soon'."),
+    ):
+        async with refused("invalid_request") as refusal:
+            await governance.set_limit("user", name, value, db_session, actor=ada)
+        assert str(refusal.refusal) == told
+
+
 async def test_L6_what_an_admin_set_stays_over_a_restart_and_the_rest_follows_the_configuration(
     governance: Governance, configuration: Configuration, db_session: DbSession, ada: Actor, configure: Configure,
     offer: Offer,

@@ -69,6 +69,8 @@ async def test_L1_the_rate_of_turns_and_again_after_exactly_the_wait(
     ]
     async with refused("rate_limited") as told:
         await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+    # The wait is a fact, which pages count down: the sentence does not say it again.
+    assert str(told.refusal) == "You're sending messages too quickly. The limit is 6 per minute, 2 at once."
     assert told.facts == {
         "limit": "turns",
         "size": 2,
@@ -666,9 +668,11 @@ async def test_L7_every_limit_is_told_before_sending(
     before = await everything()
     told = {one.name: one for one in await sessions.allowances(db_session, actor=ann)}
     assert told == {
-        "turns": Allowance("turns", 4, 1, 3, BEGINNING + timedelta(seconds=10), 40),
-        "switches": Allowance("switches", 2, 1, 1, BEGINNING + timedelta(seconds=30), 60),
-        "sessions_created": Allowance("sessions_created", 3, 1, 2, BEGINNING + timedelta(minutes=20), 3600),
+        "turns": Allowance("turns", 4, 1, 3, BEGINNING + timedelta(seconds=10), 40, pace="6 per minute"),
+        "switches": Allowance("switches", 2, 1, 1, BEGINNING + timedelta(seconds=30), 60, pace="2 per minute"),
+        "sessions_created": Allowance(
+            "sessions_created", 3, 1, 2, BEGINNING + timedelta(minutes=20), 3600, pace="3 per hour"
+        ),
         "concurrent_turns": Allowance("concurrent_turns", 3, 1, 2),
         "open_sessions": Allowance("open_sessions", 9, 2, 7),
         "tokens_per_day": Allowance("tokens_per_day", 1000, 118, 882, MIDNIGHT, 86400),

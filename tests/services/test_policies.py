@@ -89,7 +89,9 @@ class Bucket:
 
 
 def test_an_unused_rate_is_whole() -> None:
-    assert Rate.parse("6/min burst 3").allowance("turns", 0, NOON) == Allowance("turns", 3, 0, 3, NOON, 30)
+    assert Rate.parse("6/min burst 3").allowance("turns", 0, NOON) == Allowance(
+        "turns", 3, 0, 3, NOON, 30, pace="6 per minute"
+    )
 
 
 def test_a_rate_counts_down_and_grows_back() -> None:

@@ -795,7 +795,10 @@ def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tupl
 
     assert limit_of("concurrent_turns") == ("20", None)
     set_ = of(here.run("group", "limit", "guest", "concurrent_turns", "1", "--reason", "a flood", "--json"))
-    assert set_ == {"group": "guest", "limit": "concurrent_turns", "value": "1"}
+    assert set_ == {
+        "group": "guest", "limit": "concurrent_turns", "value": "1", "before": "20", "effective": "1",
+        "followed_by": [],
+    }  # fmt: skip
     assert limit_of("concurrent_turns")[0] == "1"
     assert re.search(r"^guest +concurrent_turns +1 +", here.run("group", "list").stdout, re.M)
     with running.guest(Accept=JSON) as guest:
@@ -803,7 +806,7 @@ def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tupl
         refusal = guest.post("/chat", json={"prompt": "x", "session_id": create(guest, title="x")["id"]})
         assert refusal.json()["code"] == "concurrency_limited"
         assert here.run("group", "limit", "guest", "concurrent_turns").stdout == (
-            "concurrent_turns of guest is what the configuration says.\n"
+            "concurrent_turns of guest is 20; it was 1, as the configuration says.\n"
         )
         assert limit_of("concurrent_turns") == ("20", None)
         chat(guest, "three words here", session_id=create(guest, title="y")["id"])
@@ -852,7 +855,7 @@ def test_before_the_first_start_the_configuration_holds_as_it_would_after_it(tmp
     first = of(here.run(*command.split(), "--json"))
     assert [one["id"] for one in of(here.run("model", "list", "--json"))["models"]] == ["guide", "echo"]
     if command != "model test echo":  # which takes its time
-        assert of(here.run(*command.split(), "--json")) == first
+        assert of(here.run(*command.split(), "--json")) == first | {"before": "9/min"}
     told = of(here.run("journal", "--json"))["journal"]
     assert [row["what"] for row in told].count("configuration_applied") == 1
 

@@ -315,3 +315,25 @@ def test_one_secret_given_twice_is_told() -> None:
     written("sqlite:///b.db", "url")
     environ = {"TURNKEEPER_DATABASE_URL": "sqlite:///a.db", "TURNKEEPER_DATABASE_URL_FILE": "url"}
     assert "DATABASE_URL" in refused(environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[groups.'*']\nturns = '1/min'", "$.groups.*.turns: this is a limit of groups, and for the server as a whole"),
+        ("[groups.'*']\ntime_zone = 'UTC'", "$.groups.*.time_zone: it stands at the top of the file: time_zone ="),
+        (
+            "[groups.user]\nmoney_per_day = '50 USD'",
+            "$.groups[...].money_per_day: an amount of money is a plain number",
+        ),
+        ("[groups.user]\nturns = 30", "$.groups[...].turns: a rate is written like '10/min burst 5'"),
+        ("[groups.user]\nconcurrent_turns = 'three'", "$.groups[...].concurrent_turns: a count is a whole number"),
+        ("[groups.guest]\nidle = 30", "$.groups[...].idle: a span is written like '30d'"),
+    ],
+)
+def test_a_wrong_limit_is_answered_with_how_it_is_written(text: str, told: str) -> None:
+    written(text)
+    answer = refused()
+    assert told in answer
+    assert "time_zone" not in answer or "time_zone" in text
+    assert "convert" not in answer and "`" not in answer

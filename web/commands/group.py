@@ -15,7 +15,7 @@ def group() -> None:
 @group.command("list", context_settings=HELP)
 @as_json_option
 def list_(as_json: bool) -> None:
-    """List every limit of every group. They come from the configuration."""
+    """List every limit of every group, and who has set it."""
 
     async def do(place: Place) -> list[Any]:
         from web.views import AdminGroupView
@@ -25,7 +25,7 @@ def list_(as_json: bool) -> None:
 
     found = at_place(do)
     rows = [
-        (one.name, limit.name, limit.value, limit.set_by or "the configuration")
+        (one.name, limit.name, limit.value, limit.set_by or ("as user" if limit.inherited else "the configuration"))
         for one in found
         for limit in one.limits
     ]
@@ -39,17 +39,32 @@ def list_(as_json: bool) -> None:
 @reason_option
 @as_json_option
 def limit(name: str, limit: str, value: str | None, reason: str, as_json: bool) -> None:
-    """Set a limit, or give it back to the configuration. A value is written as it is there.
+    """Set a limit, or give it back to the configuration. A value is written as it is there; 0 is no limit.
+
+    A limit of `user` holds for each group that has none of its own: the answer names them, and `group list` shows
+    them as "as user".
 
     \b
     turnkeeper group limit user turns "30/min burst 10"
     turnkeeper group limit user turns                    # back to the configuration
     """
 
-    async def do(place: Place) -> None:
+    async def do(place: Place) -> Any:
         governance = await place.governance()
-        await governance.set_limit(name, limit, value, place.db_session, actor=place.actor, reason=reason)
+        return await governance.set_limit(name, limit, value, place.db_session, actor=place.actor, reason=reason)
 
-    at_place(do)
-    words = f"is {shown(value)}" if value is not None else "is what the configuration says"
-    say(as_json, {"group": name, "limit": limit, "value": value}, f"{shown(limit)} of {shown(name)} {words}.")
+    done = at_place(do)
+    words = f"is {shown(_meant(done.value))}"
+    words += f"; it was {shown(_meant(done.before))}" if done.before != done.value else ", as before"
+    if value is None:
+        words += ", as the configuration says"
+    told = f"{shown(limit)} of {shown(name)} {words}."
+    if done.followed_by:
+        told += f" It holds for {', '.join(map(shown, done.followed_by))} too: they have none of their own."
+    facts = {"before": done.before, "effective": done.value, "followed_by": done.followed_by}
+    say(as_json, {"group": name, "limit": limit, "value": value, **facts}, told)
+
+
+def _meant(value: str) -> str:
+    """A value of a limit, with what 0 means."""
+    return "0 (no limit)" if value == "0" else value
