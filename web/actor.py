@@ -10,6 +10,7 @@ from services.accounts import LOGIN, Accounts, Credentials
 from services.actor import Actor
 from services.errors import Forbidden, Unauthenticated
 from web.given import Db, Who
+from web.side import has_side, side_of
 
 LOGIN_COOKIE = "tk_login"
 GUEST_COOKIE = "tk_guest"
@@ -31,11 +32,13 @@ SYSTEMS = {
 
 
 async def provide_actor(request: Request, db_session: Db) -> Actor:
-    """Who asks. Raises Unauthenticated, Forbidden."""
+    """Who asks; a page gets the chats at its side too. Raises Unauthenticated, Forbidden."""
     accounts: Accounts = request.app.state.accounts
     request.state.credentials = _credentials(request, accounts)
     actor = await accounts.authenticate(request.state.credentials, db_session)
     request.state.actor = actor
+    if has_side(request):
+        request.state.side = await side_of(request, request.app.state.sessions, db_session, actor)
     if actor.scopes is None:
         return actor
     if request.method not in ("GET", "HEAD"):

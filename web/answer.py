@@ -156,13 +156,14 @@ def _chrome(request: Request) -> dict[str, Any]:
         "actor": request.state.get("actor"),
         "guests": request.app.state.accounts.guests,
         "admins_read": request.app.state.accounts.admins_read,
-        "zone": _zone(request.cookies.get("tz", "")),
+        "zone": zone_of(request),
         "refused": request.state.get("refused"),
     }
 
 
-def _zone(minutes: str) -> timezone:
+def zone_of(request: Request) -> timezone:
     """The time zone of whoever asks, as page.js tells it: minutes that UTC is ahead; else UTC."""
+    minutes = request.cookies.get("tz", "")
     known = minutes.removeprefix("-")
     if not (known.isascii() and known.isdigit() and len(known) < 4):
         return UTC

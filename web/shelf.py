@@ -13,6 +13,7 @@ from web.answer import answer
 from web.forms import Arrange
 from web.given import Db, Given, Sessions, Who
 from web.live import Controls
+from web.side import moved_side
 from web.views import SessionView
 
 
@@ -33,10 +34,19 @@ class Shelf(msgspec.Struct, frozen=True):
     async def answer(self, live: LiveSession, form: Arrange, *, just: str = "") -> Response[Any]:
         """The session's row in the list, or its page; with `just` what has become of it, and the way back."""
         view, fragment, where = SessionView.of(live), "session/arranged.html", "/session"
-        shown: dict[str, Any] = {"just": just, "here": None}
+        side = await moved_side(self.request, self.sessions, self.db_session, self.actor)
+        shown: dict[str, Any] = {"just": just, "here": None, "moved": view.id, "told": told_of(live), "side": side}
         if form.back == "session":
-            fragment, where, shown = "session/changed.html", view.url, await self.controls.of(live)
+            fragment, where = "session/changed.html", view.url
+            shown |= await self.controls.of(live)
         return answer(self.request, fragment, view, location=where, allowance=live.allowance, **shown)
+
+
+def told_of(live: LiveSession) -> str:
+    """Where a session stands now, in a word."""
+    if live.row.archived:
+        return "Archived. It stays in “Archived”, and is found by its words."
+    return "Pinned." if live.row.pinned else "Back in the list."
 
 
 def provide_shelf(request: Request, sessions: Sessions, db_session: Db, actor: Who, controls: Given[Controls]) -> Shelf:

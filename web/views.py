@@ -19,7 +19,7 @@ from services.governance import GovernedGroup, GovernedLimit, GovernedModel
 from services.membership import AccountState
 from services.model_rule import came_by_itself, chosen_by, is_first, is_owners, reason_of
 from services.moves import Preview
-from services.outcomes import Extension, Found, LiveSession, Switch
+from services.outcomes import Extension, Found, LiveSession, SessionPage, Switch
 from services.oversight import Decision, UsageReport, Used
 from services.policies import DELETED_KEPT, Allowance, microseconds
 from services.reads import Ways
@@ -822,6 +822,11 @@ class OutcomesView(msgspec.Struct, frozen=True):
     @property
     def refused(self) -> list[Outcome]:
         return [one for one in self.outcomes if one.code]
+
+
+def sessions_view(found: SessionPage) -> SessionsView:
+    """A page of sessions, with the cursor of the next one."""
+    return SessionsView([SessionView.of(live) for live in found.sessions], cursor_of(found.next))
 
 
 def cursor_of(position: tuple[Any, UUID] | None) -> str | None:

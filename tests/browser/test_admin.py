@@ -47,7 +47,7 @@ def test_what_cannot_be_undone_asks_first_and_wants_a_reason(admin: Open, ruled:
         order = page.locator("#act")
         expect(order).to_be_hidden()
         for id in ids[:2]:
-            page.locator(f"#row-{id}").get_by_role("checkbox").check()
+            page.locator(f"#desk-{id}").get_by_role("checkbox").check()
         sure = order.get_by_role("button", name="Close for good")
         expect(sure).to_be_hidden()
         order.get_by_role("button", name="Close …").click()
@@ -63,14 +63,14 @@ def test_what_cannot_be_undone_asks_first_and_wants_a_reason(admin: Open, ruled:
         expect(page.get_by_text("2 of 2 done.").first).to_be_visible()
         if scripted:
             expect(page.locator("#act-close")).to_be_hidden()
-            expect(page.locator(f"#row-{ids[0]}")).to_contain_text("closed")
+            expect(page.locator(f"#desk-{ids[0]}")).to_contain_text("closed")
         for id, state in zip(ids, ("closed", "closed", "active"), strict=True):
             assert guest.get(f"/session/{id}").json()["state"] == state
         told = guest.get(f"/session/{ids[0]}", headers={"Accept": "text/html"}).text
         assert "Closed by ada" in told and "<q>spring cleaning</q>" in told
         # A deed that takes nothing from anybody needs neither.
         page.goto(f"{ruled.url}/admin")
-        page.locator(f"#row-{ids[2]}").get_by_role("checkbox").check()
+        page.locator(f"#desk-{ids[2]}").get_by_role("checkbox").check()
         order.get_by_role("button", name="Extend").click()
         expect(page.get_by_text("1 of 1 done.").first).to_be_visible()
 
@@ -82,7 +82,7 @@ def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_t
         turn = begin(guest, "/hang after 3")
         id = turn["session_id"]
         page = admin("/admin")
-        page.locator(f"#row-{id}").get_by_role("checkbox").check()
+        page.locator(f"#desk-{id}").get_by_role("checkbox").check()
         page.get_by_role("button", name="Stop replies …").click()
         page.get_by_role("button", name="Stop the replies").click()
         expect(page.locator("#notice")).to_contain_text("1 of 1 done.")

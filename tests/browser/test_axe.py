@@ -196,7 +196,7 @@ def test_axe_finds_nothing_serious_where_people_seldom_are(
     theirs.goto(f"{home}/admin")
     expect(theirs.get_by_text("writing").first).to_be_visible()
     looks(theirs, "the desk while a reply is written")
-    theirs.locator(f"#row-{url.rsplit('/', 1)[1]}").get_by_role("checkbox").check()
+    theirs.locator(f"#desk-{url.rsplit('/', 1)[1]}").get_by_role("checkbox").check()
     act = theirs.locator("#act")
     act.get_by_label("Reason").fill("an axe test")
     act.get_by_role("button", name="Close …").click()

@@ -134,3 +134,52 @@ def test_very_many_sessions_are_sent_by_the_screenful_and_answer_at_once(
     styled["scrolling"] = styled_by(lambda: page.mouse.wheel(0, 300))
     # However many sessions there are, an input touches the few rows that change.
     assert 0 < max(styled.values()) < elements / 20, (elements, styled)
+
+
+def test_the_list_at_the_side_moves_with_what_is_done_and_stays_on_every_page(
+    chat: Chat, complaints: list[str]
+) -> None:
+    page = chat.page
+    first = chat.begin("the first chat")
+    chat.see("done")
+    chat.begin("the second chat")
+    chat.see("done")
+    titles = page.locator(".side .side-title")
+    expect(titles).to_have_text(["the second chat", "the first chat"])
+    # A message moves its chat up; nothing is loaded for it.
+    page.goto(first)
+    chat.say("more")
+    chat.see("done", "done")
+    expect(titles).to_have_text(["the first chat", "the second chat"])
+    expect(page.locator(".side [aria-current=page] .side-title")).to_have_text("the first chat")
+    expect(chat.box).to_be_focused()
+    # From the menu of the chat: the list shows it, and the page says it.
+    page.get_by_label("More about this session").click()
+    page.get_by_role("button", name="Pin", exact=True).click()
+    expect(chat.notice).to_have_text("Pinned.")
+    expect(page.locator("#side-pinned .side-title")).to_have_text("the first chat")
+    expect(page.get_by_label("More about this session")).to_be_focused()
+    # A pinned one stays where it is.
+    chat.say("and more")
+    chat.see("done", "done", "done")
+    expect(titles).to_have_text(["the first chat", "the second chat"])
+    # By the menu of its row, on another page.
+    page.get_by_role("link", name="Limits").click()
+    expect(titles).to_have_text(["the first chat", "the second chat"])
+    row = page.locator(".side .row").first
+    row.hover()
+    row.get_by_label("More about").click()
+    page.get_by_role("button", name="Unpin").click()
+    expect(page.locator("#side-pinned")).to_have_count(0)
+    expect(page.get_by_role("status")).to_have_text("Back in the list.")
+    expect(page.locator(".side .row.moved .side-title")).to_have_text("the first chat")
+    page.goto(first)
+    page.get_by_label("More about this session").click()
+    page.get_by_role("button", name="Archive").click()
+    expect(chat.notice).to_contain_text("Archived.")
+    expect(titles).to_have_text(["the second chat"])
+    for path in ("/models", "/limits", f"{first[len(chat.server.url) :]}/journal"):
+        page.goto(chat.server.url + path)
+        expect(titles).to_have_text(["the second chat"])
+    page.goto(f"{chat.server.url}/session")
+    expect(page.locator(".side .row")).to_have_count(0)

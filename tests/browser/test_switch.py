@@ -17,7 +17,7 @@ def test_a_switch_by_an_admin_shows_on_the_owners_open_page_within_a_second(
     admin = open_chat()
     sign_in(admin, "ada")
     admin.page.goto(f"{admin.server.url}/admin")
-    row, order = admin.page.locator(f"#row-{url.rsplit('/', 1)[1]}"), admin.page.locator("#act")
+    row, order = admin.page.locator(f"#desk-{url.rsplit('/', 1)[1]}"), admin.page.locator("#act")
     row.get_by_role("checkbox").check()
     order.get_by_label("Reason").fill("budget <b>until</b> May")
     order.get_by_role("button", name="Switch model …").click()

@@ -111,7 +111,7 @@ def test_the_desk_shows_everyones_sessions(guest: httpx.Client, ann: httpx.Clien
     page = ada.get("/admin", headers=FORM)
     assert is_page(page)
     for session in (theirs, hers):
-        assert f'id="row-{session["id"]}"' in page.text
+        assert f'id="desk-{session["id"]}"' in page.text
     assert "Of a guest" in page.text
 
 
@@ -130,7 +130,7 @@ def test_a_reply_that_is_written_shows_on_the_desk(guest: httpx.Client, ada: htt
     turn = begin(guest, "/tokens 1000 /delay 20ms")
     session = session_of(ada, turn["session_id"])
     assert session["running_turn"] == turn["id"]
-    row = ada.get("/admin", headers=FORM).text.split(f'id="row-{turn["session_id"]}"')[1].split("</tr>")[0]
+    row = ada.get("/admin", headers=FORM).text.split(f'id="desk-{turn["session_id"]}"')[1].split("</tr>")[0]
     assert "writing" in row
     guest.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
 

@@ -51,7 +51,7 @@ def test_the_desk_tells_who_what_how_fast_and_what_it_costs(ann: httpx.Client, a
     only = ada.get("/admin", params={"owner": "ann", "running": "true"}).json()
     assert [one["id"] for one in only["sessions"]] == [turn["session_id"]] and only["running"] >= 1
     page = ada.get("/admin", params={"owner": "ann", "running": "true"}, headers=FORM).text
-    assert "tokens/s" in page and f'id="row-{turn["session_id"]}"' in page
+    assert "tokens/s" in page and f'id="desk-{turn["session_id"]}"' in page
     ann.post(f"/chat/{turn['id']}/stop", json={}).raise_for_status()
 
 
@@ -80,7 +80,7 @@ def test_the_stream_tells_what_changes_and_nothing_else(ann: httpx.Client, ada: 
     ):
         first = script.next("desk").json
         assert [one["id"] for one in first["sessions"]] == [session["id"]]
-        assert f'id="row-{session["id"]}"' in page.next().data
+        assert f'id="desk-{session["id"]}"' in page.next().data
         fields = {"session_id": session["id"], "model": "smart", "reason": "seen on the desk"}
         began = time.monotonic()
         with soon(lambda: ada.post("/models/switch", json=fields).raise_for_status()):
@@ -90,7 +90,7 @@ def test_the_stream_tells_what_changes_and_nothing_else(ann: httpx.Client, ada: 
         assert told["sessions"][0]["last_model"] == "smart"
         while "seen on the desk" not in (shown := page.next().data):
             pass
-        assert f'hx-target="#row-{session["id"]}"' in shown
+        assert f'hx-target="#desk-{session["id"]}"' in shown
         with soon(lambda: ann.post(f"/session/{session['id']}/delete", json={}).raise_for_status()):
             while not (told := script.next("desk").json)["gone"]:
                 pass

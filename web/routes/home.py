@@ -6,15 +6,17 @@ from litestar import Request, Response, get
 
 from web.answer import page
 from web.given import Db, Pool, Sessions, Who
-from web.routes.session import listed
+from web.side import side_of
 from web.views import SessionsView, models_view
 
 
 @get("/", opt={"answers": SessionsView})
 async def show_home(request: Request, sessions: Sessions, db_session: Db, actor: Who, pool: Pool) -> Response[Any]:
     """The composer of a new session, and the actor's sessions."""
-    side = await listed(sessions, db_session, actor)
+    side = request.state.get("side") or await side_of(request, sessions, db_session, actor)
     default = await sessions.default_model(db_session, actor=actor)
     models = models_view(await sessions.models(db_session, actor=actor), pool, default.id)
     allowances = await sessions.allowances(db_session, actor=actor)
-    return page(request, "home.html", side["recent"], **side, models=models, default=default, limits=allowances)
+    return page(
+        request, "home.html", side.recent, recent=side.recent, models=models, default=default, limits=allowances
+    )

@@ -39,6 +39,7 @@ from web.forms import (
 from web.given import Db, Given, Log, Proof, Rendering, Sessions, Who
 from web.live import Controls
 from web.shelf import Shelf
+from web.side import PINNED
 from web.sse import for_pages, for_scripts, stream
 from web.views import (
     DecisionView,
@@ -48,13 +49,11 @@ from web.views import (
     TimelineView,
     TurnsView,
     TurnView,
-    cursor_of,
     lines_between,
+    sessions_view,
     texts_of,
 )
 
-#: sessions beside a page, and pinned ones at the top of them
-RECENT, PINNED = 30, 20
 #: turns on one page that is printed
 PRINTED = 500
 #: what is shown of a session that is somebody else's
@@ -78,7 +77,7 @@ async def create_session(
     return answer(request, None, view, location=view.url, status=201, allowance=session.allowance)
 
 
-@get("/session", dependencies={"asked": asks(ListSessions)}, opt={"answers": SessionsView})
+@get("/session", dependencies={"asked": asks(ListSessions)}, opt={"answers": SessionsView, "no_side": True})
 async def list_sessions(
     request: Request, asked: Given[ListSessions], sessions: Sessions, db_session: Db, actor: Who
 ) -> Response[Any]:
@@ -131,7 +130,6 @@ async def show_session(
             earlier=found.earlier,
             position=Position.after(found.turns, found.written),
             newest=not found.turns or found.turns[-1].id == session.row.head_id,
-            **await listed(sessions, db_session, actor),
             **context,
         )
 
@@ -389,22 +387,14 @@ async def listed(
     sessions: SessionService,
     db_session: DbSession,
     actor: Actor,
-    query: ListSessions | None = None,
-    found: SessionPage | None = None,
+    query: ListSessions,
+    found: SessionPage,
 ) -> dict[str, Any]:
     """What the list of an actor's sessions shows: recent, pinned, and the query it answers."""
-    query = query or ListSessions()
-    if found is None:
-        found = await sessions.list_sessions(db_session, actor=actor, limit=RECENT, show="")
     pinned = SessionsView([], None)
     if query == ListSessions(limit=query.limit, deleted=query.deleted):
         pinned = sessions_view(await sessions.list_sessions(db_session, actor=actor, limit=PINNED, show="pinned"))
     return {"recent": sessions_view(found), "pinned": pinned, "query": query}
-
-
-def sessions_view(found: SessionPage) -> SessionsView:
-    """A page of sessions, with the cursor of the next one."""
-    return SessionsView([SessionView.of(live) for live in found.sessions], cursor_of(found.next))
 
 
 def wanted(query: ListSessions) -> dict[str, Any]:
