@@ -299,3 +299,24 @@ def test_O5_what_was_done_to_an_account_goes_on_page_by_page(signs_in: SignsIn, 
     assert is_page(page) and "by somebody else" in page.text
     theirs = boss.get(f"/admin/accounts/{account['id']}").json()["activity"]
     assert [one["id"] for one in theirs] == [one["id"] for one in seen[:10]]
+
+
+def test_56_an_admins_token_for_somebody_else_is_refused_over_the_wire(
+    boss: httpx.Client, bob: httpx.Client, ada: httpx.Client, ann: httpx.Client
+) -> None:
+    """On `governed` admins do not read chats; on the other server they do, with a reason."""
+    for scope in ("read", "chat"):
+        asked = {"account": "bob", "name": "x", "scope": scope, "reason": "I want to look."}
+        told = problem(boss.post("/account/tokens", json=asked), 403, "forbidden")
+        assert "service account" in told["detail"]
+    assert not [one for one in bob.get("/account").json()["tokens"] if one["name"] == "x"]
+    told = problem(ada.post("/account/tokens", json={"account": "ann", "name": "x"}), 400, "invalid_request")
+    assert told["field"] == "reason"
+    made = ada.post("/account/tokens", json={"account": "ann", "name": "x", "reason": "She is away."})
+    assert made.status_code == 201
+    ada.post("/account/tokens/revoke", json={"token_id": made.json()["tokens"][0]["id"], "reason": "Over."})
+    seen = [one["text"] for one in ann.get("/account").json()["activity"]]
+    assert seen[:2] == [
+        "ada (by an API token) revoked the API token “x: Over.”",
+        "ada (by an API token) created the API token “x: She is away.” (chat)",
+    ]
