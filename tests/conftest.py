@@ -43,6 +43,7 @@ LONGEST = (
     "browser/test_journeys.py",
     "web/test_workers.py",
     "web/test_serve.py",
+    "web/test_upgrade.py",
     "web/test_outages.py",
     "services/test_processes.py",
     "web/test_security.py",
