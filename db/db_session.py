@@ -891,7 +891,8 @@ class DbSession:
         """Who locked a session's model last, and why."""
         rows = await self._rows(
             Journal,
-            "SELECT * FROM journal WHERE session_id = {} AND what = 'model_locked' ORDER BY id DESC LIMIT 1",
+            f"SELECT {_columns(Journal)} FROM journal "  # noqa: S608
+            "WHERE session_id = {} AND what = 'model_locked' ORDER BY id DESC LIMIT 1",
             session_id,
         )
         return rows[0] if rows else None
