@@ -17,6 +17,7 @@ from services.oversight import Oversight
 from services.session_service import SessionService
 from services.trials import Trials
 from services.turn_log import TurnLog
+from web.again import again
 from web.answer import answer, page
 from web.given import Db, Log, Logins, Members, Moving, Pool, Ruling, Sessions, Steering, Who
 
@@ -47,8 +48,12 @@ class Admin(msgspec.Struct, frozen=True):
         return page(self.request, template, view, **context)
 
     def answer(self, view: msgspec.Struct, location: str, status: int = 200) -> Response[Any]:
-        """The page once more, after a verb; or what it tells a script."""
+        """Another page, after a verb; or what it tells a script."""
         return answer(self.request, None, view, location=location, status=status)
+
+    def again(self, view: msgspec.Struct, where: str, done: str = "saved", **told: Any) -> Response[Any]:
+        """The same page, after a verb, with what changed said and marked; or what it tells a script."""
+        return again(self.request, view, where, done, **told)
 
 
 def provide_admin(

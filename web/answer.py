@@ -15,6 +15,7 @@ from litestar.datastructures import Cookie
 from litestar.response import Stream
 
 from services.policies import REQUESTS, Allowance
+from web.changed import said_before
 from web.forms import is_json
 from web.templating import render
 
@@ -158,6 +159,7 @@ def _chrome(request: Request) -> dict[str, Any]:
         "admins_read": request.app.state.accounts.admins_read,
         "zone": zone_of(request),
         "refused": request.state.get("refused"),
+        "changed": request.state.get("changed") or said_before(request.query_params.get("done", "")),
     }
 
 

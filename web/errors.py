@@ -16,7 +16,7 @@ from web.answer import html, json, rate_headers, wants
 from web.bodies import BodyRefused
 from web.completions import OpenError, refusal_headers
 from web.late import Late
-from web.refusal import Refused, page_of
+from web.refusal import Refused, form_of, page_of
 from web.templating import render
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def _refused(request: Request, problem: dict[str, Any], session_id: UUID | None)
     path = request.url.path
     asked_in = session_id or typed.get("session_id") or request.path_params.get("session_id")
     action = path if request.method == "POST" else ""
-    return Refused(problem, action, typed, _signed_out(request, problem), asked_in)
+    return Refused(problem, action, typed, _signed_out(request, problem), asked_in, form_of(request))
 
 
 def _password_field(request: Request, problem: dict[str, Any]) -> str:

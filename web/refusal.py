@@ -1,5 +1,6 @@
 """A refusal where the person is: the page the form stood on, the text that was typed, and the next steps as buttons."""
 
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -27,6 +28,8 @@ AGAIN = {
     "internal",
     "idempotency_key_reused",
 }
+#: as HX-Source tells of a form
+SOURCE = re.compile(r"form#form-[^\s'\"\\\\<>&]{1,200}")
 LIMITS = {"rate_limited", "concurrency_limited", "budget_exhausted"}
 
 
@@ -57,6 +60,8 @@ class Refused(msgspec.Struct, frozen=True):
     signed_out: bool
     #: the session in which it was asked, where the actor may know of it
     session_id: UUID | str | None
+    #: the id of the form that was sent, where its page says what is wrong with it; empty elsewhere
+    place: str = ""
 
     @property
     def code(self) -> str:
@@ -82,6 +87,11 @@ class Refused(msgspec.Struct, frozen=True):
         if action != self.action:
             return default
         return self.key or default if field == KEY_FIELD else self.typed.get(field, default)
+
+    def sent(self, action: str, fields: Mapping[str, object]) -> dict[str, str]:
+        """What was typed, where this form was sent with these fields; else nothing."""
+        mine = action == self.action and all(self.typed.get(name) == str(value) for name, value in fields.items())
+        return self.typed if mine else {}
 
     @property
     def steps(self) -> list[Step]:
@@ -135,20 +145,26 @@ class Refused(msgspec.Struct, frozen=True):
                 yield Step(f"{verb} {model}", self.action, {**self.fields, "model": model})
 
 
+def form_of(request: Request) -> str:
+    """The id of the form that htmx sent, where it has a place for what is wrong with it: `form-…`; else nothing."""
+    source = unquote(request.headers.get("hx-source", ""))
+    return source.removeprefix("form#") if SOURCE.fullmatch(source) else ""
+
+
 async def page_of(request: Request, refused: Refused) -> str | None:
     """The page that a refused form stood on, with the refusal in it; None where no such page can be shown.
 
     That is the page the browser names as the one it came from, else the nearest one at the form's URL or above it.
     """
     async for where in _places(request, refused):
-        if (page := await _asked_again(request, where, refused)) is not None:
+        if (page := await asked_again(request, where, refused=refused)) is not None:
             return page
     return None
 
 
 async def _places(request: Request, refused: Refused) -> AsyncIterator[str]:
     came_from = urlsplit(request.headers.get("referer", "")[:ADDRESS_CHARACTERS])
-    if came_from.netloc == request.headers.get("host") and came_from.path != request.url.path:
+    if came_from.netloc == request.headers.get("host"):
         yield f"{came_from.path}?{came_from.query}"
     path = request.url.path
     # A form may stand on a page of the same URL; one that only takes what is sent shows none.
@@ -157,8 +173,9 @@ async def _places(request: Request, refused: Refused) -> AsyncIterator[str]:
         yield f"/session/{refused.session_id}"
     elif path.startswith("/chat/"):
         turn = path.split("/")[2]
-        if (found := await _asked_again(request, f"/chat/{turn}", None, accept="application/json")) is not None:
+        if (found := await asked_again(request, f"/chat/{turn}", accept="application/json")) is not None:
             yield f"/session/{msgspec.json.decode(found)['session_id']}"
+    yield path
     while path != "/":
         path = path.rpartition("/")[0] or "/"
         yield path
@@ -168,15 +185,13 @@ class _NoPage(Exception):
     """There is nothing at a place, or something else than was asked for."""
 
 
-async def _asked_again(request: Request, where: str, refused: Refused | None, *, accept: str = HTML) -> str | None:
-    """What a GET of `where` answers the one who sent the form; a page has the refusal in it. None for no such page."""
+async def asked_again(request: Request, where: str, *, accept: str = HTML, **given: Any) -> str | None:
+    """What a GET of `where` answers the one who sent the form; its templates know what is `given`. None for no page."""
     path, _, query = where.partition("?")
     headers = [
         pair for pair in request.scope["headers"] if not pair[0].decode("latin-1").lower().startswith(OF_THE_FORM)
     ]
-    state: dict[str, Any] = {"request_id": request.state.get("request_id", "")}
-    if refused is not None:
-        state["refused"] = refused
+    state: dict[str, Any] = {"request_id": request.state.get("request_id", ""), **given}
     scope: dict[str, Any] = {
         "type": "http",
         "http_version": request.scope["http_version"],

@@ -34,7 +34,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(asset=asset, dom_id=dom_id, now=lambda: datetime.now(UTC), new_key=lambda: uuid4().hex)
-    made.globals.update(typed=typed, refused=None, version=version, schema=number)
+    made.globals.update(typed=typed, sent=sent, refused=None, changed=None, version=version, schema=number)
     for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, wait, words):
         made.filters[filter.__name__] = filter
     made.filters["tightest"] = tightest_first
@@ -59,6 +59,13 @@ def typed(context: Context, action: str, field: str, default: str = "") -> str:
     """What somebody typed into a field of a form that was refused, for the page that shows the form again."""
     refused = context.get("refused")
     return default if refused is None else refused.given(action, field, default)
+
+
+@pass_context
+def sent(context: Context, action: str, **fields: Any) -> dict[str, str]:
+    """What somebody typed into a form that was refused, told apart from others to the same URL by `fields`; or {}."""
+    refused = context.get("refused")
+    return {} if refused is None else refused.sent(action, fields)
 
 
 def dom_id(kind: str, id: UUID | str, part: str = "") -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from db.db_session import Written
 from db.tables import Account, ApiToken, Journal, ModelMove, TemporaryPassword, Turn
 from services.actor import Actor
-from services.catalogue import CurrentModel, Entry
+from services.catalogue import EVERYBODY, CurrentModel, Entry
 from services.client_pool import ClientPool
 from services.desk import DeskPage, OnDesk, Outcome, Writing
 from services.governance import GovernedGroup, GovernedLimit, GovernedModel
@@ -588,6 +588,14 @@ class AdminGroupView(msgspec.Struct, frozen=True):
 class AdminGroupsView(msgspec.Struct, frozen=True):
     groups: list[AdminGroupView]
     changes: list[DecisionView]
+
+    def heirs(self, limit: str) -> list[str]:
+        """The groups that follow `user` in a limit."""
+        return [
+            group.name
+            for group in self.groups
+            if group.name != EVERYBODY and any(one.name == limit and one.inherited for one in group.limits)
+        ]
 
 
 class MoveView(View, frozen=True, rename={"from_model": "from", "to_model": "to"}):

@@ -283,7 +283,9 @@ on("htmx:after:request", ({ target, detail }) => {
   const was = sent.get(field);
   sent.delete(field);
   // what a menu was asked for is told beneath it
-  (target.closest?.(open) ?? target.querySelector?.(open))?.hidePopover();
+  const menu = target.closest?.(open) ?? target.querySelector?.(open);
+  // what was refused is told in the form, where it has a place for that
+  if (response.status < 400 || !menu?.querySelector(".wrong")) menu?.hidePopover();
   if (response.status >= 400) {
     if ((field || !typing(target)) && !text.includes("<hx-partial"))
       say("The server did not accept this. What you wrote is still here.");

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.browser.conftest import Chat, sign_in
+from tests.browser.conftest import PASSWORD, Chat, sign_in
 from tests.web.running import SETTINGS, Server, a_server
 from tests.web.wire import JSON, begin, create
 
@@ -108,3 +108,114 @@ def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_t
         expect(theirs.locator(f"#row-{id}")).to_contain_text("Deleted")
         context.close()
         assert guest.get("/session?show=deleted").json()["sessions"] == []
+
+
+def test_a_change_is_seen_where_it_was_made_and_one_stays_there(admin: Open, ruled: Server) -> None:
+    page = admin("/admin/groups")
+    loads: list[str] = []
+    page.on("framenavigated", lambda frame: loads.append(frame.url))
+    row, status = page.locator("#limit-user-turns"), page.get_by_role("status")
+    opener = row.get_by_role("button", name="Change")
+    opener.scroll_into_view_if_needed()
+    opener.focus()
+    page.keyboard.press("Enter")
+    form = page.locator("#form-limit-user-turns")
+    expect(form).to_be_visible()
+    # A refusal is told in the form, which keeps what was typed.
+    form.get_by_label("Turns").fill("often")
+    form.get_by_label("Reason").fill("a busy week")
+    page.keyboard.press("Enter")
+    expect(form.locator(".wrong")).not_to_be_empty()
+    expect(form.get_by_label("Turns")).to_have_value("often")
+    expect(form.get_by_label("Reason")).to_have_value("a busy week")
+    form.get_by_label("Turns").fill("9/min")
+    before = page.evaluate("scrollY")
+    page.keyboard.press("Enter")
+    expect(row).to_have_class("changed")
+    expect(row).to_contain_text("9/min")
+    expect(page.locator("#notice")).to_contain_text("Turns of user")
+    expect(page.locator("#notice")).to_be_in_viewport()
+    expect(status).to_contain_text("9/min")
+    expect(form).to_be_hidden()
+    expect(opener).to_be_focused()
+    assert abs(page.evaluate("scrollY") - before) < 120  # no more than the notice is high
+    page.goto(f"{ruled.url}/admin/accounts")
+    loads.clear()
+    for name, password, told in (("ann", PASSWORD, "already"), ("eve", PASSWORD, "")):
+        page.get_by_label("Name", exact=True).fill(name)
+        page.get_by_label("Temporary password").fill(password)
+        page.get_by_role("button", name="Create account").click()
+        if told:
+            expect(page.locator("#form-new-account-refusal")).to_contain_text(told)
+            expect(page.get_by_label("Name", exact=True)).to_have_value(name)
+    expect(page.locator("tr.changed")).to_contain_text("eve")
+    expect(status).to_have_text("Account eve created.")
+    expect(page.get_by_label("Name", exact=True)).to_have_value("")
+    page.locator("tr.changed a").click()
+    expect(page.get_by_role("heading", name="Password and access")).to_be_visible()
+    loads.clear()
+    page.get_by_text("Disable account…").click()
+    page.get_by_role("button", name="Disable eve").click()
+    expect(page.locator("#form-disable [name=reason]")).to_be_focused()
+    page.keyboard.type("left the team")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Re-enable account…")).to_be_visible()
+    expect(page.locator("#notice")).to_have_text("Account disabled.")
+    assert loads == []
+    # A token of one's own: it asks first.
+    page.goto(f"{ruled.url}/account")
+    page.locator("form[action='/account/tokens'] [name=name]").fill("nightly")
+    page.get_by_role("button", name="Create token").click()
+    page.get_by_role("link", name="Done").click()
+    loads.clear()
+    page.get_by_role("button", name="Revoke nightly").click()
+    expect(page.locator("form:popover-open")).to_contain_text("Programs that use it stop working")
+    page.locator("form:popover-open").get_by_role("button", name="Revoke nightly").click()
+    expect(page.locator("#notice")).to_have_text("Token revoked.")
+    expect(page.get_by_role("button", name="Revoke nightly")).to_have_count(0)
+    assert loads == []
+
+
+def test_a_test_of_a_model_shows_that_it_works_and_what_came_of_it(admin: Open, ruled: Server) -> None:
+    page = admin("/admin/models")
+    card = page.locator("#model-fast")
+    asked = []
+
+    def slow(route: Route) -> None:
+        asked.append(route)
+
+    page.route("**/admin/models/test", slow)
+    card.get_by_role("button", name="Test").click()
+    expect(card.get_by_role("button", name="Testing …")).to_be_disabled()
+    asked[0].continue_()
+    expect(card.locator(".came")).to_contain_text("fast answers in")
+    expect(card.get_by_role("button", name="Test fast")).to_be_enabled()
+    expect(page.get_by_role("status")).to_contain_text("fast answers in")
+    # To take a model out of use needs a word about it, told in its form.
+    card.locator("summary").click()
+    card.get_by_label("State").select_option("disabled")
+    card.get_by_role("button", name="Save").click()
+    expect(card.locator("#form-change-fast-refusal")).to_contain_text("Please give a reason")
+    expect(card.get_by_label("State")).to_have_value("disabled")
+    card.get_by_label("Groups, parted by commas").fill("user admin")
+    card.get_by_label("State").select_option("active")
+    card.get_by_role("button", name="Save").click()
+    expect(card).to_have_class("card changed")
+    expect(card).to_contain_text("user, admin")
+
+
+def test_without_javascript_a_refused_form_stands_open_on_its_page(admin: Open, ruled: Server) -> None:
+    page = admin("/admin/groups", java_script_enabled=False)
+    page.locator("#limit-user-turns").get_by_role("button", name="Change").click()
+    form = page.locator("#form-limit-user-turns")
+    form.get_by_label("Turns").fill("often")
+    form.get_by_label("Reason").fill("a busy week")
+    form.get_by_role("button", name="Set limit").click()
+    expect(page.locator("#notice")).to_have_attribute("role", "alert")
+    expect(form).to_be_visible()
+    expect(form.locator(".wrong")).not_to_be_empty()
+    expect(form.get_by_label("Reason")).to_have_value("a busy week")
+    form.get_by_label("Turns").fill("8/min")
+    form.get_by_role("button", name="Set limit").click()
+    expect(page.locator("#notice")).to_have_text("Saved.")
+    expect(page.locator("#limit-user-turns:target")).to_contain_text("8/min")

@@ -83,7 +83,10 @@ def test_the_page_tells_who_one_is_and_where_one_is_signed_in(signs_in: SignsIn,
     page = first.get("/account", headers=FORM)
     assert is_page(page) and "Firefox on Linux" in page.text
     form = hidden_fields(page.text, "/account/logins/revoke")
-    assert first.post("/account/logins/revoke", data=form, headers=FORM).headers["location"] == "/account"
+    assert (
+        first.post("/account/logins/revoke", data=form, headers=FORM).headers["location"]
+        == "/account?done=signed-out#logins"
+    )
     problem(second.get("/account"), 401, "unauthenticated")
     assert [one["current"] for one in first.get("/account").json()["logins"]] == [True]
 
@@ -161,7 +164,7 @@ def test_an_admin_finds_makes_and_changes_accounts(boss: httpx.Client, name: str
     assert (changed.json()["role"], changed.json()["group"]) == ("user", "brief")
     form = hidden_fields(pages[1].text, "/admin/accounts/change")
     plain = boss.post("/admin/accounts/change", data={**form, "role": "admin", "group": "admin"}, headers=FORM)
-    assert (plain.status_code, plain.headers["location"]) == (303, f"/admin/accounts/{account_id}")
+    assert (plain.status_code, plain.headers["location"]) == (303, f"/admin/accounts/{account_id}?done=saved")
     problem(
         boss.post("/admin/accounts/change", json={"account_id": account_id, "group": "none"}), 400, "invalid_request"
     )

@@ -424,7 +424,7 @@ def test_a_model_that_is_switched_off_is_refused_at_the_next_call_and_says_why(
             "reason": "r",
         }
         answer = admins[0].post("/admin/models/change", data=fields, headers=FORM)
-        assert (answer.status_code, answer.headers["location"]) == (303, "/admin/models")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/admin/models?done=saved#model-smart")
         smart = models_of(admins[0])["smart"]
         assert (smart["state"], smart["replacement"], smart["set_by"]) == ("retired", "fast", "ada")
         assert smart["since"] is not None
@@ -491,7 +491,7 @@ def test_L6_a_limit_holds_from_the_next_call_over_a_restart_and_until_it_is_give
         told = {one["name"]: one for one in visitor.get("/limits").json()["limits"]}
     value = str(int(told["open_sessions"]["used"]) + 1)
     set_ = admins[0].post(url, data={"group": "guest", "limit": "open_sessions", "value": value}, headers=HTMX)
-    assert set_.headers["hx-redirect"] == "/admin/groups"
+    assert is_fragment(set_) and f"Open sessions of guest: {before['value']} → {value}." in set_.text
     with ruled.guest(Accept=JSON) as visitor:
         create(visitor)
         problem(visitor.post("/session/create", json={}), 409, "session_quota")
@@ -501,6 +501,48 @@ def test_L6_a_limit_holds_from_the_next_call_over_a_restart_and_until_it_is_give
     assert (now["value"], now["set_by"], now["configured"]) == (value, "ada", before["value"])
     admins[0].post(url, data={"group": "guest", "limit": "open_sessions", "value": ""}, headers=FORM)
     assert limits_of(admins[0], "guest")["open_sessions"] == before
+
+
+def test_a_limit_of_users_tells_which_groups_follow_it_before_and_after(
+    admins: list[httpx.Client], ruled: Server
+) -> None:
+    page = admins[0].get("/admin/groups", headers=FORM).text
+    form = page.split('id="form-limit-user-tokens_per_month"')[1].split("</form>")[0]
+    assert "inherit this limit and change with it" in form and "guest" in form and "admin" in form
+    fields = {"group": "user", "limit": "tokens_per_month", "value": "7700"}
+    shown = {"HX-Current-URL": f"{ruled.url}/admin/groups"}
+    answer = admins[0].post("/admin/groups/limit", data=fields, headers=HTMX | shown)
+    assert "Inherited by admin, guest." in answer.text or "Inherited by guest, admin." in answer.text
+    for group in ("user", "guest", "admin"):
+        assert f'id="limit-{group}-tokens_per_month" class="changed"' in answer.text
+    assert limits_of(admins[0], "guest")["tokens_per_month"]["value"] == "7700"
+    plain = admins[0].post("/admin/groups/limit", data=fields | {"value": ""}, headers=FORM)
+    assert plain.headers["location"] == "/admin/groups?done=saved#limit-user-tokens_per_month"
+    assert "Saved." in admins[0].get("/admin/groups?done=saved", headers=FORM).text
+
+
+def test_a_refused_form_of_an_admin_is_the_page_with_what_was_typed(admins: list[httpx.Client], ruled: Server) -> None:
+    for path, url, typed, told in (
+        ("/admin/groups", "/admin/groups/limit", {"group": "user", "limit": "turns", "value": "often"}, "value"),
+        ("/admin/groups", "/admin/groups/change", {"group": "two words"}, "group"),
+        ("/admin/models", "/admin/models/change", {"model": "fast", "groups": "nobody", "state": "active"}, "groups"),
+        ("/admin/accounts", "/admin/accounts", {"name": "eve <b>", "password": "short", "role": "admin"}, "name"),
+    ):
+        referer = {"Referer": ruled.url + path}
+        answer = admins[0].post(url, data=typed | {"reason": "a <reason>"} if "name" not in typed else typed,
+                                headers=FORM | referer)  # fmt: skip
+        assert answer.status_code in (400, 422) and is_page(answer), (url, answer.text[:300])
+        assert "short" not in answer.text
+        assert not (url == "/admin/accounts" and "<option selected>admin" not in answer.text)
+        value = typed[told].replace("<", "&lt;").replace(">", "&gt;")
+        assert answer.text.count(f'value="{value}"') == 1, (url, value)
+        told_at = [part.split("</p>")[0] for part in answer.text.split('<p class="wrong" id="')[1:]]
+        assert len([part for part in told_at if part.split(">")[1]]) == 1
+        # The same by htmx says it in the form alone, which keeps what was typed.
+        again = admins[0].post(url, data=typed, headers=HTMX | {"HX-Source": "form#form-new-x"})
+        assert again.status_code in (400, 422) and "[id='form-new-x-refusal']" in again.text
+    hostile = {"HX-Source": "form#form-']><script>"}
+    assert "script" not in admins[0].post("/admin/groups/change", data={"group": "a b"}, headers=HTMX | hostile).text
 
 
 def test_one_key_is_one_change_and_two_admins_at_once_are_one_after_the_other(admins: list[httpx.Client]) -> None:

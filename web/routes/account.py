@@ -12,6 +12,7 @@ from services.actor import Actor
 from services.membership import Membership
 from web.activity import ActivitiesView
 from web.actor import DEVICE_COOKIE, cookie_of, device_cookie, nobody
+from web.again import again
 from web.answer import answer, page, wants
 from web.forms import ChangePassword, CreateToken, ListActivity, RevokeLogins, RevokeToken, acts, asks
 from web.given import Db, Given, Logins, Members, Who
@@ -57,7 +58,8 @@ async def revoke_logins(
         account_id = await members.revoke_login(form.login_id, db_session, **asks)
     else:
         await members.revoke_logins(account_id, db_session, **asks)
-    return await _answer(request, account_id, members, db_session, actor)
+    view = await account_view(account_id, members, db_session, actor)
+    return again(request, view, _place_of(account_id, actor), "signed-out", marks=("logins",))
 
 
 @post("/account/tokens", **acts(CreateToken, AccountView, 201))
@@ -92,7 +94,8 @@ async def revoke_token(
     account_id = await members.revoke_token(
         form.token_id, db_session, actor=actor, reason=form.reason, key=request.state.key
     )
-    return await _answer(request, account_id, members, db_session, actor)
+    view = await account_view(account_id, members, db_session, actor)
+    return again(request, view, _place_of(account_id, actor), "revoked", marks=("tokens",))
 
 
 async def account_view(
@@ -111,5 +114,8 @@ async def _answer(
     cookies: list[Cookie] | None = None,
 ) -> Response[Any]:
     view = await account_view(account_id, members, db_session, actor)
-    location = "/account" if account_id == actor.id else f"/admin/accounts/{account_id}"
-    return answer(request, None, view, location=location, cookies=cookies)
+    return answer(request, None, view, location=_place_of(account_id, actor), cookies=cookies)
+
+
+def _place_of(account_id: UUID, actor: Actor) -> str:
+    return "/account" if account_id == actor.id else f"/admin/accounts/{account_id}"

@@ -11,6 +11,7 @@ from web.admin import Admin
 from web.forms import ChangeAccount, CreateAccount, ListAccounts, SetPassword, acts, asks
 from web.given import Given
 from web.routes.account import account_view
+from web.templating import dom_id
 from web.views import AccountsView, AccountView, MemberView
 
 HERE = "/admin/accounts"
@@ -45,7 +46,10 @@ async def create_account(form: Given[CreateAccount], admin: Given[Admin]) -> Res
         service=form.service,
         **admin.asks,
     )
-    return await _answer(account.id, admin, 201)
+    said = f"Account {account.name} created."
+    return admin.again(
+        await _view(account.id, admin), HERE, "account", said=said, marks=(_mark(account.id),), status=201
+    )
 
 
 @post("/admin/accounts/change", **acts(ChangeAccount, AccountView))
@@ -60,7 +64,8 @@ async def change_account(form: Given[ChangeAccount], admin: Given[Admin]) -> Res
         reason=form.reason,
         **admin.asks,
     )
-    return await _answer(account.id, admin)
+    done = "saved" if form.disabled is None else "disabled" if form.disabled else "enabled"
+    return await _again(account.id, admin, done)
 
 
 @post("/admin/accounts/password", **acts(SetPassword, AccountView))
@@ -69,11 +74,15 @@ async def set_password(form: Given[SetPassword], admin: Given[Admin]) -> Respons
     account = await admin.members.set_password(
         form.account_id, form.password, admin.db_session, reason=form.reason, **admin.asks
     )
-    return await _answer(account.id, admin)
+    return await _again(account.id, admin, "password")
 
 
-async def _answer(account_id: UUID, admin: Admin, status: int = 200) -> Response[Any]:
-    return admin.answer(await _view(account_id, admin), f"{HERE}/{account_id}", status)
+async def _again(account_id: UUID, admin: Admin, done: str) -> Response[Any]:
+    return admin.again(await _view(account_id, admin), f"{HERE}/{account_id}", done)
+
+
+def _mark(account_id: UUID) -> str:
+    return dom_id("account", account_id)
 
 
 async def _view(account_id: UUID, admin: Admin) -> AccountView:

@@ -11,6 +11,7 @@ from web.admin import Admin
 from web.answer import answer, wants
 from web.forms import ChangeModel, RestoreModel, TestModel, acts
 from web.given import Given
+from web.templating import dom_id
 from web.views import AdminModelsView, AdminModelView, DecisionView
 
 HERE = "/admin/models"
@@ -38,14 +39,14 @@ async def change_model(form: Given[ChangeModel], admin: Given[Admin]) -> Respons
         reason=form.reason,
         **admin.asks,
     )
-    return admin.answer(await _view(admin), HERE)
+    return admin.again(await _view(admin), HERE, said=f"Saved: {form.model}.", marks=(dom_id("model", form.model),))
 
 
 @post("/admin/models/restore", **acts(RestoreModel, AdminModelsView))
 async def restore_model(form: Given[RestoreModel], admin: Given[Admin]) -> Response[Any]:
     """Give a model back to the configuration."""
     await admin.governance.restore_model(form.model, admin.db_session, reason=form.reason, **admin.asks)
-    return admin.answer(await _view(admin), HERE)
+    return admin.again(await _view(admin), HERE, said=f"Saved: {form.model}.", marks=(dom_id("model", form.model),))
 
 
 @post("/admin/models/test", **acts(TestModel, Trial))

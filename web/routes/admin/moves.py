@@ -31,11 +31,11 @@ async def preview_move(asked: Given[PreviewMove], admin: Given[Admin]) -> Respon
 async def order_move(form: Given[OrderMove], admin: Given[Admin]) -> Response[Any]:
     """Move every live session of one model to another."""
     move = await admin.moves.order(form.from_model, form.to_model, form.reason, admin.db_session, **admin.asks)
-    return admin.answer(MoveView.of(move), HERE, 201)
+    return admin.answer(MoveView.of(move), f"{HERE}?done=ordered", 201)
 
 
 @post("/admin/moves/stop", **acts(StopMove, MoveView))
 async def stop_move(form: Given[StopMove], admin: Given[Admin]) -> Response[Any]:
     """Stop a move where it is."""
     move = await admin.moves.stop(form.move_id, admin.db_session, reason=form.reason, **admin.asks)
-    return admin.answer(MoveView.of(move), HERE)
+    return admin.again(MoveView.of(move), HERE, "stopped", marks=(f"move-{move.id}",))

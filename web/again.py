@@ -1,0 +1,43 @@
+"""The answer to a verb of a page: the page it was asked from once more, with what changed said and marked."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from litestar import Request, Response
+
+from web.answer import json, redirect, wants
+from web.changed import SAID, Changed
+from web.late import Late
+from web.refusal import ADDRESS_CHARACTERS, asked_again
+from web.templating import render
+
+
+def again(
+    request: Request, view: msgspec.Struct, where: str, done: str, *, said: str = "", marks: tuple[str, ...] = (),
+    status: int = 200,
+) -> Response[Any]:  # fmt: skip
+    """JSON to scripts; to htmx the page it shows, or `where`; to a plain form a redirect to the first mark on `where`.
+
+    `done` is a word of SAID, and `said` tells more of it.
+    """
+    changed = Changed(said or SAID[done], marks)
+    match wants(request):
+        case "json" | "stream":
+            return json(view, status)
+        case "fragment":
+
+            async def make() -> str:
+                page = await asked_again(request, _shown(request) or where, changed=changed) or ""
+                begin, end = page.find("<main "), page.find("</main>")
+                return render("layout/again.html", changed=changed, main=page[begin : end + len("</main>")])
+
+            return Late(make)
+        case _:
+            return redirect(f"{where}?done={done}{f'#{marks[0]}' if marks else ''}")
+
+
+def _shown(request: Request) -> str:
+    """The page that htmx says it shows, where that is one of this server."""
+    page = urlsplit(request.headers.get("hx-current-url", "")[:ADDRESS_CHARACTERS])
+    return f"{page.path}?{page.query}" if page.netloc == request.headers.get("host") else ""
