@@ -199,7 +199,9 @@ on("input", ({ target }) => {
 
 function measure(field) {
   const over = [...field.value].length - field.dataset.most;
-  field.setCustomValidity(over > 0 ? `${over.toLocaleString("en")} characters over the limit.` : "");
+  const most = Number(field.dataset.most).toLocaleString("en");
+  const count = `${over.toLocaleString("en")} character${over === 1 ? "" : "s"}`;
+  field.setCustomValidity(over > 0 ? `${count} over the ${most} limit.` : "");
 }
 
 // ---- what was typed or chosen outlives a reload and the way back until it was accepted

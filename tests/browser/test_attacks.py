@@ -62,7 +62,7 @@ def test_25_nothing_in_a_text_acts_in_a_browser(
     quiet()
     chat.page.reload()
     quiet()
-    chat.page.get_by_role("button", name="Stop").click()
+    chat.page.get_by_role("button", name="Stop", exact=True).click()
     chat.see("done", "stopped")
     quiet()
     chat.say(f"/error 500 after 2 {LABEL} {LABEL}")

@@ -37,7 +37,7 @@ def test_streamed_text_is_the_text_a_reload_shows(chat: Chat, complaints: list[s
     assert "<table>" in streamed and "<math" in streamed
     chat.page.reload()
     assert html() == streamed
-    chat.page.get_by_role("button", name="Stop").click()
+    chat.page.get_by_role("button", name="Stop", exact=True).click()
     chat.see("done", "stopped")
     assert html() == streamed
     chat.page.reload()
@@ -311,7 +311,7 @@ def test_the_page_stays_at_the_end_while_text_grows_and_where_the_reader_is_othe
     before = chat.turns.nth(1).bounding_box()
     written = int(chat.replies.last.inner_text().split()[-1].removeprefix("tok"))
     expect(chat.replies.last).to_contain_text(f"tok{written + 30}")
-    chat.page.get_by_role("button", name="Stop").click()
+    chat.page.get_by_role("button", name="Stop", exact=True).click()
     chat.see("done", "done", "stopped")
     after = chat.turns.nth(1).bounding_box()
     assert before is not None and after is not None

@@ -9,7 +9,7 @@ def test_what_is_swapped_hands_the_keyboard_on(chat: Chat, complaints: list[str]
     page, keys = chat.page, chat.page.keyboard
     chat.begin("/hang after 3")
     expect(chat.replies).to_have_text("tok0 tok1 tok2")
-    page.get_by_role("button", name="Stop").focus()
+    page.get_by_role("button", name="Stop", exact=True).focus()
     keys.press("Enter")
     chat.see("stopped")
     expect(chat.box).to_be_focused()
@@ -32,7 +32,7 @@ def test_what_is_swapped_hands_the_keyboard_on(chat: Chat, complaints: list[str]
 
 def test_nobody_is_moved_who_is_elsewhere(chat: Chat) -> None:
     chat.begin("/hang after 3")
-    chat.page.get_by_role("button", name="Stop").focus()
+    chat.page.get_by_role("button", name="Stop", exact=True).focus()
     chat.page.get_by_role("searchbox").focus()
     turn = chat.turns.get_attribute("id")
     assert turn is not None

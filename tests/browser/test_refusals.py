@@ -53,7 +53,7 @@ def test_a_prompt_that_is_too_long_is_neither_cut_nor_sent(chat: Chat, plain: Ch
     long = "x" * 100_001
     chat.say(long)
     expect(chat.box).to_have_value(long)
-    assert chat.box.evaluate("node => node.validationMessage") == "1 characters over the limit."
+    assert chat.box.evaluate("node => node.validationMessage") == "1 character over the 100,000 limit."
     assert not [url for url in asked if url.endswith("/chat")]
     plain.begin("Hello")
     plain.box.fill(long)

@@ -92,7 +92,7 @@ def test_a_citation_is_a_link_once_the_reply_has_ended(chat: Chat, complaints: l
     shown = chat.replies.last
     expect(shown.locator(".note")).to_contain_text("Only in winter.")
     expect(shown).to_contain_text("As [the page][1] says1.")
-    chat.page.get_by_role("button", name="Stop").click()
+    chat.page.get_by_role("button", name="Stop", exact=True).click()
     chat.see("done", "stopped")
     link = shown.get_by_role("link", name="the page")
     expect(link).to_have_attribute("href", "https://example.org/page")

@@ -79,7 +79,9 @@ def test_a_session_is_pinned_archived_deleted_and_had_back(open_chat: Callable[.
     do("two", "Delete")
     expect(page.get_by_role("button", name="Undo")).to_be_visible()
     page.goto(f"{chat.server.url}/session?show=deleted")
-    do("two", "Delete now")
+    row("two").get_by_role("button", name="Delete forever", exact=True).click()
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.status < 400):
+        page.get_by_role("button", name="Delete it forever").click()
     expect(page.get_by_role("button", name="Restore")).to_have_count(0)
     page.goto(f"{chat.server.url}/session?show=archived")
     do("one", "Unarchive")

@@ -53,7 +53,7 @@ def test_what_happens_is_heard_once(chat: Chat, admin_token: str, complaints: li
     hears("fast is writing.")
     chat.say("too early")
     hears("Not at the moment. A reply is still being written in this session.")
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
     chat.see("done", "done", "stopped")
     hears("The reply has ended: stopped.")
     page.locator(".side .row", has_text="Another one").hover()
