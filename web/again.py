@@ -30,7 +30,10 @@ def again(
             async def make() -> str:
                 page = await asked_again(request, _shown(request) or where, changed=changed) or ""
                 begin, end = page.find("<main "), page.find("</main>")
-                return render("layout/again.html", changed=changed, main=page[begin : end + len("</main>")])
+                main = page[begin : end + len("</main>")] if begin >= 0 else ""
+                said = render("layout/again.html", changed=changed)
+                # The page was rendered, and escaped, a moment ago.
+                return f'{said}<hx-partial hx-target="#main" hx-swap="outerHTML">{main}</hx-partial>' if main else said
 
             return Late(make)
         case _:
