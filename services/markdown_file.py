@@ -18,5 +18,5 @@ def plain(text: str) -> str:
 def quoted(text: str) -> str:
     """A text as a quote: `> ` before every line, and nothing changed or left out."""
     # Lines end with \r\n, \n or \r (§2.1). Not by a pattern: a million of them would keep others waiting.
-    text = text.replace("\r\n", "\0").replace("\n", "\n> ").replace("\r", "\r> ").replace("\0", "\r\n> ")
-    return f"> {text}\n"
+    marked = text.replace("\n", "\n> ").replace("\r", "\r> ").replace("\r> \n> ", "\r\n> ")
+    return f"> {marked}\n"

@@ -321,7 +321,9 @@ class Configuration:
         if not _FIRST_ROWS:
             await self.apply()
             for table in (Model, AccountGroup, LimitRule, Journal):
-                _FIRST_ROWS[table] = [_plain(row) for row in await table.select()]
+                rows = [_plain(row) for row in await table.select()]
+                # What the test did before is not part of it.
+                _FIRST_ROWS[table] = [row for row in rows if row.get("what", "") in ("", *NOT_OF_SESSIONS)]
         else:
             async with self._engine.transaction():
                 for table, rows in _FIRST_ROWS.items():

@@ -13,7 +13,8 @@ CREATE TABLE reindexing (
     name TEXT NOT NULL PRIMARY KEY,
     after_session UUID NOT NULL
 );
-INSERT INTO reindexing (name, after_session) VALUES ('search', '00000000-0000-0000-0000-000000000000')
+INSERT INTO reindexing (name, after_session)
+    SELECT 'search', '00000000-0000-0000-0000-000000000000' WHERE EXISTS (SELECT 1 FROM session)
 """
 
 

@@ -132,8 +132,7 @@ async def test_nothing_ticks_when_nobody_reads(
     await until(lambda: seen)
     streams.tasks[0].cancel()
     await asyncio.gather(*streams.tasks, return_exceptions=True)
-    await asyncio.sleep(0)
-    assert not [task for task in asyncio.all_tasks() if "Readers._tick" in repr(task)]
+    await until(lambda: not [task for task in asyncio.all_tasks() if "Readers._tick" in repr(task)])
     again = streams.open(session_id, ann)
     await until(lambda: again)
 
