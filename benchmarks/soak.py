@@ -52,6 +52,8 @@ HABITS = {
 THINKING_SECONDS = 1.5
 CROWD = 60
 SESSIONS_OF_A_PERSON = 12
+#: a line of the log that tells of nothing wrong
+NO_TROUBLE = re.compile(r"\S+ INFO ")
 #: the table has this many lines
 LINES = 24
 #: a busy moment opens the last of the connections to the file, which are kept: each has the file, its log and its index
@@ -626,7 +628,8 @@ async def soak(server: Server, told: Path, seconds: float, people: int, thinking
         await asyncio.gather(*open_streams, return_exceptions=True)
     if (left := held_in(server.folder / "var" / "turnkeeper.db")) != (0, 0):
         tally.faults.append(f"after the stop there run or are reserved {left}")
-    complaints = [*server.noise, *filter(None, server.output[greeting:].splitlines())]
+    told = [line for line in server.output[greeting:].splitlines() if line and not NO_TROUBLE.match(line)]
+    complaints = [*server.noise, *told]
     return Soak(seconds, tally, watch.samples, before, after, kept_open, held, exit_code, exit_seconds, complaints)
 
 

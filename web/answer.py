@@ -157,15 +157,14 @@ def _chrome(request: Request) -> dict[str, Any]:
         "actor": request.state.get("actor"),
         "guests": request.app.state.accounts.guests,
         "admins_read": request.app.state.accounts.admins_read,
-        "zone": zone_of(request),
+        "zone": zone_of(request.cookies.get("tz", "")),
         "refused": request.state.get("refused"),
         "changed": request.state.get("changed") or said_before(request.query_params.get("done", "")),
     }
 
 
-def zone_of(request: Request) -> timezone:
-    """The time zone of whoever asks, as page.js tells it: minutes that UTC is ahead; else UTC."""
-    minutes = request.cookies.get("tz", "")
+def zone_of(minutes: str) -> timezone:
+    """The time zone that the cookie `tz` names: minutes that UTC is ahead, as page.js tells them; else UTC."""
     known = minutes.removeprefix("-")
     if not (known.isascii() and known.isdigit() and len(known) < 4):
         return UTC

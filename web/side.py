@@ -48,7 +48,9 @@ async def side_of(
     """The chats of the actor, as they stand."""
     recent = await sessions.list_sessions(db_session, actor=actor, limit=limit, show="")
     pinned = await sessions.list_sessions(db_session, actor=actor, limit=PINNED, show="pinned")
-    return Side(sessions_view(recent), sessions_view(pinned), ListSessions(), zone_of(request), target)
+    return Side(
+        sessions_view(recent), sessions_view(pinned), ListSessions(), zone_of(request.cookies.get("tz", "")), target
+    )
 
 
 async def moved_side(request: Request, sessions: SessionService, db_session: DbSession, actor: Actor) -> Side | None:

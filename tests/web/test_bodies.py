@@ -95,7 +95,7 @@ def test_there_are_queries_to_try() -> None:
 
 
 @pytest.mark.parametrize("database", ["server", "postgres_server"])
-def test_A9_a_query_that_cannot_be_asked_is_refused_before_an_answer_begins(
+def test_54_a_query_that_cannot_be_asked_is_refused_before_an_answer_begins(
     database: str, request: pytest.FixtureRequest
 ) -> None:
     """A stream would end in its midst with a traceback, and come back for ever."""
@@ -196,7 +196,7 @@ def upload(server: Server, who: str, length: int) -> socket.socket:
     return connection
 
 
-def test_A6_slow_uploads_keep_nobody_else_from_importing(server: Server) -> None:
+def test_54_slow_uploads_keep_nobody_else_from_importing(server: Server) -> None:
     """More than there are places: of one actor, and of several."""
     tokens = server.people(*(f"drip{number}" for number in range(6)), "brisk")
     brisk = tokens.pop("brisk")

@@ -345,7 +345,7 @@ def test_J1_J2_signing_in_and_failing_to_are_told_without_a_secret(newcomer: Com
         assert secret not in governed.output
 
 
-def test_G8_a_refused_set_up_keeps_its_form_and_name_and_says_what_is_wrong_at_the_field(tmp_path: Path) -> None:
+def test_a_refused_set_up_keeps_its_form_and_name_and_says_what_is_wrong_at_the_field(tmp_path: Path) -> None:
     with a_server(tmp_path) as fresh, fresh.guest(Accept=BROWSER) as browser:
         path = fresh.setup_url.removeprefix(fresh.url)
         for headers in ({}, {"Referer": fresh.setup_url}):

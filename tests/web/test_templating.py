@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from web.answer import _zone
+from web.answer import zone_of
 from web.templating import heading, soon
 
 NOW = datetime(2026, 3, 1, 22, 30, tzinfo=UTC)
@@ -40,14 +40,14 @@ def test_days_are_those_of_the_reader(at: datetime, zone: timezone, name: str, m
 
 @pytest.mark.parametrize("cookie", ["", "x", "--5", "-", "99999", "1e3", "５", "-9999", "0x10", "60; path=/", "+60"])
 def test_a_strange_time_zone_is_none(cookie: str) -> None:
-    assert _zone(cookie) == UTC
+    assert zone_of(cookie) == UTC
 
 
 def test_the_time_zone_is_what_the_browser_says() -> None:
-    assert _zone("-540") == TOKYO
-    assert _zone("600") == HAWAII
-    assert _zone("0") == UTC
-    assert _zone("999") == timezone(timedelta(minutes=-999))
+    assert zone_of("-540") == TOKYO
+    assert zone_of("600") == HAWAII
+    assert zone_of("0") == UTC
+    assert zone_of("999") == timezone(timedelta(minutes=-999))
 
 
 def test_an_end_is_told_three_days_before() -> None:

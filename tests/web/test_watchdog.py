@@ -78,7 +78,7 @@ def workers_of(server: Server) -> list[int]:
     return children(server.process.pid)
 
 
-def test_A1_a_worker_whose_interpreter_is_held_is_killed_and_replaced_while_the_other_answers(
+def test_53_a_worker_whose_interpreter_is_held_is_killed_and_replaced_while_the_other_answers(
     several: tuple[Server, Listener],
 ) -> None:
     server, _ = several
@@ -109,7 +109,7 @@ def renderers_of(worker: int) -> list[int]:
     return found
 
 
-def test_A1_a_worker_that_is_stopped_is_replaced_too_and_leaves_no_process_behind(
+def test_53_a_worker_that_is_stopped_is_replaced_too_and_leaves_no_process_behind(
     several: tuple[Server, Listener],
 ) -> None:
     server, _ = several
@@ -131,7 +131,7 @@ def test_A1_a_worker_that_is_stopped_is_replaced_too_and_leaves_no_process_behin
     wait_until(lambda: answers(server))
 
 
-def test_F5_signals_that_mean_nothing_end_nothing_and_are_told(several: tuple[Server, Listener]) -> None:
+def test_signals_that_mean_nothing_end_nothing_and_are_told(several: tuple[Server, Listener]) -> None:
     server, _ = several
     wait_until(lambda: len(workers_of(server)) == 2)
     workers, parent = workers_of(server), server.process
