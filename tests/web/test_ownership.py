@@ -111,13 +111,14 @@ def owned(owner: httpx.Client) -> Owned:
 
 
 @pytest.fixture(scope="module")
-def others(server: Server, ann_token: str) -> Iterator[dict[str, httpx.Client]]:
-    """Who else may ask."""
-    read = server.run("token", "create", "--account", "ann", "--name", "reads", "--scope", "read")
+def others(server: Server) -> Iterator[dict[str, httpx.Client]]:
+    """Who else may ask. Their pages list no chats, whose times would pass between two requests."""
+    token = server.people("stranger")["stranger"]
+    read = server.run("token", "create", "--account", "stranger", "--name", "reads", "--scope", "read")
     assert read.returncode == 0, read.stderr
     clients = {
         "another guest": server.guest(Accept=JSON),
-        "a user": server.script(ann_token),
+        "a user": server.script(token),
         "a read-only token": server.script(read.stdout.strip()),
         "nobody": server.guest(Accept=JSON),
     }
