@@ -1,6 +1,7 @@
 """The cast, the clock, and the same storage twice: SQLite and PostgreSQL."""
 
 import asyncio
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -67,6 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = [file.startswith(kind) for kind in KINDS].index(True)
         return LONGEST.index(file) if file in LONGEST else len(LONGEST), kind
 
+    if not os.environ.get("LONG_TESTS"):
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
     items.sort(key=place)
 
 

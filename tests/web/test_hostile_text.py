@@ -460,7 +460,7 @@ async def test_long_texts_and_streams_leave_the_loop() -> None:
     await renderer.close()
 
 
-@pytest.mark.skipif(not LONG, reason="LONG_TESTS=1 colours with every lexer")
+@pytest.mark.long
 @pytest.mark.parametrize("lexer", LEXERS)
 async def test_53_every_lexer_gets_through_hostile_code_or_is_stopped(lexer: str) -> None:
     timeouts = Timeouts()

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.web.running import PLAIN, SETTINGS, Server, a_server
-from tests.web.test_workers import LONG, alive, children, rows, wait_until
+from tests.web.test_workers import alive, children, rows, wait_until
 from tests.web.wire import BROWSER, JSON
 from web.systemd import Notifier
 from web.workers import BEAT_SECONDS, Lag, _Place, passed
@@ -150,7 +150,7 @@ def test_signals_that_mean_nothing_end_nothing_and_are_told(several: tuple[Serve
     assert answers(server)
 
 
-@pytest.mark.skipif(not LONG, reason="LONG_TESTS=1 waits for it")
+@pytest.mark.long
 def test_a_parent_that_was_stopped_itself_judges_no_worker_by_that_time(several: tuple[Server, Listener]) -> None:
     server, _ = several
     wait_until(lambda: len(workers_of(server)) == 2)
