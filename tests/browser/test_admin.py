@@ -167,6 +167,9 @@ def test_a_change_is_seen_where_it_was_made_and_one_stays_there(admin: Open, rul
     page.locator("form[action='/account/tokens'] [name=name]").fill("nightly")
     page.get_by_role("button", name="Create token").click()
     page.get_by_role("link", name="Done").click()
+    # What is clicked before the next page is there belongs to the one before.
+    expect(page.get_by_role("link", name="Done")).to_have_count(0)
+    expect(page.get_by_role("button", name="Revoke nightly")).to_be_visible()
     loads.clear()
     page.get_by_role("button", name="Revoke nightly").click()
     expect(page.locator("form:popover-open")).to_contain_text("Programs that use it stop working")
