@@ -51,6 +51,16 @@ class Chat:
         self.box.fill(prompt)
         self.box.press("Enter")
 
+    def replacing(self, turn: Locator, act: Callable[[], None]) -> None:
+        """Do what puts another version in the place of this turn, and wait until it is there."""
+        before = self.page.locator(f"[id='{turn.get_attribute('id')}']")
+        act()
+        expect(before).to_have_count(0)
+
+    def retry(self, turn: Locator) -> None:
+        turn.hover()
+        self.replacing(turn, turn.get_by_role("button", name="Retry", exact=True).click)
+
     def see(self, *states: str) -> None:
         """Wait until the transcript has exactly these turns."""
         expect(self.turns).to_have_count(len(states))

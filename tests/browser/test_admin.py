@@ -105,7 +105,7 @@ def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_t
         theirs.get_by_role("button", name="Delete forever").click()
         expect(theirs.locator(f"#row-{id}-erase")).to_contain_text("Nobody can bring it back")
         theirs.get_by_role("button", name="Delete it forever").click()
-        expect(theirs.locator(f"#row-{id}")).to_contain_text("Deleted")
+        expect(theirs.locator(f"#row-{id}")).to_contain_text("Deleted for good")
         context.close()
         assert guest.get("/session?show=deleted").json()["sessions"] == []
 

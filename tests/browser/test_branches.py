@@ -18,13 +18,13 @@ def edit(chat: Chat, text: str) -> None:
     chat.turns.last.hover()
     chat.page.get_by_text("Edit", exact=True).last.click()
     chat.page.get_by_label("The message to ask instead").last.fill(text)
-    chat.page.get_by_role("button", name="Ask this instead").click()
+    chat.replacing(chat.turns.last, chat.page.get_by_role("button", name="Ask this instead").click)
 
 
 def test_a_retry_and_an_edit_take_the_place_of_the_turn(either: Chat) -> None:
     either.begin("first")
     either.see("done")
-    either.page.get_by_role("button", name="Retry", exact=True).click()
+    either.retry(either.turns.last)
     either.see("done")
     edit(either, "second")
     either.see("done")
@@ -75,8 +75,7 @@ def test_another_tab_shows_the_version_that_is_chosen_here(
     other = open_chat(beside=chat)
     other.page.goto(url)
     other.box.fill("a draft")
-    chat.turns.nth(1).hover()
-    chat.turns.nth(1).get_by_role("button", name="Retry", exact=True).click()
+    chat.retry(chat.turns.nth(1))
     other.page.bring_to_front()
     other.see("done", "done")
     chat.page.bring_to_front()
@@ -95,7 +94,7 @@ def test_the_arrows_stand_under_what_they_change_and_keep_the_keyboard(chat: Cha
     page = chat.page
     chat.begin("one")
     chat.see("done")
-    chat.turns.last.get_by_role("button", name="Retry", exact=True).click()
+    chat.retry(chat.turns.last)
     chat.see("done")
     messages, replies = page.locator(".said .ways"), page.locator(".reply .ways")
     expect(replies).to_have_text(re.compile(r"2/2"))
