@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 READY_SECONDS = 150
 STOP_SECONDS = 60
@@ -230,11 +230,17 @@ def browser(chromium: str) -> Iterator["Browser"]:
         browser.close()
 
 
+def new_context(browser: "Browser", **options: Any) -> "BrowserContext":
+    """A visitor without cookies or history, to whom nothing moves: what rises is clicked beside by a program."""
+    context = browser.new_context(**{"reduced_motion": "reduce", **options})
+    context.set_default_timeout(PAGE_TIMEOUT_SECONDS * 1000)
+    return context
+
+
 @pytest.fixture
 def page(browser: "Browser") -> Iterator["Page"]:
     """An empty page without cookies or history."""
-    with browser.new_context() as context:
-        context.set_default_timeout(PAGE_TIMEOUT_SECONDS * 1000)
+    with new_context(browser) as context:
         yield context.new_page()
 
 

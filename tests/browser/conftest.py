@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect
 
+from tests.servers import new_context
 from tests.web.running import Server
 
 PASSWORD = "correct horse battery"
@@ -75,8 +76,7 @@ def open_chat(browser: Browser, server: Server) -> Iterator[Callable[..., Chat]]
 
     def open_one(*, beside: Chat | None = None, **options: object) -> Chat:
         if beside is None:
-            contexts.append(browser.new_context(**options))  # type: ignore[arg-type]
-            contexts[-1].set_default_timeout(60_000)
+            contexts.append(new_context(browser, **options))
         return Chat((beside.page.context if beside else contexts[-1]).new_page(), server)
 
     yield open_one

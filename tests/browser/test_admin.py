@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser.conftest import PASSWORD, Chat, sign_in
+from tests.servers import new_context
 from tests.web.running import SETTINGS, Server, a_server
 from tests.web.wire import JSON, begin, create
 
@@ -26,9 +27,8 @@ def admin(browser: Browser, ruled: Server) -> Iterator[Open]:
     contexts = []
 
     def open_one(path: str, **options: object) -> Page:
-        context = browser.new_context(**options)  # type: ignore[arg-type]
+        context = new_context(browser, **options)
         contexts.append(context)
-        context.set_default_timeout(60_000)
         page = context.new_page()
         sign_in(Chat(page, ruled), "ada")
         page.goto(ruled.url + path)
@@ -95,7 +95,7 @@ def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_t
         page.locator("form[action$='/delete'] [name=reason]").fill("asked for by mail")
         page.get_by_role("button", name="Delete it").click()
         page.wait_for_url("**/admin*")
-        context = browser.new_context()
+        context = new_context(browser)
         for name, value in guest.cookies.items():
             context.add_cookies([{"name": name, "value": value, "url": ruled.url}])
         theirs = context.new_page()
