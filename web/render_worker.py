@@ -1,8 +1,8 @@
 """A process that renders texts for a server, one after another, under limits that the kernel enforces.
 
 The server (`web.rendering`) starts it by its file and speaks to it over stdin and stdout. It reads no settings, has no
-environment and opens no files, and it ends when the server does. A text or a block of code that takes longer than its
-limit ends the process: no pattern of a lexer and no loop of a parser can go on after that.
+environment and opens none of the server's files, and it ends when the server does. A text or a block of code that takes
+longer than its limit ends the process: no pattern of a lexer and no loop of a parser can go on after that.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ TEXT_SECONDS, BLOCK_SECONDS, COLOURS_SECONDS = 6.0, 0.5, 2.0
 MEMORY = 1 << 30
 #: HTML of coloured code that is kept, in characters
 COLOURED_CHARACTERS = 4_000_000
-#: memory after which it makes room for a fresh process once it has answered, in kilobytes
-GROWN_KILOBYTES = 400_000
+#: memory after which it makes room for a fresh process once it has answered, in bytes
+GROWN = 400_000_000
 #: the exit code where memory was not enough
 NO_MEMORY = 3
 LENGTH_BYTES = 4
@@ -63,6 +63,8 @@ class Done(msgspec.Struct, array_like=True, frozen=True, tag=True):
     end: int = 0
     #: what is known after that part
     known: tuple[tuple[str, str, str], ...] = ()
+    #: the process has grown and takes no further text
+    last: bool = False
 
 
 Message = Ask | Colouring | Done
@@ -86,8 +88,6 @@ def main() -> None:
     try:
         while (body := worker.receive()) is not None:
             worker.work(msgspec.msgpack.decode(body, type=Job))
-            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > GROWN_KILOBYTES:
-                return
     except MemoryError:
         os._exit(NO_MEMORY)
     except BrokenPipeError:  # the server is gone
@@ -104,6 +104,14 @@ def _limit_itself() -> None:
             resource.setrlimit(limit, (most, most))
     with suppress(OSError):
         os.nice(5)  # who is answered by the server comes first
+
+
+def _memory() -> int:
+    """Bytes that it holds in memory; 0 where the system does not say. Its `ru_maxrss` begins with the server's."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError):
+        return 0
 
 
 def _allow(seconds: float) -> float:
@@ -139,7 +147,7 @@ class _Worker:
         else:
             done = Done(render(job.text, colouring))
         _allow(0)
-        self._send(done)
+        self._send(msgspec.structs.replace(done, last=_memory() > GROWN))
 
     def _colour(self, blocks: list[tuple[str, str]]) -> dict[tuple[str, str], str]:
         from web.highlighting import coloured, lexer_for

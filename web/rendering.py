@@ -244,7 +244,10 @@ class Renderer:
         except BaseException:
             await asyncio.shield(process.end())
             raise
-        self._idle.append(process)
+        if done.last:
+            await asyncio.shield(process.end())
+        else:
+            self._idle.append(process)
         return done
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
+from pathlib import Path
 
 import pytest
 from pygments.lexers import get_lexer_by_name
@@ -19,6 +20,7 @@ from services.clients.echo import Plan
 from services.clients.thinking import Parting
 from services.markdown_file import plain, quoted
 from services.text import TITLED_CHARACTERS, title_of
+from web import render_worker
 from web.formulas import FORMULA_CHARACTERS, mathml
 from web.highlighting import HIGHLIGHT_CHARACTERS, LANGUAGES, LEXERS, coloured, has_colours
 from web.markdown import RENDERED_CHARACTERS, Growing, render
@@ -418,6 +420,36 @@ async def test_one_that_dies_between_two_texts_is_replaced() -> None:
             await asyncio.sleep(0.01)
     assert "hl-keyword" in await html(renderer, block("c", GOOD))
     assert renderer.processes != [before]
+    await renderer.close()
+
+
+async def test_a_process_stays_however_much_memory_its_server_has() -> None:
+    of_the_server = bytearray(450_000_000)
+    of_the_server[::4096] = b"1" * len(of_the_server[::4096])
+    renderer = Renderer(Timeouts())
+    for _ in range(3):
+        assert "hl-keyword" in await html(renderer, block("c", GOOD))
+        await asyncio.sleep(0.05)
+    (process,) = renderer.processes
+    os.kill(process, 0)
+    await renderer.close()
+
+
+async def test_one_that_has_grown_is_replaced_before_the_next_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small.py"
+    small.write_text(
+        f"import sys; sys.path[:0] = [{str(Path(render_worker.__file__).parents[1])!r}]\n"
+        "from web import render_worker\n"
+        "render_worker.GROWN = 1\n"
+        "render_worker.main()\n"
+    )
+    monkeypatch.setattr(render_worker, "__file__", str(small))
+    renderer = Renderer(Timeouts())
+    for _ in range(3):
+        assert "hl-keyword" in await html(renderer, block("c", GOOD))
+        assert renderer.processes == []
     await renderer.close()
 
 
