@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 LOCK_MS = 500
 #: how long it is tried again while others hold those locks, and the longest pause between two attempts
 PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
+#: how often a process asks whether another has done what comes afterwards
+AGAIN_SECONDS = 0.2
 #: names the lock that only one process migrates under, and the one under which it does what comes afterwards
 MIGRATING, AFTERWARDS = 7307199, 7307200
 #: the last migration that may rewrite whole tables; those after it leave big tables alone (tests/db/test_released.py)
@@ -156,13 +158,17 @@ async def _finish(engine: Engine) -> None:
 
 @asynccontextmanager
 async def _one_at_a_time(engine: Engine) -> AsyncIterator[None]:
-    """Outside of any transaction: an open one would be waited for by every index that is built beside it."""
+    """Outside of any transaction: an open one would be waited for by every index that is built beside it.
+
+    A statement that stands at the lock is one too, so whoever comes later asks again and again.
+    """
     if not isinstance(engine, PooledPostgresEngine):  # SQLite serves one process
         yield
         return
     pool = await engine.started_pool()
     async with pool.acquire() as connection:  # which gives back its locks with itself
-        await connection.fetch(f"SELECT pg_advisory_lock({AFTERWARDS})", timeout=MIGRATION_SECONDS)
+        while not await connection.fetchval(f"SELECT pg_try_advisory_lock({AFTERWARDS})"):  # noqa: ASYNC110
+            await asyncio.sleep(AGAIN_SECONDS)
         yield
 
 

@@ -151,6 +151,19 @@ async def test_what_a_migration_leaves_for_later_is_done_in_batches_and_again_wh
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_those_who_start_at_once_do_not_keep_each_other_from_what_comes_afterwards(
+    engine: Engine, program: Folder
+) -> None:
+    """An index that is built beside the others' work waits for each statement that had begun, for ever if need be."""
+    text = later("0906_batches", "CREATE TABLE mark (name TEXT, colour TEXT NOT NULL DEFAULT '')")["0906_batches"]
+    program(**{"0906_batches": text + AFTERWARDS.format(first="import asyncio; await asyncio.sleep(0.5)")})
+    async with asyncio.timeout(60):
+        ran = await asyncio.gather(*(migrate(engine) for _ in range(3)))
+    assert sorted(map(len, ran))[:2] == [0, 0]
+    assert await fault(engine) == ""
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 async def test_a_migration_steps_back_from_a_table_that_others_hold_and_lets_them_go_on(
     engine: Engine, program: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
