@@ -10,10 +10,12 @@ from tests.browser.traces import styled_elements
 from tests.browser.visit import TEXT
 from tests.web.running import ROOT
 
+#: how much of the page has moved, see the Layout Instability API; what had no size before has appeared, not moved
 SHIFTS = """since => new Promise(done => {
     let sum = 0;
     new PerformanceObserver(list => {
-        for (const entry of list.getEntries()) if (entry.startTime > since) sum += entry.value;
+        for (const entry of list.getEntries())
+            if (entry.startTime > since && entry.sources.some(({previousRect}) => previousRect.height)) sum += entry.value;
     }).observe({type: "layout-shift", buffered: true});
     setTimeout(() => done(sum), 100);
 })"""

@@ -192,8 +192,10 @@ def test_one_process_tells_systemd_from_its_loop_and_outlives_the_same_signals(t
         assert server.stop() == 0
         assert systemd.heard("STOPPING=1")
     events = [json.loads(line) for line in server.output.splitlines()]
-    assert all(event["time"] and event["level"] == "info" and event["process"] for event in events)
-    assert "/setup/" in events[0]["message"]
+    assert all(event["time"] and event["process"] for event in events)
+    # Where the machine has much else to do, the server says that it was late.
+    assert {event["level"] for event in events} <= {"info", "warning"}
+    assert any("/setup/" in event["message"] for event in events)
 
 
 def test_the_watchdog_of_another_process_is_not_fed() -> None:
