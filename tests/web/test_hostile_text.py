@@ -20,7 +20,7 @@ from services.clients.echo import Plan
 from services.clients.thinking import Parting
 from services.markdown_file import plain, quoted
 from services.text import TITLED_CHARACTERS, title_of
-from web import render_worker
+from web import render_worker, rendering
 from web.formulas import FORMULA_CHARACTERS, mathml
 from web.highlighting import HIGHLIGHT_CHARACTERS, LANGUAGES, LEXERS, coloured, has_colours
 from web.markdown import RENDERED_CHARACTERS, Growing, render
@@ -318,6 +318,12 @@ def ticking() -> Iterator[list[float]]:
         yield held
     finally:
         task.cancel()
+
+
+@pytest.fixture(autouse=True)
+def patient_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a text comes to, however busy the machine is; a page that does not wait is tested with servers."""
+    monkeypatch.setattr(rendering, "PAGE_SECONDS", 120.0)
 
 
 async def html(renderer: Renderer, text: str) -> str:
