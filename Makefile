@@ -119,8 +119,10 @@ clean: ## remove .venv, caches and builds; var/, with your data, stays
 debian = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo 'Installing $(1) with apt-get (once) …' && \
 	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(1) >/dev/null; }
 
+BROWSER := chromium chromium-driver fonts-dejavu-core
+
 browser: .venv/.dev
-	@$(PY) -m tests.servers || $(call debian,chromium chromium-driver fonts-dejavu-core) || \
+	@$(PY) -m tests.servers || $(call debian,$(BROWSER) chromium-headless-shell) || $(call debian,$(BROWSER)) || \
 		echo 'No Chromium with chromedriver: tests in a browser will fail. Install both, or set CHROMIUM=/path/to/chromium.' >&2
 
 browsers: browser ## run what people do most in Chromium, Firefox and WebKit (BROWSERS=firefox for one of them)

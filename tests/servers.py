@@ -31,6 +31,8 @@ READY_SECONDS = 150
 STOP_SECONDS = 60
 PAGE_TIMEOUT_SECONDS = 60
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+#: the same browser without what is around its pages: half the work for the same page
+HEADLESS_SHELL = "chromium-headless-shell"
 CHROMIUM_FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -207,10 +209,15 @@ def find_chromium() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
+def find_shell() -> str | None:
+    """The path of Chromium's headless shell, unless another browser is named by `CHROMIUM`."""
+    return None if os.environ.get("CHROMIUM") else shutil.which(HEADLESS_SHELL)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The path of the browser's program."""
-    path = find_chromium()
+    """The path of the browser's program; whole Chromium is driven by tests/browser/drivers.py."""
+    path = find_shell() or find_chromium()
     if path is None:
         pytest.fail("No Chromium here. Install it, or name one: CHROMIUM=/path/to/chromium", pytrace=False)
     return path
@@ -304,4 +311,4 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 
 
 if __name__ == "__main__":  # `make test` asks whether there is a browser, and what drives it
-    sys.exit(find_chromium() is None or shutil.which("chromedriver") is None)
+    sys.exit(None in (find_chromium(), shutil.which("chromedriver"), find_shell() or os.environ.get("CHROMIUM")))

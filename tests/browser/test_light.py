@@ -14,8 +14,8 @@ from tests.web.running import ROOT
 SHIFTS = """since => new Promise(done => {
     let sum = 0;
     new PerformanceObserver(list => {
-        for (const entry of list.getEntries())
-            if (entry.startTime > since && entry.sources.some(({previousRect}) => previousRect.height)) sum += entry.value;
+        for (const {startTime, sources, value} of list.getEntries())
+            if (startTime > since && sources.some(({previousRect}) => previousRect.height)) sum += value;
     }).observe({type: "layout-shift", buffered: true});
     setTimeout(() => done(sum), 100);
 })"""
