@@ -3,7 +3,7 @@ through as soon as the database does.
 
 A session's life is told once for each kind of failure. Each verb of it is called with a failure at its first call, its
 second, its third, … until it comes to its end. BEGIN and COMMIT are calls as well. On PostgreSQL, where each failure
-costs a connection, every third call fails, and every one with LONG_TESTS=1. Failures are made where the driver
+costs a connection, every fifth call fails, and every one with LONG_TESTS=1. Failures are made where the driver
 meets the database; on PostgreSQL the connection really ends.
 """
 
@@ -44,7 +44,7 @@ KINDS = ["before", "after", "gone", "cancelled"]
 CASES = [(database, kind) for database in ("sqlite", "postgres") for kind in KINDS]
 CASES.remove(("postgres", "gone"))
 #: calls from one failure to the next, on PostgreSQL
-STEP = 1 if os.environ.get("LONG_TESTS") else 3
+STEP = 1 if os.environ.get("LONG_TESTS") else 5
 
 
 class Faults:

@@ -14,7 +14,18 @@ from pathlib import Path
 from runpy import run_module
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["web.__main__", "web.app", "web.workers", "web.welcome", "uvicorn", __name__])
+#: what a server imports sooner or later, of ours and of its libraries
+_OURS = ("web.__main__", "web.app", "web.workers", "web.welcome", "web.connection", "db.portable", "db.backfill")
+_ITS_LIBRARIES = (
+    "anyio._backends._asyncio",
+    "litestar.exceptions.responses",
+    "litestar.middleware.response_cache",
+    "litestar.plugins.attrs",
+    "litestar.plugins.pydantic",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.httptools_impl",
+)
+_forks.set_forkserver_preload([*_OURS, *_ITS_LIBRARIES, __name__])
 
 
 class Forked:
