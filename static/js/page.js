@@ -210,8 +210,10 @@ function measure(field) {
 const at = document.body.dataset.at;
 if (at) history.replaceState(null, "", at);
 
-const shelf = `kept ${location.pathname}`;
-const kept = JSON.parse(sessionStorage.getItem(shelf) ?? "{}");
+// where a login ended and somebody else signs in, nobody is shown what another account typed
+const shelfOf = (who) => `kept ${who} ${location.pathname}`;
+const shelf = shelfOf(document.body.dataset.who ?? "");
+const kept = JSON.parse(sessionStorage.getItem(shelf) ?? sessionStorage.getItem(shelfOf("")) ?? "{}");
 const again = performance.getEntriesByType("navigation")[0].type !== "navigate";
 
 /** Which form it is: where it goes, and with what. */

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import Chat, long_session
+from tests.browser.conftest import Chat, long_session, sign_in
 from tests.web.running import SETTINGS, Server, a_server
 
 #: no name of this machine for a browser, so plain http is no secure context there; tests/servers.py maps it
@@ -181,6 +181,32 @@ def test_what_is_typed_and_chosen_is_kept_until_it_is_sent(chat: Chat, complaint
     page.get_by_text("Cancel", exact=True).click()
     page.reload()
     expect(edit).to_be_hidden()
+    expect(chat.box).to_have_value("")
+
+
+def test_what_an_account_typed_waits_for_it_and_is_shown_to_nobody_else(chat: Chat, complaints: list[str]) -> None:
+    """A login that ended without a word, on a machine that several use."""
+    chat.server.people("typist", "next one")
+    page = chat.page
+
+    def seen_by(name: str, text: str) -> None:
+        sign_in(chat, name)
+        page.goto(chat.server.url)
+        expect(chat.box).to_have_value(text)
+
+    page.goto(chat.server.url)
+    chat.box.fill("before I sign in")
+    seen_by("typist", "before I sign in")
+    chat.box.fill("of the typist")
+    page.context.clear_cookies()
+    page.reload()
+    expect(chat.box).to_have_value("before I sign in")
+    chat.box.fill("")
+    seen_by("next one", "")
+    page.context.clear_cookies()
+    seen_by("typist", "of the typist")
+    page.get_by_role("button", name="Sign out").click()
+    page.goto(chat.server.url)
     expect(chat.box).to_have_value("")
 
 
