@@ -333,23 +333,25 @@ async def test_G6_an_ended_turn_never_changes(
     assert published == hints
 
 
+@pytest.mark.parametrize("stops_first", [False, True])
 async def test_G6_twenty_ends_at_once_are_one(
     sessions: SessionService, ann: Actor, db_session: DbSession, session_id: UUID, at_once: AtOnce,
-    journal: JournalRows, everything: Everything,
+    journal: JournalRows, everything: Everything, stops_first: bool,
 ) -> None:  # fmt: skip
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
 
     async def end(number: int, db: DbSession) -> Turn:
-        if number % 2:
-            return await sessions.stop_turn(turn.id, db, actor=ann)
-        return await sessions.finish_turn(turn.id, db, state="done", tail="Hi", usage=Usage(10, 20))
+        if number % 2 == stops_first:
+            return await sessions.finish_turn(turn.id, db, state="done", tail="Hi", usage=Usage(10, 20))
+        return await sessions.stop_turn(turn.id, db, actor=ann)
 
     results = await at_once(20, end)
     assert results.codes == []
     (state,) = {one.state for one in results.done}
     assert len(await journal("turn_ended")) == 1
     (used,) = (await everything())["usage"]
-    assert used["tokens"] == (30 if state == "done" else 2)
+    assert used["tokens"] == (30 if state == "done" else turn.prompt_tokens)
+    assert used["turns"] == 1
 
 
 async def test_G6_only_the_worker_that_holds_the_lease_writes(
