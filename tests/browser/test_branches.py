@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import APIResponse, Route, expect
 
 from tests.browser.conftest import Chat
 
@@ -116,6 +116,52 @@ def test_the_arrows_stand_under_what_they_change_and_keep_the_keyboard(chat: Cha
     expect(replies).to_have_text(re.compile(r"1/2"))
     expect(page.get_by_role("button", name="The reply after")).to_be_focused()
     assert page.evaluate("document.body.same")
+
+
+@pytest.mark.parametrize("verb", ["retry", "edit", "send"])
+def test_an_answer_that_comes_after_the_end_does_not_bring_the_stop_back(
+    chat: Chat, complaints: list[str], verb: str
+) -> None:
+    """The live stream may be faster than the answer to the form: the page waited for a reply that had ended."""
+    page, held = chat.page, list[tuple[Route, APIResponse]]()
+    chat.begin("one")
+    chat.see("done")
+    page.route(f"**/{'chat' if verb == 'send' else verb}", lambda route: held.append((route, route.fetch())))
+    before = chat.turns.last.get_attribute("id")
+    if verb == "retry":
+        chat.retry(chat.turns.last)
+    elif verb == "edit":
+        edit(chat, "two /delay 300ms")
+    else:
+        chat.say("two /delay 300ms")
+    chat.see(*["done"] * (2 if verb == "send" else 1))
+    expect(chat.turns.last).not_to_have_id(before or "")
+    with page.expect_response(held[0][0].request.url):
+        held[0][0].fulfill(response=held[0][1])
+    page.wait_for_timeout(300)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_have_count(0)
+    expect(page.locator(".meters")).not_to_contain_text("at once")
+    expect(page.get_by_text("Edit", exact=True).last).to_be_visible()
+
+
+def test_an_answer_to_a_stop_that_comes_during_the_next_reply_leaves_its_stop(
+    chat: Chat, complaints: list[str]
+) -> None:
+    page, held = chat.page, list[tuple[Route, APIResponse]]()
+    page.route("**/stop", lambda route: held.append((route, route.fetch())))
+    chat.begin("/hang after 1")
+    chat.see("running")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    chat.see("stopped")
+    chat.say("/hang after 1 and so on")
+    chat.see("stopped", "running")
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    expect(stop).to_be_visible()
+    held[0][0].fulfill(response=held[0][1])
+    page.wait_for_timeout(300)
+    expect(stop).to_be_visible()
+    chat.see("stopped", "running")
 
 
 def test_going_on_from_the_middle_in_a_session_of_its_own(either: Chat) -> None:
