@@ -122,6 +122,43 @@ def test_53_four_times_the_markdown_takes_four_times_as_long(shape: Callable[[in
     requires_linear(render, shape, 6_000 if LONG else 400)
 
 
+#: after these a line without a mark does not go on the quotation, which is known once it has been looked for
+@pytest.mark.parametrize("inner", ["# a", "[!NOTE]", "[!TIP]\n> # a", "---", "```", "|a|\n> |-|", "$$a$$"])
+def test_53_many_quotations_that_end_without_a_blank_line_take_as_long_as_their_text(inner: str) -> None:
+    requires_linear(render, repeated(f"> {inner}\nb\n"), 5_000)
+
+
+def test_a_quotation_goes_on_without_its_mark() -> None:
+    for lines in (2, 300, 3_000):
+        assert render("> a\n" + "b\n" * lines).count("<p>") == 1
+    assert render("> a\nb\n" * 1_500 + "> c\n\nd").count("<blockquote") == 1
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ['"' + "‹" * 90_000 + '"', "a" * 90_000, "a" * 1_900 + ' "' + "‹" * 490 + '"'],
+    ids=["title", "address", "both"],
+)
+def test_53_what_links_put_on_the_page_is_in_proportion_to_the_text(rest: str) -> None:
+    definition = f"[1]: https://e.org/ {rest}" if rest.startswith('"') else f"[1]: https://e.org/{rest}"
+    text = f"{definition}\n\n" + "[1][1][1]\n\n" * 1_000
+    html = render(text)
+    assert len(html) < 12 * len(text) + 200_000
+    assert "[1]" in html
+    # In the next block of a growing text too.
+    growing = Growing()
+    growing.add(f"{definition}\n\nx\n\n")
+    assert len(str(growing.add("[1]" * 333).open)) < 60_000
+
+
+def test_links_of_a_long_text_that_people_write_are_all_there() -> None:
+    cited = "".join(f"As they say [{number}].\n\n" for number in range(1, 200))
+    told = "".join(
+        f'[{number}]: https://example.org/a/long/address/{number} "Title {number}"\n' for number in range(1, 200)
+    )
+    assert render(f"{cited}\n{told}").count("<a ") == 199
+
+
 def test_53_a_table_is_filled_up_to_so_many_cells_only() -> None:
     assert render(wide(40_000)).count("<td>") < 70_000
 

@@ -83,6 +83,16 @@ def test_parts_that_parsers_leave_out_are_there(text: str, shown: Callable[[str]
     assert read(shown(text)) == words(text) or set(read(re.sub(r"</?m[a-z]+>", "", shown(text)))) == set(words(text))
 
 
+@pytest.mark.parametrize("other", ["https://two.example/b", 'https://one.example/a "word9"'])
+def test_of_two_definitions_with_one_label_the_one_that_lost_stays(other: str) -> None:
+    """Models that number the sources of each section anew."""
+    html_ = render(f"First [1].\n\n[1]: https://one.example/a\n\nSecond [1].\n\n[1]: {other}")
+    assert html_.count('<a href="https://one.example/a"') == 2 + ("one" in other)
+    assert "[1]: " in html_ and ("two.example/b</a>" in html_ or "word9" in html_)
+    same = "First [1].\n\n[1]: https://one.example/a\n\nAgain [1].\n\n[1]: https://one.example/a"
+    assert "[1]: " not in render(same)
+
+
 CONTAINERS = ("- {}", "1. {}", "> {}", "* {}", "   - {}", "- [ ] {}", "[^{n}]: {}", "### {}", "| {} |\n|--|\n| {} |")
 INLINE = (
     "{}",

@@ -9,6 +9,8 @@ from markdown_it.utils import OptionsDict
 
 #: a list counts twice: itself and its item
 DEEPEST_LIST, DEEPEST_QUOTATION = 32, 16
+#: lines without a mark that are looked at for the quotations of a text; behind them each is looked at for one
+UNMARKED = 2_000
 
 
 class _Options(OptionsDict):
@@ -30,4 +32,22 @@ def _list(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 
 def _quotation(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    return state.level < DEEPEST_QUOTATION and blockquote(state, first, end, silent)
+    if state.level >= DEEPEST_QUOTATION:
+        return False
+    return blockquote(state, first, end if silent else _reach(state, first, end), silent)
+
+
+def _reach(state: StateBlock, first: int, end: int) -> int:
+    """How far a quotation is looked for, in lines without its mark.
+
+    Each quotation of a text would read all those behind it, only to find that they are none of its own.
+    """
+    known, seen, line = state.env.get("unmarked", 0), 0, first
+    while line < end and seen <= max(1, UNMARKED - known):
+        at = state.bMarks[line] + state.tShift[line]
+        if at >= state.eMarks[line]:
+            break
+        seen += state.src[at] != ">"
+        line += 1
+    state.env["unmarked"] = known + seen
+    return max(line, first + 1)

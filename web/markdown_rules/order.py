@@ -15,18 +15,31 @@ from markdown_it.rules_core import StateCore
 Known = tuple[tuple[str, str, str], ...]
 #: so much of it is told on; what is beyond is known once the text has ended
 TOLD = 100
+#: characters that references may put on the page: so many, and for each character of the text so many more
+ROOM, ROOM_FOR_EACH = 20_000, 4
 
 
 class References(dict[str, Any]):
-    """Link definitions by their label, and which of them something refers to."""
+    """Link definitions by their label, and which of them something refers to.
+
+    What they put on the page is in proportion to the text: a reference beyond that stays as it was written.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.used: set[str] = set()
+        #: characters that may still be put on the page
+        self.room = 0
 
     def get(self, label: str, default: Any = None) -> Any:
+        found = super().get(label)
+        if found is None:
+            return default
+        self.room -= len(found["href"]) + len(found["title"])
+        if self.room < 0:
+            return default
         self.used.add(label)
-        return super().get(label, default)
+        return found
 
 
 def environment(known: Known | None = None) -> dict[str, Any]:
@@ -53,6 +66,7 @@ def add_order(parser: MarkdownIt) -> None:
 
 def _read(state: StateCore) -> None:
     growing = state.env["growing"]
+    state.env["references"].room = ROOM + ROOM_FOR_EACH * len(state.src)
     if not growing:
         for token in state.tokens:
             _learn(state, token.meta)

@@ -1,7 +1,7 @@
 """Link definitions, `[1]: https://example.org "title"`, as models cite; and links that lead nowhere from here.
 
-A definition is one line with a whole address. One that nothing refers to stays on the page as it was written. So does
-a link whose address would not be let through, or what it leads to would be gone.
+A definition is one line with a whole address, no longer than what people write. One that nothing refers to stays on the
+page as it was written. So does a link whose address would not be let through, or what it leads to would be gone.
 """
 
 import re
@@ -16,8 +16,8 @@ from markdown_it.token import Token
 
 SCHEMES = ("http://", "https://", "mailto:")
 _DEFINITION = re.compile(
-    r"\[((?:[^\[\]\\^]|\\.)(?:[^\[\]\\]|\\.){0,200})\]:[ \t]*<?((?:https?://|mailto:)[^\s<>]+)>?"
-    r"""(?:[ \t]+(?:"([^"]*)"|'([^']*)'|\(([^()]*)\)))?[ \t]*""",
+    r"\[((?:[^\[\]\\^]|\\.)(?:[^\[\]\\]|\\.){0,200})\]:[ \t]*<?((?:https?://|mailto:)[^\s<>]{1,2000})>?"
+    r"""(?:[ \t]+(?:"([^"]{0,500})"|'([^']{0,500})'|\(([^()]{0,500})\)))?[ \t]*""",
     re.IGNORECASE,
 )
 
@@ -79,10 +79,15 @@ def _block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 
 def _render(self: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    """Those that nothing refers to, as they were written; while a text grows, all of them."""
-    used = () if env["growing"] else env["references"].used
-    lines = [_line(one) for one in tokens[at].meta["definitions"] if one.label not in used]
+    """Those that no link leads to, as they were written; while a text grows, all of them."""
+    lines = [_line(one) for one in tokens[at].meta["definitions"] if env["growing"] or not _is_used(one, env)]
     return "<p>" + "<br>\n".join(lines) + "</p>\n" if lines else ""
+
+
+def _is_used(one: Definition, env: Any) -> bool:
+    """Whether links lead there; of two with one label they lead to the first."""
+    references = env["references"]
+    return one.label in references.used and references[one.label] == {"href": one.href, "title": one.title}
 
 
 def _line(one: Definition) -> str:
