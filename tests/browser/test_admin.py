@@ -167,7 +167,7 @@ def test_a_change_is_seen_where_it_was_made_and_one_stays_there(admin: Open, rul
     page.locator("form[action='/account/tokens'] [name=name]").fill("nightly")
     page.get_by_role("button", name="Create token").click()
     page.get_by_role("link", name="Done").click()
-    # What is clicked before the next page is there belongs to the one before.
+    # Wait for the next page: a click before it has loaded goes to the old one.
     expect(page.get_by_role("link", name="Done")).to_have_count(0)
     expect(page.get_by_role("button", name="Revoke nightly")).to_be_visible()
     loads.clear()

@@ -359,7 +359,7 @@ def ticking() -> Iterator[list[float]]:
 
 @pytest.fixture(autouse=True)
 def patient_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a text comes to, however busy the machine is; a page that does not wait is tested with servers."""
+    """Wait up to two minutes for a rendering, so that a busy machine fails no test; servers keep the real limit."""
     monkeypatch.setattr(rendering, "PAGE_SECONDS", 120.0)
 
 

@@ -79,13 +79,13 @@ def _block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 
 def _render(self: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    """Those that no link leads to, as they were written; while a text grows, all of them."""
+    """Show the definitions that no link uses, as they were written; all of them while the text is still growing."""
     lines = [_line(one) for one in tokens[at].meta["definitions"] if env["growing"] or not _is_used(one, env)]
     return "<p>" + "<br>\n".join(lines) + "</p>\n" if lines else ""
 
 
 def _is_used(one: Definition, env: Any) -> bool:
-    """Whether links lead there; of two with one label they lead to the first."""
+    """Whether a link uses this definition. If two have the same label, links use the first."""
     references = env["references"]
     return one.label in references.used and references[one.label] == {"href": one.href, "title": one.title}
 
