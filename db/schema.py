@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 LOCK_MS = 500
 #: how long it is tried again while others hold those locks, and the longest pause between two attempts
 PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
-#: how often a process asks whether another has done what comes afterwards
+#: pause between two attempts to take the AFTERWARDS lock
 AGAIN_SECONDS = 0.2
 #: names the lock that only one process migrates under, and the one under which it does what comes afterwards
 MIGRATING, AFTERWARDS = 7307199, 7307200
@@ -158,9 +158,9 @@ async def _finish(engine: Engine) -> None:
 
 @asynccontextmanager
 async def _one_at_a_time(engine: Engine) -> AsyncIterator[None]:
-    """Outside of any transaction: an open one would be waited for by every index that is built beside it.
+    """Hold the AFTERWARDS lock, outside of any transaction: CREATE INDEX CONCURRENTLY waits for every open one.
 
-    A statement that stands at the lock is one too, so whoever comes later asks again and again.
+    It also waits for a statement that is blocked on a lock, so the lock is polled and never waited for.
     """
     if not isinstance(engine, PooledPostgresEngine):  # SQLite serves one process
         yield

@@ -107,7 +107,7 @@ def _limit_itself() -> None:
 
 
 def _memory() -> int:
-    """Bytes that it holds in memory; 0 where the system does not say. Its `ru_maxrss` begins with the server's."""
+    """Resident memory in bytes; 0 without /proc. Not `ru_maxrss`: that starts at the server's peak, even after exec."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError):
