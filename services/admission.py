@@ -135,7 +135,7 @@ class Admission:
         self._reserve(turn, entry, budgets)
         need = {CONCURRENT: 1, TOKENS: turn.reserved_tokens, MONEY: turn.reserved_nanos}
         held = await self._slots(holders, [entry], policies, rules, db_session) + budgets
-        claims = [Claim(one, one.less(need[one.unit])) for one in held]
+        claims = [Claim(one.awaited(need[one.unit]), one.less(need[one.unit])) for one in held]
         if switching:
             keys = switch_keys(turn.session_id, actor)
             claims += await self._claims("switches", policies.switches, keys, actor, db_session)
@@ -243,7 +243,8 @@ class Admission:
                 place = ("tokens", "money").index(name.partition("_")[0])
                 used = held[place] + spent[budget.first_day(now), budget.end_day(now)][place]
                 shared = msgspec.structs.replace(budget, size=budget.size * one.share)
-                found.append(msgspec.structs.replace(shared.allowance(name, used, now), shared=one.shared))
+                told = shared.allowance(name, used, now, held[place])
+                found.append(msgspec.structs.replace(told, shared=one.shared))
         return found
 
     async def _unbooked(self, turns: Iterable[Turn], rules: Rules, db_session: DbSession) -> tuple[int, int]:

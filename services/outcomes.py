@@ -9,7 +9,7 @@ import msgspec
 from db.tables import Account, Journal, Session, Turn
 from services.catalogue import CurrentModel
 from services.clients import Ask
-from services.policies import Allowance
+from services.policies import CONCURRENT, MONEY, TOKENS, Allowance, tightest_first
 
 State = Literal["active", "expired", "closed"]
 Origin = Literal["page", "script", "auto", "fork", "import"]
@@ -76,6 +76,20 @@ class BegunTurn(msgspec.Struct, frozen=True):
     allowance: tuple[Allowance, ...] = ()
     #: where its reply is cut, in tokens; 0 for nowhere, or where it is not known any more
     cap: int = 0
+
+    def allowance_after(self, ended: Turn) -> tuple[Allowance, ...]:
+        """The limits once the turn has ended: its slots are free, and of the budgets only what it used is gone.
+
+        One that had ended before it was begun again under its key held nothing.
+        """
+        if self.turn.ended_at is not None or ended.ended_at is None:
+            return self.allowance
+        freed = {
+            CONCURRENT: 1,
+            TOKENS: ended.reserved_tokens - ended.prompt_tokens - ended.reply_tokens,
+            MONEY: ended.reserved_nanos - ended.cost_nanos,
+        }
+        return tightest_first(one.more(freed.get(one.unit, 0)) for one in self.allowance)
 
 
 #: changed, from, to, effective, warnings: what a repeated key is answered with

@@ -87,6 +87,8 @@ class Allowance(msgspec.Struct, frozen=True):
     shared: bool = False
     #: of a rate, for people: how fast it grows back, "30 per minute"
     pace: str = ""
+    #: of a budget: how much of `used` running replies only hold
+    held: int = 0
 
     @property
     def unit(self) -> str:
@@ -123,6 +125,17 @@ class Allowance(msgspec.Struct, frozen=True):
             return None
         return msgspec.structs.replace(self, used=self.used + need, remaining=self.remaining - need)
 
+    def more(self, freed: int) -> "Allowance":
+        """The same once `freed` less is used; below 0 where more is."""
+        used = self.used - freed
+        return msgspec.structs.replace(self, used=used, remaining=max(0, self.size - used))
+
+    def awaited(self, need: int) -> "Allowance":
+        """As it stands against `need`: where the end of running replies may free enough, nobody waits for its reset."""
+        if self.remaining < need <= self.remaining + self.held:
+            return msgspec.structs.replace(self, resets_at=None)
+        return self
+
     def retry_after_seconds(self, now: datetime) -> int:
         """Whole seconds after which a retry meets a freed place; a count of open things suggests 5."""
         if self.resets_at is None:
@@ -135,11 +148,6 @@ def tightest_first(allowances: Iterable[Allowance]) -> tuple[Allowance, ...]:
     last = datetime.min.replace(tzinfo=UTC)
     later = sorted(allowances, key=lambda one: one.resets_at or last, reverse=True)
     return tuple(sorted(later, key=lambda one: one.remaining / one.size))
-
-
-def freed(allowances: Iterable[Allowance]) -> tuple[Allowance, ...]:
-    """The limits of a turn once it has ended: its slots are free again."""
-    return tightest_first(one.less(-1) or one if one.unit == CONCURRENT else one for one in allowances)
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -278,11 +286,11 @@ class Budget(msgspec.Struct, frozen=True):
         """When a day begins; where clocks jump over midnight, at the jump."""
         return datetime.combine(day, time(), self.zone).astimezone(UTC)
 
-    def allowance(self, name: str, used: int, now: datetime) -> Allowance:
-        """`used` counts what is spent and what running turns hold."""
+    def allowance(self, name: str, used: int, now: datetime, held: int = 0) -> Allowance:
+        """`used` counts what is spent and what running turns hold; `held` is the latter alone."""
         until = self.until(now)
-        window = until - self.since(now)
-        return Allowance(name, self.size, used, max(0, self.size - used), until, int(window.total_seconds()))
+        window = int((until - self.since(now)).total_seconds())
+        return Allowance(name, self.size, used, max(0, self.size - used), until, window, held=held)
 
 
 class Policies(msgspec.Struct, frozen=True):

@@ -46,6 +46,11 @@ def too_little_left(limit: Allowance, zone: tzinfo) -> str:
     """A budget of which less is left than the shortest reply may need."""
     what, when, _ = BUDGET_OF[limit.name]
     size, _, remaining = limit.words
+    if limit.resets_at is None:
+        return (
+            f"Replies in progress hold what is left of your {what} for {when}. "
+            f"Wait for one to end, or stop one.{_whose(limit)}"
+        )
     if limit.remaining:
         used = f"{remaining} of {_of(what, size)} are left for {when}, and this message needs more."
     else:

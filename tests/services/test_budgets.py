@@ -140,6 +140,55 @@ async def test_L4_many_at_once_with_shortened_replies_never_overshoot(
     assert [(row["reply_tokens"], row["limit_name"]) for row in rows["turn_cap"]] == [(300, "tokens_per_day")]
 
 
+async def test_L4_what_a_running_reply_only_holds_is_waited_for_until_its_end(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
+) -> None:
+    """It was called used, and the next message sent to tomorrow, though the reply gives nearly all of it back."""
+    await configure("user", tokens_per_day=3000, money_per_month=0.1)
+    first = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert isinstance(told.refusal, LimitReached)
+    assert (told.refusal.retry_after_seconds, "resets_at" in told.facts) == (5, False)
+    assert str(told.refusal) == (
+        "Replies in progress hold what is left of your tokens for today. Wait for one to end, or stop one."
+    )
+    await sessions.finish_turn(first.id, db_session, state="done", usage=Counted(HELLO, 100))
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+
+
+async def test_L4_what_is_held_is_not_waited_for_where_its_whole_release_is_too_little(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
+) -> None:
+    await configure("user", tokens_per_day=1000)
+    first = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(first.id, db_session, state="done", usage=Counted(HELLO, 500))
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    long = "word " * 240
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, long, db_session, actor=ann)
+    assert "resets_at" in told.facts
+    # Money that a reply holds is told as money.
+    await configure("user", tokens_per_day=0, money_per_day=0.0025)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert str(told.refusal).startswith("Replies in progress hold what is left of your money for today.")
+
+
+async def test_L4_a_turn_that_has_ended_leaves_what_it_did_not_use(
+    sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure
+) -> None:
+    await configure("user", tokens_per_day=3000, money_per_day=1, concurrent_turns=3)
+    begun = await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    running = await Reads(sessions).require_turn(begun.turn.id, db_session, actor=ann)
+    assert begun.allowance_after(running) == begun.allowance
+    ended = await sessions.finish_turn(begun.turn.id, db_session, state="done", usage=Counted(HELLO, 100))
+    told = {one.name: one.remaining for one in begun.allowance_after(ended)}
+    now = {one.name: one.remaining for one in await sessions.allowances(db_session, actor=ann)}
+    assert told == {name: now[name] for name in told}
+    assert told["tokens_per_day"] == 3000 - HELLO - 100
+
+
 async def test_L4_what_a_reply_was_cut_to_goes_with_its_session(
     sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure
 ) -> None:

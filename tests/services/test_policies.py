@@ -20,7 +20,6 @@ from services.policies import (
     Rate,
     Slots,
     check_rule,
-    freed,
     instant,
     microseconds,
     nanos,
@@ -393,7 +392,6 @@ def test_L5_the_tightest_is_told_first() -> None:
     half, third = Allowance("turns", 4, 2, 2, NOON), Allowance("concurrent_turns", 3, 2, 1)
     longer = Allowance("tokens_per_day", 1000, 500, 500, NOON + timedelta(hours=12))
     assert tightest_first([half, longer, third]) == (third, longer, half)
-    assert freed([third, half]) == (half, Allowance("concurrent_turns", 3, 1, 2))
 
 
 def test_every_limit_has_a_name_for_people_and_a_unit() -> None:

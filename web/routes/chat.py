@@ -11,7 +11,6 @@ from db.db_session import DbSession
 from services.accounts import Credentials
 from services.actor import Actor
 from services.outcomes import BegunTurn
-from services.policies import freed
 from services.reads import Reads
 from services.session_service import SessionService
 from services.turn_log import Position, TurnLog
@@ -55,8 +54,7 @@ class Reply:
                 await self._log.await_end(begun.turn, self._actor, self._proof)
                 turn, written = await Reads(self._sessions).turn(begun.turn.id, self._db_session, actor=self._actor)
                 response = json(TurnView.of(turn, written))
-                # It has ended since it was begun, so what it held is free again.
-                allowance = freed(begun.allowance) if begun.turn.ended_at is None else begun.allowance
+                allowance = begun.allowance_after(turn)
             case _:
                 controls, branched = self._controls, fragment == BRANCHED
                 shown = await (controls.branch(begun.session) if branched else controls.of(begun.session, begun.turn))

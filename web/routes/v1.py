@@ -5,7 +5,6 @@ from typing import Any
 from litestar import Request, Response, get, post
 from litestar.params import FromPath
 
-from services.policies import freed
 from services.reads import Reads
 from web.answer import json, rate_headers
 from web.completions import (
@@ -73,6 +72,5 @@ async def complete_chat(
     await log.await_end(begun.turn, actor, proof)
     turn = await Reads(sessions).require_turn(begun.turn.id, db_session, actor=actor)
     response = answered(TurnView.of(turn), begun)
-    # As Reply does: what has ended since it was begun holds nothing any more.
-    response.headers.update(rate_headers(freed(begun.allowance) if begun.turn.ended_at is None else begun.allowance))
+    response.headers.update(rate_headers(begun.allowance_after(turn)))
     return response
