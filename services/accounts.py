@@ -31,13 +31,15 @@ from services.errors import (
     Unauthenticated,
 )
 from services.idempotency import checked_key
-from services.names import checked_name, require_visible, skeletons
+from services.names import checked_name, look_alike, require_visible, skeletons
 from services.policies import Rate
 from services.sign_in_limits import Attempt
 from services.text import REASON_CHARACTERS, checked_line, storable
 from services.unit_of_work import UnitOfWork
 
 LOGIN = timedelta(days=30)
+#: what pages and the journal call somebody who is not an account of that name
+RESERVED = (SYSTEM.name, "you", "somebody", "guest")
 #: a login under which nothing was done for so long has ended
 LOGIN_IDLE = timedelta(days=14)
 #: the use of a login is noted no more often than this
@@ -270,9 +272,10 @@ class Accounts:
     ) -> Account:
         """An account not yet written: hashing takes a while, and no transaction waits for it. Raises InvalidRequest."""
         name = checked_name(name)
-        reserved = name.casefold()
-        if reserved == SYSTEM.name or reserved.startswith("guest-") or reserved.endswith(VIA_COMMAND_LINE):
-            raise InvalidRequest("“system” and what begins with “guest-” are nobody's name.", field="name")
+        folded = name.casefold()
+        reserved = any(look_alike(name, one) for one in RESERVED)
+        if reserved or folded.startswith("guest-") or folded.endswith(VIA_COMMAND_LINE):
+            raise InvalidRequest(f"“{name}” is nobody's name: pages or the journal use it for others.", field="name")
         return Account(
             id=new_id(),
             name=name,

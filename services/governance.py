@@ -164,7 +164,7 @@ class Governance:
 
         def change(rows: RuleRows) -> None:
             before = _require_model(model_id, rows)["state"]
-            row = rows["model", model_id] = {**_require_model(model_id, rows), "set_by": str(actor.id)}
+            row = rows["model", model_id] = {**_require_model(model_id, rows), "set_by": _kept_as(actor)}
             if state is not msgspec.UNSET:
                 row["state_reason"] = row["state_reason"] if state == row["state"] else ""
                 row["state"] = state
@@ -222,7 +222,7 @@ class Governance:
             if ("group", name) not in rows:
                 _require_distinct(name, rows)
             known = rows.get(("group", name)) or {"default_model": None, "on_missing_model": "fallback"}
-            row = rows["group", name] = {**known, "name": name, "set_by": str(actor.id)}
+            row = rows["group", name] = {**known, "name": name, "set_by": _kept_as(actor)}
             if default_model is not msgspec.UNSET:
                 row["default_model"] = _default_of(name, default_model, rows) if default_model else None
             if on_missing_model is not msgspec.UNSET:
@@ -273,7 +273,7 @@ class Governance:
             before.append(self._limit(group, name, rows, {}).value)
             self._restore(("limit", group, name), rows)
             if value is not None:
-                row = {"group_name": group, "name": name, "value": value, "set_by": str(actor.id)}
+                row = {"group_name": group, "name": name, "value": value, "set_by": _kept_as(actor)}
                 rows["limit", group, name] = row
 
         await self._change("set_limit", key, (group, name, value), change, actor, reason, db_session)
@@ -342,6 +342,11 @@ async def _setters(rows: RuleRows, db_session: DbSession) -> dict[str, str]:
     ids = {row["set_by"] for row in rows.values()} - {CONFIG}
     accounts = await db_session.list_accounts(UUID(id) for id in ids if _is_id(id))
     return {id: id for id in ids} | {str(SYSTEM.id): SYSTEM.name} | {str(id): one.name for id, one in accounts.items()}
+
+
+def _kept_as(actor: Actor) -> str:
+    """Who sets a rule: an account by its id, an operator by name, since all of them have the id of the system."""
+    return actor.name if actor.kind == "system" else str(actor.id)
 
 
 def _is_id(text: str) -> bool:

@@ -82,7 +82,8 @@ def _told(row: Journal, who: str, *, yours: bool) -> str:
     if row.what == "password_changed":
         if not yours:
             return f"{who} set a {'temporary ' if row.to_value else ''}password and signed out every browser"
-        return f"{who} {'replaced the temporary password' if row.from_value else 'changed the password'}"
+        # Whoever has set the temporary password knows it too.
+        return "Somebody who knew it replaced the temporary password" if row.from_value else f"{who} changed the password"
     if row.what == "signed_in" and row.to_value:
         return f"{who} signed in: {row.to_value}"
     own, others = DEEDS[row.what]

@@ -42,7 +42,7 @@ def test_a_temporary_password_is_replaced_before_anything_is_shown_and_its_owner
     page.get_by_role("button", name="Save and sign in").click()
     page.wait_for_url("**/account")
     told = page.locator("section", has=page.get_by_role("heading", name="Security activity"))
-    expect(told).to_contain_text("You replaced the temporary password.")
+    expect(told).to_contain_text("Somebody who knew it replaced the temporary password.")
     expect(told).to_contain_text("ada created this account: user.")
     page.get_by_role("link", name="Show all activity").click()
     expect(page.get_by_role("heading", name="Security activity")).to_be_visible()

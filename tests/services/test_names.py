@@ -86,6 +86,16 @@ def test_59_a_name_that_hides_something_is_refused(name: str) -> None:
         checked_name(name)
 
 
+@pytest.mark.parametrize("name", ["you", "You", "y\uff4fu", "Somebody", "SYSTEM", "guest", "Guest-12"])
+async def test_59_nobody_is_called_what_pages_call_somebody_else(
+    accounts: Accounts, db_session: DbSession, refused: Refused, name: str
+) -> None:
+    """An admin with the name "you" switched, and the page of the session's owner told that its owner had."""
+    async with refused("invalid_request") as told:
+        await accounts.create_account(name, PASSWORD, db_session)
+    assert told.facts == {"field": "name"} and "nobody's name" in str(told.refusal)
+
+
 def test_names_of_people_are_taken_and_kept_apart() -> None:
     for name in GOOD:
         assert checked_name(checked_name(name)) == checked_name(name), name

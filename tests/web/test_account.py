@@ -296,7 +296,7 @@ def test_O5_what_was_done_to_an_account_goes_on_page_by_page(signs_in: SignsIn, 
     assert (seen[0]["actor"], seen[0]["yours"], seen[0]["reason"]) == ("boss", False, "for now")
     assert seen[0]["text"] == "boss (by an API token) changed role or group: user, group user → user, group brief"
     assert seen[-1]["text"] == "boss (by an API token) created this account: user"
-    assert "You replaced the temporary password" in [one["text"] for one in seen]
+    assert "Somebody who knew it replaced the temporary password" in [one["text"] for one in seen]
     assert client.get("/account").json()["activity"] == seen[:10]
     page = client.get("/account/activity", headers=FORM)
     assert is_page(page) and "by somebody else" in page.text

@@ -799,7 +799,7 @@ def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tupl
         "group": "guest", "limit": "concurrent_turns", "value": "1", "before": "20", "effective": "1",
         "followed_by": [],
     }  # fmt: skip
-    assert limit_of("concurrent_turns")[0] == "1"
+    assert limit_of("concurrent_turns") == ("1", OPERATOR)
     assert re.search(r"^guest +concurrent_turns +1 +", here.run("group", "list").stdout, re.M)
     with running.guest(Accept=JSON) as guest:
         begin(guest, "/hang after 1")
