@@ -27,6 +27,8 @@ PREFIX_CHARACTERS = 2
 
 #: words that are made small at once, which takes a tenth of the time
 MADE_SMALL = 1_000
+#: what is not seen in the middle of a word; and letters that are typed as an apostrophe, which parts two words
+_UNSEEN = {0xAD: None, 0x200B: None, 0x2060: None, 0xFEFF: None, 0x02BB: "'", 0x02BC: "'"}
 _WORD = re.compile(r"[^\W_]+")
 #: a word, what belongs to its end (C++, C#), or something that is neither letter nor digit
 _TOKEN = re.compile(r"([^\W_]+)(\+\+|#)?(?![^\W\d_])|([^\w\s\x00-\x7f])")
@@ -37,7 +39,7 @@ _PART = re.compile(r".{1,20000}(?:[\s。、，！？]|\Z)|.{20000}", re.DOTALL)
 #: a word as it was written, with its accents and vowel signs and what belongs to its end; or a symbol. An endless one
 #: is cut: some characters are eighteen small letters each
 _WRITTEN = re.compile(
-    "(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff]){1,2000}(?:\\+\\+|#)?|[^\\w\\s\\x00-\\x7f]"
+    "(?:[^\\W_\u02bb\u02bc]|[\u00ad\u200b\u2060\ufeff\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff]){1,2000}(?:\\+\\+|#)?|[^\\w\\s\\x00-\\x7f]"
 )
 _ENDS = re.compile(r"(?:\+\+|#)\Z")
 _LETTER_WITH_SIGN = re.compile("LATIN SMALL LETTER ([A-Z]) WITH .*")
@@ -53,7 +55,7 @@ def folded(text: str) -> str:
     if text.isascii():
         return text.lower()
     # Without marks before it is taken apart: very many on one letter would be sorted, each past all the others.
-    apart = unicodedata.normalize("NFKD", _unmarked(text.casefold()))
+    apart = unicodedata.normalize("NFKD", _unmarked(text.translate(_UNSEEN).casefold()))
     return unicodedata.normalize("NFKC", _unmarked(apart.casefold())).translate(_plain_letters())
 
 

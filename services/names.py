@@ -13,18 +13,13 @@ from itertools import groupby
 from pathlib import Path
 
 from services.errors import InvalidRequest
-from services.text import storable
+from services.text import is_visible, storable
 
 NAME_CHARACTERS = 80
 #: of a longer skeleton its hash is kept: an index holds no row of any length
 SKELETON_BYTES = 500
 MARKS_IN_A_ROW = 4
 VISIBLE = f"A name has 1 to {NAME_CHARACTERS} characters, all of them visible."
-#: what is drawn as nothing and is no control character: Default_Ignorable_Code_Point, and blanks
-_NOTHING = (
-    (0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800), (0x3164, 0x3164),
-    (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0x1D159, 0x1D159), (0xE0000, 0xE0FFF),
-)  # fmt: skip
 #: in these alphabets a letter with its mark mostly is a character of its own; beside it at most one of these accents is
 #: written, as in Yoruba
 _COMPOSED = {"LATIN", "GREEK", "CYRILLIC"}
@@ -36,7 +31,7 @@ _ALIKE = ("LATIN", "GREEK", "CYRILLIC", "CHEROKEE", "COPTIC")
 def checked_name(name: str, *, field: str = "name") -> str:
     """A name as it is kept, that people can tell from others by looking at it. Raises InvalidRequest."""
     name = unicodedata.normalize("NFC", re.sub(" +", " ", storable(name).strip()))
-    if not 0 < len(name) <= NAME_CHARACTERS or not all(map(_is_visible, name)) or _has_stray_marks(name):
+    if not 0 < len(name) <= NAME_CHARACTERS or not all(map(is_visible, name)) or _has_stray_marks(name):
         raise InvalidRequest(VISIBLE, field=field)
     for word in name.split():
         if len({alphabet for one in word if (alphabet := _alphabet(one)) in _ALIKE}) > 1:
@@ -46,7 +41,7 @@ def checked_name(name: str, *, field: str = "name") -> str:
 
 def require_visible(text: str, *, field: str) -> str:
     """A line in which nothing is hidden and nothing turns the reading around. Raises InvalidRequest."""
-    if not all(map(_is_visible, text)):
+    if not all(map(is_visible, text)):
         raise InvalidRequest(f"The {field} holds characters that cannot be seen.", field=field)
     return text
 
@@ -65,18 +60,13 @@ def _skeleton(text: str) -> str:
     """UTS 39 §4, without what is drawn as nothing, and in small letters."""
     alike = _prototypes()
     decomposed = unicodedata.normalize("NFD", text)
-    mapped = "".join(alike.get(one, one) for one in decomposed if _is_visible(one))
+    mapped = "".join(alike.get(one, one) for one in decomposed if is_visible(one))
     return unicodedata.normalize("NFD", mapped).casefold()
 
 
 def _kept(skeleton: str) -> str:
     encoded = skeleton.encode("utf-8", "replace")
     return skeleton if len(encoded) <= SKELETON_BYTES else hashlib.sha256(encoded).hexdigest()
-
-
-def _is_visible(one: str) -> bool:
-    code = ord(one)
-    return one.isprintable() and not any(first <= code <= last for first, last in _NOTHING)
 
 
 def _has_stray_marks(name: str) -> bool:

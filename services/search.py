@@ -38,6 +38,11 @@ _READING = asyncio.Semaphore(1)
 Place = tuple[UUID, UUID]
 
 
+def has_words(q: str) -> bool:
+    """Whether anything in it can be looked for: punctuation alone is no word."""
+    return bool(Asked(q))
+
+
 async def look(
     q: str, db_session: DbSession, *, owner_id: UUID, limit: int, after: Place | None = None, **which: Any
 ) -> tuple[list[Session], dict[UUID, Found], Place | None]:

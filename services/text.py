@@ -21,12 +21,28 @@ _MARKUP = (
 )
 #: a whole question or call at the beginning
 _QUESTION = re.compile(r".{11,59}?(?:[?!](?=\s)|[？！。])")
+#: what is drawn as nothing and is no control character: Default_Ignorable_Code_Point, and blanks
+_NOTHING = (
+    (0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800), (0x3164, 0x3164),
+    (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0x1D159, 0x1D159), (0xE0000, 0xE0FFF),
+)  # fmt: skip
 UNSTORABLE = "The text holds characters that cannot be stored."
 
 
 def normalized_lines(text: str) -> str:
     """A text whose lines end with \\n alone. A form sends \\r\\n for what a script sends as \\n."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_visible(one: str) -> bool:
+    """Whether a character is drawn as something, or is a blank."""
+    code = ord(one)
+    return one.isprintable() and not any(first <= code <= last for first, last in _NOTHING)
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen."""
+    return not any(is_visible(one) and not one.isspace() for one in text)
 
 
 def utf8(content: bytes) -> bytes:
@@ -42,7 +58,7 @@ def checked_prompt(prompt: str) -> str:
     prompt = normalized_lines(prompt)
     if len(prompt) > PROMPT_CHARACTERS:
         raise PromptTooLong(characters=len(prompt), limit=PROMPT_CHARACTERS)
-    if not prompt.strip():
+    if is_blank(prompt):
         raise InvalidRequest("Please write something first.", field="prompt")
     return storable(prompt)
 
@@ -52,7 +68,7 @@ def checked_draft(text: str) -> str:
     text = normalized_lines(text)
     if len(text) > PROMPT_CHARACTERS:
         raise PromptTooLong(characters=len(text), limit=PROMPT_CHARACTERS)
-    return storable(text) if text.strip() else ""
+    return "" if is_blank(text) else storable(text)
 
 
 def checked_line(text: str, limit: int, field: str) -> str:

@@ -83,7 +83,9 @@ def _told(row: Journal, who: str, *, yours: bool) -> str:
         if not yours:
             return f"{who} set a {'temporary ' if row.to_value else ''}password and signed out every browser"
         # Whoever has set the temporary password knows it too.
-        return "Somebody who knew it replaced the temporary password" if row.from_value else f"{who} changed the password"
+        return (
+            "Somebody who knew it replaced the temporary password" if row.from_value else f"{who} changed the password"
+        )
     if row.what == "signed_in" and row.to_value:
         return f"{who} signed in: {row.to_value}"
     own, others = DEEDS[row.what]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
-from services.redaction import HIDDEN
+from services.redaction import HIDDEN, KEY_IN_PATH
 from web.settings import Settings
 
 #: a shorter text may stand in an error by chance
@@ -40,6 +40,6 @@ def _written(settings: Settings) -> Iterator[str]:
         name, colon, password = user.partition(":")
         yield from (user, password) if colon else ()
         # A key, and not the name that a database says in its errors.
-        yield from (name,) if parts.scheme.startswith("http") else ()
+        yield from (name, *KEY_IN_PATH.findall(parts.path)) if parts.scheme.startswith("http") else ()
         yield from (pair.partition("=")[2] or pair for pair in parts.query.split("&"))
         yield parts.fragment

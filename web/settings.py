@@ -4,12 +4,13 @@ Flag > environment `TURNKEEPER_*` (`*_FILE` for secrets) > `turnkeeper.toml` > d
 stops the start with the path of the key.
 """
 
+import difflib
 import logging
 import os
 import re
 import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -48,6 +49,13 @@ WRITTEN = {
     "idle": SPAN_WRITTEN,
     "absolute": SPAN_WRITTEN,
 }
+#: the tables that the file may hold, and what stands in them
+TABLES: dict[str, type[msgspec.Struct]] = {
+    "$.groups": GroupConfig,
+    "$.providers": Provider,
+    "$.models": ModelConfig,
+}
+_UNKNOWN = re.compile("Object contains unknown field `(.*)`")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -173,7 +181,8 @@ def load(environ: Mapping[str, str], **flags: Any) -> Settings:
         raise SettingsError(f"{PREFIX}CONFIG: there is no file {path}")
     from_environment = _from_environment(environ)
     values |= from_environment
-    values |= {name: flag for name, flag in flags.items() if flag is not None}
+    given = {name: flag for name, flag in flags.items() if flag is not None}
+    values |= given
     _split_lists(values)
     for name in ("openai_api_key", "anthropic_api_key"):
         values[name] = environ.get(name.upper(), "")
@@ -184,9 +193,12 @@ def load(environ: Mapping[str, str], **flags: Any) -> Settings:
         )
     try:
         settings = msgspec.convert(values, Settings, strict=False)
+        return _checked(msgspec.structs.replace(settings, providers=_with_keys(settings.providers, environ)))
     except msgspec.ValidationError as error:
-        raise SettingsError(_told(error, path, from_environment)) from error
-    return _checked(msgspec.structs.replace(settings, providers=_with_keys(settings.providers, environ)))
+        raise SettingsError(_told(error, values, path, from_environment)) from error
+    except SettingsError as error:
+        key = str(error).partition(":")[0].removeprefix("$.")
+        raise SettingsError(f"{_whence(key, path, from_environment.keys() | given.keys())}{error}") from error
 
 
 def shown(settings: Settings) -> dict[str, Any]:
@@ -348,12 +360,38 @@ def _read_secret(key: str, path: str) -> str:
         raise SettingsError(f"{key}: {path} cannot be read: {why}") from error
 
 
-def _told(error: msgspec.ValidationError, path: Path, from_environment: Mapping[str, Any]) -> str:
+def _told(
+    error: msgspec.ValidationError, values: Mapping[str, Any], path: Path, from_environment: Collection[str]
+) -> str:
     """Where the wrong value stands, then what is wrong with it."""
     what, _, where = str(error).partition(" - at `")
     where = where.rstrip("`") or "$"
-    if where.startswith("$.groups") and (written := WRITTEN.get(where.rpartition(".")[2])) is not None:
-        what = written
-    if (key := where.removeprefix("$.").partition("[")[0]) in from_environment:
-        return f"{PREFIX}{key.upper()}: {what}"
-    return f"{path if path.exists() else 'settings'}: {where}: {what}"
+    if where.startswith("$.groups[...]"):
+        name = next(name for name, group in values["groups"].items() if not _fits(group, GroupConfig))
+        where = where.replace("[...]", f".{name}", 1)
+        what = WRITTEN.get(where.rpartition(".")[2], what)
+    if (unknown := _UNKNOWN.fullmatch(what)) is not None:
+        what = _unknown(unknown[1], where)
+    key = where.removeprefix("$.").partition("[")[0]
+    return f"{PREFIX}{key.upper()}: {what}" if key in from_environment else f"{_whence(key, path)}{where}: {what}"
+
+
+def _whence(key: str, path: Path, from_environment: Collection[str] = ()) -> str:
+    """The file in which a key stands, before what is wrong with it; nothing where it may stand elsewhere."""
+    return f"{path}: " if path.exists() and key not in from_environment else ""
+
+
+def _fits(value: object, kind: type) -> bool:
+    try:
+        msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _unknown(key: str, where: str) -> str:
+    """That there is no such key, and what may be meant."""
+    kind = next((kind for table, kind in TABLES.items() if where.startswith(table)), Settings)
+    known = sorted({field.encode_name for field in msgspec.structs.fields(kind)} - NOT_IN_A_FILE)
+    near = difflib.get_close_matches(key, known, 1)
+    return f"there is no key “{key}”; " + (f"did you mean “{near[0]}”?" if near else f"there are {', '.join(known)}")

@@ -15,6 +15,7 @@ from jinja2.runtime import Context
 from db.schema import number
 from db.version import version
 from services.policies import instant, tightest_first
+from services.search import has_words
 from web.markdown_rules.scripts import direction_of_plain
 
 HERE = Path(__file__).parent
@@ -37,6 +38,7 @@ def environment() -> Environment:
     made.globals.update(typed=typed, sent=sent, refused=None, changed=None, version=version, schema=number)
     for filter in (age, ago, by_day, day, day_of_cursor, left, soon, spent, tokens, wait, words):
         made.filters[filter.__name__] = filter
+    made.tests["searchable"] = has_words
     made.filters["tightest"] = tightest_first
     made.filters["direction"] = direction_of_plain
     return made

@@ -89,8 +89,11 @@ async function fetched(url) {
   const answer = await fetch(url, { headers: { Accept: "application/json" } }).catch(() => {
     throw new Error("The server cannot be reached.");
   });
-  const found = answer.headers.get("Content-Type").includes("json") ? await answer.json() : { reply: await answer.text() };
-  if (!answer.ok) throw new Error(found.detail ?? "The server does not give the text.");
+  // a proxy in front may answer with a page of its own
+  const kind = answer.headers.get("Content-Type") ?? "";
+  if (answer.ok && kind.startsWith("text/markdown")) return answer.text();
+  const found = kind.includes("json") ? await answer.json() : {};
+  if (!answer.ok || typeof found.reply !== "string") throw new Error(found.detail ?? "The server does not give the text.");
   return found.reply;
 }
 

@@ -77,6 +77,14 @@ def test_what_cannot_be_copied_is_said_and_selected(chat: Chat) -> None:
     expect(chat.notice).to_contain_text(re.compile("Not copied. There is no such"))
     assert page.evaluate(SELECTED).strip() == "to be copied"
     expect(page.get_by_role("status")).to_contain_text("Not copied")
+    # A proxy in front that wants another sign-in answers with a page of its own, or with something of its own as JSON.
+    for kind, body in (("text/html", "<h1>Sign in</h1>"), ("application/json", '{"sign": "in"}'), ("", "Sign in")):
+        headers = {"Content-Type": kind} if kind else {}
+        page.route("**/chat/*", lambda route, _, headers=headers, body=body: route.fulfill(headers=headers, body=body))
+        copy.click()
+        expect(chat.notice).to_contain_text("Not copied. The server does not give the text.")
+        page.unroute("**/chat/*")
+        chat.notice.evaluate("one => one.replaceChildren()")
     expect(copy).to_have_text(re.compile("Copy"))
     assert paste(chat) == "before", "least of all the word undefined"
 

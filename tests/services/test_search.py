@@ -297,6 +297,22 @@ async def test_F3_letters_with_signs_symbols_and_the_ends_of_names_are_found(
         assert len(texts) == bool(shown) and shown in "".join(texts), (q, texts)
 
 
+async def test_F3_what_is_not_seen_in_a_word_parts_it_from_nobody(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID
+) -> None:
+    """A page that was copied brings soft hyphens along; ʻ is typed as an apostrophe on most keyboards."""
+    said = "Donau\u00addampf\u00adschiff zero\u200bwidth เบียร์\u200bสด Hawai\u02bbi п\u02bcять ex\ufeffact"
+    await told(sessions, db_session, ann, said, "", session_id)
+    for q, shown in (
+        ("donaudampfschiff", "[Donau\u00addampf\u00adschiff]"), ("Donau\u00addampfschiff", "[Donau\u00addampf"),
+        ("donaud", "[Donau"), ("zerowidth", "[zero\u200bwidth]"), ("เบียร์สด", "[ยร]"), ("exact", "[ex\ufeffact]"),
+        ("hawai'i", "[Hawai]\u02bb[i]"), ("Hawai\u02bbi", "[Hawai]\u02bb[i]"), ("п'ять", "[п]\u02bc[ять]"),
+        ("width", ""),
+    ):  # fmt: skip
+        texts = [marked(one) for _, one in await found(sessions, db_session, ann, q)]
+        assert len(texts) == bool(shown) and shown in "".join(texts), (q, texts)
+
+
 async def test_F3_what_an_earlier_release_put_into_the_index_comes_to_be_found_as_today(
     sessions: SessionService, other_worker: SessionService, db_session: DbSession, engine: Engine, ann: Actor,
     session_id: UUID, at_once: AtOnce, monkeypatch: pytest.MonkeyPatch,

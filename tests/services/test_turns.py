@@ -103,6 +103,9 @@ async def test_G1_a_prompt_that_cannot_be_stored_is_refused_before_all_else(
         ("x" * 100_001, "prompt_too_long"),
         ("", "invalid_request"),
         (" \n\t", "invalid_request"),
+        ("\u200b", "invalid_request"),
+        ("\ufeff \u2060\n", "invalid_request"),
+        ("\u3164", "invalid_request"),
         ("a\0b", "invalid_request"),
         ("\udfff", "invalid_request"),
     ):

@@ -46,6 +46,13 @@ def test_a_search_goes_on_where_a_page_ended_and_nowhere_else(guest: httpx.Clien
     problem(visitor.get("/session", params=asked, headers={"Accept": JSON}), 400, "invalid_request")
 
 
+def test_punctuation_alone_is_told_to_be_no_word(guest: httpx.Client) -> None:
+    chat(guest, "a === b -> c ?? d 5 €")
+    for q, told in (("===", True), ("-> ??", True), ("€", False), ("nowhere", False)):
+        page = guest.get("/session", params={"q": q}, headers={"Accept": BROWSER}).text
+        assert ("not for punctuation alone" in page) == told, q
+
+
 def test_a_turn_that_was_found_is_shown_wherever_it_stands(guest: httpx.Client) -> None:
     first = chat(guest, "The very first")
     other = guest.post(f"/chat/{first['id']}/edit", json={"prompt": "Rather this"}).json()

@@ -11,7 +11,7 @@ from tests.web.test_command_line import Here
 from web.redaction import redacted
 from web.settings import load, shown
 
-#: a secret may be anything in an address but its scheme, its host and its path
+#: a secret may be anything in an address but its scheme, its host and a path that can be read
 ADDRESSES = {
     "https://canary@host/v1": "https://(set)@host/v1",
     "https://canary:@host/v1": "https://(set)@host/v1",
@@ -26,6 +26,11 @@ ADDRESSES = {
     "https://host/v1?api-version=canary&key=canary": "https://host/v1?api-version=(set)&key=(set)",
     "https://host/v1#canary": "https://host/v1#(set)",
     "https://[canary": "(set)",
+    "https://host/v1/sk-canary0canary0canary0/x": "https://host/v1/(set)/x",
+    "https://host/canary_0123456789-abcdef": "https://host/(set)",
+    "https://host/openai/deployments/gpt-4o-mini": "https://host/openai/deployments/gpt-4o-mini",
+    "postgres:ann:canary@host/x": "(set)",
+    "redis:canary@host/0": "(set)",
     "https://host/v1": "https://host/v1",
     "sqlite:///var/turnkeeper.db": "sqlite:///var/turnkeeper.db",
     "": "",

@@ -297,9 +297,32 @@ def test_a_mistake_in_the_environment_is_named_by_its_variable(name: str, value:
     assert name in told or name.removeprefix("TURNKEEPER_").lower() in told
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot = 8001", "$: there is no key “prot”; did you mean “port”?"),
+        (
+            "[groups.user]\nturns = '9/min'\n[groups.brief]\nturn = '9/min'",
+            "$.groups.brief: there is no key “turn”; did you mean “turns”?",
+        ),
+        ("[[providers]]\nid = 'a'\nkind = 'openai'\nbase_ur = 'x'", "$.providers[0]: there is no key “base_ur”; did"),
+        (
+            "[[models]]\nid = 'a'\nprovider = 'builtin'\nzzz = 1",
+            "$.models[0]: there is no key “zzz”; there are aliases, ",
+        ),
+        ("time_zone = 'Mars'", "time_zone: there is no time zone"),
+        ("[groups.user]\nturns = '9 or so'", "$.groups.user.turns: a rate is written like"),
+    ],
+)
+def test_a_mistake_names_its_file_its_group_and_the_keys_there_are(text: str, told: str) -> None:
+    written(text)
+    assert refused().startswith(f"turnkeeper.toml: {told}")
+
+
 def test_a_mistake_in_the_environment_is_not_blamed_on_the_file() -> None:
     written("port = 8000")
-    assert "turnkeeper.toml" not in refused({"TURNKEEPER_PORT": "x"})
+    for name, value in (("PORT", "x"), ("TIME_ZONE", "Mars"), ("REDIS_URL", "x"), ("TRUSTED_PROXIES", "*")):
+        assert "turnkeeper.toml" not in refused({f"TURNKEEPER_{name}": value})
 
 
 def test_a_file_that_is_no_text_is_told() -> None:
@@ -324,11 +347,11 @@ def test_one_secret_given_twice_is_told() -> None:
         ("[groups.'*']\ntime_zone = 'UTC'", "$.groups.*.time_zone: it stands at the top of the file: time_zone ="),
         (
             "[groups.user]\nmoney_per_day = '50 USD'",
-            "$.groups[...].money_per_day: an amount of money is a plain number",
+            "$.groups.user.money_per_day: an amount of money is a plain number",
         ),
-        ("[groups.user]\nturns = 30", "$.groups[...].turns: a rate is written like '10/min burst 5'"),
-        ("[groups.user]\nconcurrent_turns = 'three'", "$.groups[...].concurrent_turns: a count is a whole number"),
-        ("[groups.guest]\nidle = 30", "$.groups[...].idle: a span is written like '30d'"),
+        ("[groups.user]\nturns = 30", "$.groups.user.turns: a rate is written like '10/min burst 5'"),
+        ("[groups.user]\nconcurrent_turns = 'three'", "$.groups.user.concurrent_turns: a count is a whole number"),
+        ("[groups.guest]\nidle = 30", "$.groups.guest.idle: a span is written like '30d'"),
     ],
 )
 def test_a_wrong_limit_is_answered_with_how_it_is_written(text: str, told: str) -> None:
