@@ -170,13 +170,18 @@ class SessionService:
         *,
         actor: Actor,
         turn_id: UUID | None = None,
+        draft: str = "",
         key: str | None = None,
     ) -> LiveSession:
         """Make a session that begins with another's transcript, up to `turn_id` or its last ended turn.
 
-        Also from one that has ended. Raises NotFound, Forbidden, SessionQuota, RateLimited.
+        Also from one that has ended; its draft goes along where no other `draft` is given. Raises NotFound, Forbidden,
+        SessionQuota, RateLimited, PromptTooLong, InvalidRequest.
         """
-        async with self.units.once("fork_session", key, (session_id, turn_id), actor, db_session) as once:
+        async with self.units.refusing("fork_session", actor, db_session):
+            draft = checked_draft(draft)
+        content = (session_id, turn_id, *((draft,) if draft else ()))
+        async with self.units.once("fork_session", key, content, actor, db_session) as once:
             if once.answer:
                 return await self._done_before(UUID(once.answer), SESSION_LIMITS, db_session, actor)
             source = await self.access.require(session_id, db_session, actor, lock=True)
@@ -194,6 +199,7 @@ class SessionService:
             session.head_id, session.turn_count = copies[-1] if copies else None, len(copies)
             await self.upkeep.index_copies(session, db_session)
             await db_session.update(session, **snapshot(session))
+            await self._move_draft(source, session, draft, db_session)
             await once.remember(str(session.id))
             return await self.standing.of(session, actor, db_session, rules=rules, allowance=allowance)
 
@@ -818,6 +824,15 @@ class SessionService:
         if last is not None and last.state == "running":
             last = await self.access.turn_in(session, last.parent_id, db_session)
         return await db_session.list_path_ids(last.id, FORK_TURNS) if last is not None else []
+
+    async def _move_draft(self, source: Session, fork: Session, draft: str, db_session: DbSession) -> None:
+        """Give a fork this draft, else that of a source in which it can no longer be sent."""
+        lifetime = await self.standing.lifetime(source, db_session)
+        if state_of(source, lifetime, self.now()) != "active":
+            draft = draft or await db_session.find_draft(source.id)
+            await db_session.drop_draft(source.id)
+        if draft:
+            await db_session.keep_draft(fork.id, draft, self.now())
 
     async def _begin(
         self,

@@ -92,6 +92,8 @@ class EditTurn(msgspec.Struct, forbid_unknown_fields=True):
 class ForkSession(msgspec.Struct, forbid_unknown_fields=True):
     #: the last turn that goes along; default: the last one
     turn_id: UUID | None = None
+    #: the draft of the new session; default: that of a session that has ended
+    prompt: str = ""
 
 
 class SignIn(msgspec.Struct, forbid_unknown_fields=True):

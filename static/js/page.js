@@ -180,9 +180,12 @@ on("htmx:after:swap", () => {
     // in the side, the session that is shown is marked
     for (const row of $$(`.side [href^="${location.pathname}"]`)) row.ariaCurrent = "page";
   }
+  for (const form of $$("[data-composer]")) restore(form, form.matches(".unsent"));
   if (!held || held.node.isConnected || document.activeElement !== document.body) return;
   const place = held.places.map((id) => id && document.getElementById(id)).find(Boolean);
-  const field = place.closest(".composer")?.querySelector(".composer-text");
+  const below = place.closest(".composer");
+  const text = ".composer-text, .unsent > textarea:not(:placeholder-shown)";
+  const field = below?.querySelector(text) ?? below?.querySelector(".ended-note > p");
   const opener = $(`[popovertarget="${CSS.escape(place.id)}"]`);
   (field ?? opener ?? (place.matches(reachable) ? place : place.querySelector(reachable)))?.focus();
 });
@@ -221,6 +224,7 @@ const again = performance.getEntriesByType("navigation")[0].type !== "navigate";
 
 /** Which form it is: where it goes, and with what. */
 const formId = (form) => {
+  if (form.dataset.kept) return form.dataset.kept;
   const told = [...form.elements].filter(({ type, name }) => type === "hidden" && name !== "idempotency_key");
   return [form.getAttribute("action"), ...told.map((field) => field.value)].join(" ");
 };
@@ -249,19 +253,21 @@ const keep = ({ target: field }) => {
 on("input", keep);
 on("change", keep);
 
-for (const form of document.forms) {
+function restore(form, all) {
   const values = kept[formId(form)];
   // what a message was to be comes back however one returns
-  if (!values || !(again || form.matches("[data-composer]"))) continue;
+  if (!values || !(all || form.matches("[data-composer]"))) return;
   for (const field of form.elements) {
     const value = values[fieldId(field)];
-    if (value === undefined || (field.value && !again && field.type === "textarea")) continue;
+    if (value === undefined || (field.value && !all && field.type === "textarea")) continue;
     if (field.type === "checkbox") field.checked = value;
     else if (field.type === "radio") field.checked = field.value === value;
     else if (![...(field.options ?? [])].length || [...field.options].some((one) => one.value === value)) field.value = value;
     field.closest("details")?.setAttribute("open", "");
   }
 }
+
+for (const form of document.forms) restore(form, again);
 
 for (const box of $$("[data-composer] textarea")) {
   measure(box);

@@ -1,5 +1,6 @@
 """The keyboard is never lost: what is swapped while it has the focus hands it on to what stands in its place."""
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Chat
@@ -40,3 +41,40 @@ def test_nobody_is_moved_who_is_elsewhere(chat: Chat) -> None:
     assert chat.page.request.post(stop, headers={"Accept": "application/json"}, data={}).ok
     chat.see("stopped")
     expect(chat.page.get_by_role("searchbox")).to_be_focused()
+
+
+@pytest.mark.parametrize("typed", ["half a thou", ""])
+def test_a_chat_that_is_closed_while_one_types_keeps_the_text_and_presses_nothing(
+    chat: Chat, complaints: list[str], typed: str
+) -> None:
+    page, url = chat.page, chat.begin("Hello")
+    chat.see("done")
+    page.keyboard.type(typed)
+    assert page.request.post(f"{url}/close", headers={"Accept": "application/json"}, data={}).ok
+    note, unsent = page.locator(".ended-note > p"), page.get_by_label("Not sent")
+    expect(unsent if typed else note).to_be_focused()
+    for key in ("Space", "Enter"):
+        page.keyboard.press(key)
+    page.reload()
+    if not typed:
+        expect(unsent).to_be_hidden()
+    else:
+        expect(unsent).to_have_value(typed)
+    page.locator(".ended-note").get_by_role("button", name="Continue in a copy").click()
+    page.wait_for_url(lambda now: now != url)
+    expect(chat.box).to_have_value(typed)
+    page.go_back()
+    expect(note).to_be_visible()
+    expect(unsent).to_be_hidden()
+
+
+def test_what_was_kept_in_a_chat_goes_along_without_javascript(plain: Chat) -> None:
+    page, url = plain.page, plain.begin("Hello")
+    plain.box.fill("for later")
+    page.get_by_role("button", name="Keep for later").click()
+    assert page.request.post(f"{url}/close", headers={"Accept": "application/json"}, data={}).ok
+    page.goto(url)
+    expect(page.get_by_label("Not sent")).to_have_value("for later")
+    page.locator(".ended-note").get_by_role("button", name="Continue in a copy").click()
+    page.wait_for_url(lambda now: now != url)
+    expect(plain.box).to_have_value("for later")

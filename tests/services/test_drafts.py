@@ -8,7 +8,7 @@ from db.db_session import DbSession
 from services.actor import Actor
 from services.errors import Forbidden, NotFound, SessionBusy
 from services.session_service import SessionService
-from tests.conftest import AtOnce, Configure, JournalRows
+from tests.conftest import AtOnce, Clock, Configure, JournalRows
 
 
 async def test_a_draft_is_kept_until_its_message_is_sent(
@@ -67,3 +67,20 @@ async def test_a_draft_and_its_message_at_once_leave_no_draft(
     ids = [(await sessions.create_session(db_session, actor=ann, title=str(number))).row.id for number in range(10)]
     assert not (await at_once(20, one)).refusals
     assert [await db_session.find_draft(session_id) for session_id in ids] == [""] * 10
+
+
+@pytest.mark.parametrize("ending", ["closed", "expired", ""])
+async def test_a_draft_goes_along_from_a_session_in_which_it_cannot_be_sent(
+    sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, clock: Clock, ending: str
+) -> None:
+    await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)
+    await sessions.keep_draft(session_id, "too late", db_session, actor=ann)
+    if ending == "closed":
+        await sessions.close_session(session_id, db_session, actor=ann)
+    if ending == "expired":
+        clock.pass_(days=400)
+    fork = (await sessions.fork_session(session_id, db_session, actor=ann)).row.id
+    drafts = [await db_session.find_draft(id) for id in (session_id, fork)]
+    assert drafts == (["", "too late"] if ending else ["too late", ""])
+    fork = (await sessions.fork_session(session_id, db_session, actor=ann, draft="another\r\nline")).row.id
+    assert await db_session.find_draft(fork) == "another\nline"

@@ -317,7 +317,7 @@ async def fork_session(
 ) -> Response[Any]:
     """Make a session that begins with this one's transcript."""
     session = await sessions.fork_session(
-        session_id, db_session, actor=actor, turn_id=form.turn_id, key=request.state.key
+        session_id, db_session, actor=actor, turn_id=form.turn_id, draft=form.prompt, key=request.state.key
     )
     view = SessionView.of(session)
     return answer(request, None, view, location=view.url, status=201, allowance=session.allowance)
