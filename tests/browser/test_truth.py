@@ -136,6 +136,27 @@ def test_all_of_a_conversation_is_printed_and_no_controls(chat: Chat, complaints
     expect(page.get_by_text("Paragraph 99 of a text").last).to_be_visible()
 
 
+MOVING = """() => [...document.querySelectorAll("*")].flatMap((one) => ["", "::before", "::after"].filter((part) => {
+  const style = getComputedStyle(one, part);
+  return style.animationName !== "none" || style.transitionDuration !== "0s";
+}).map((part) => one.className + part))"""
+
+
+def test_nothing_on_paper_is_still_on_its_way(open_chat: Callable[..., Chat], complaints: list[str]) -> None:
+    """What begins to rise when the page is printed would be printed before it can be seen."""
+    chat = open_chat(reduced_motion="no-preference")
+    page = chat.page
+    chat.begin("Hello")
+    chat.see("done")
+    url = long_session(page, chat.server, 60)
+    for place in (url, f"{url}/turns?print=true", f"{chat.server.url}/session?done=saved"):
+        page.emulate_media(media="screen")
+        page.goto(place)
+        assert page.evaluate(MOVING)
+        page.emulate_media(media="print")
+        assert page.evaluate(MOVING) == []
+
+
 def test_what_is_typed_and_chosen_is_kept_until_it_is_sent(chat: Chat, complaints: list[str]) -> None:
     page = chat.page
     page.goto(chat.server.url)
