@@ -51,6 +51,21 @@ os.environ.setdefault("PICCOLO_CONF", "db.piccolo_conf")
 class DatabaseUnavailable(Exception):
     """The database did not answer, is locked, full or read-only; what was asked did not happen."""
 
+    #: what people are told of it
+    told = "The database does not answer."
+
+
+class DatabaseFull(DatabaseUnavailable):
+    """There is no room on its disk."""
+
+    told = "The database's disk is full."
+
+
+class DatabaseReadOnly(DatabaseUnavailable):
+    """It takes no writes: a file without the right to write, a standby, or an admin's setting."""
+
+    told = "The database may only be read now."
+
 
 class Conflict(Exception):
     """A unique key or a constraint stands against the write."""
@@ -372,7 +387,9 @@ async def _sqlite(operation: Awaitable[Any]) -> Any:
     except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
         if _is_programming(error):
             raise
-        raise DatabaseUnavailable(str(error)) from error
+        kinds = {sqlite3.SQLITE_FULL: DatabaseFull, sqlite3.SQLITE_READONLY: DatabaseReadOnly}
+        kind = kinds.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF, DatabaseUnavailable)
+        raise kind(str(error)) from error
 
 
 def _is_programming(error: sqlite3.Error) -> bool:
@@ -543,7 +560,8 @@ async def _postgres(operation: Callable[[], Awaitable[Any]]) -> Any:
         OSError,
         TimeoutError,
     ) as error:
-        raise DatabaseUnavailable(str(error) or "it did not answer in time") from error
+        kinds = {asyncpg.DiskFullError: DatabaseFull, asyncpg.ReadOnlySQLTransactionError: DatabaseReadOnly}
+        raise kinds.get(type(error), DatabaseUnavailable)(str(error) or "it did not answer in time") from error
 
 
 # ---------------------------------------------------------------- either

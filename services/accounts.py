@@ -497,7 +497,10 @@ class Accounts:
             known = account is not None and account.password_hash is not None and account.disabled_at is None
             right = await _verified(account.password_hash if known and account else _DECOY, password)
             if account is None or not known or not right:
-                raise Unauthenticated(WRONG)
+                wrong = Unauthenticated(WRONG)
+                # Told to its owner alone, and whatever the password was.
+                wrong.outcome = "account_disabled" if account is not None and account.disabled_at is not None else ""
+                raise wrong
         except Refusal as refusal:
             refusal.account_id = account.id if account is not None else None
             raise

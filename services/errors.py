@@ -50,6 +50,8 @@ class Refusal(Exception):
     session_id: UUID | None = None
     #: the account that it concerns, where nobody has proved to be its owner
     account_id: UUID | None = None
+    #: the outcome in the journal, where that may tell more than the caller learns; the code where empty
+    outcome: str = ""
 
     def __init__(self, text: str = "", **facts: object) -> None:
         super().__init__(text or self.text)
@@ -251,5 +253,7 @@ class TooManyStreams(Refusal):
 
 class StorageUnavailable(Refusal):
     code = "storage_unavailable"
-    text = "The database does not answer. Nothing was changed; please try again."
     retry_after_seconds = 2
+
+    def __init__(self, why: str = "The database does not answer.") -> None:
+        super().__init__(f"{why} Nothing was changed; please try again.")

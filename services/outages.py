@@ -8,7 +8,8 @@ from services.errors import StorageUnavailable
 
 def tell(log: logging.Logger, text: str, error: Exception) -> None:
     """A line where the database is away, which is no fault of ours; the whole traceback for anything else."""
-    if isinstance(error, DatabaseUnavailable | StorageUnavailable):
-        log.warning("%s: the database does not answer (%s)", text, error.__cause__ or error)
+    cause = error.__cause__ if isinstance(error, StorageUnavailable) else error
+    if isinstance(cause, DatabaseUnavailable):
+        log.warning("%s: %s (%s)", text, cause.told.rstrip(".").replace("The", "the", 1), cause)
     else:
         log.error(text, exc_info=error)

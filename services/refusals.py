@@ -19,14 +19,14 @@ async def note(refusal: Refusal, verb: str, actor: Actor, now: datetime, db_sess
     """Write a refusal down, after its transaction was rolled back. Where even that fails, the refusal stands."""
     if actor.kind == "system" or isinstance(refusal, StorageUnavailable):
         return
-    minute = now.replace(second=0, microsecond=0)
+    minute, outcome = now.replace(second=0, microsecond=0), refusal.outcome or refusal.code
     with suppress(DatabaseUnavailable):
         async with db_session.transaction():
-            if await db_session.count_refusal(refusal.code, _counted(actor, refusal), minute) == 1:
+            if await db_session.count_refusal(outcome, _counted(actor, refusal), minute) == 1:
                 told: dict[str, Any] = {"session_id": refusal.session_id, "owner_id": refusal.account_id}
                 # Who has proved nothing is told apart by a keyed hash of the address alone.
                 told |= {"from_value": actor.rate_key} if actor.id == NOBODY else {}
-                await db_session.record("refused", actor, now, outcome=refusal.code, reason=verb, **told)
+                await db_session.record("refused", actor, now, outcome=outcome, reason=verb, **told)
 
 
 def _counted(actor: Actor, refusal: Refusal) -> Actor:

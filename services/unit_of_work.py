@@ -47,7 +47,7 @@ class UnitOfWork:
                     if outermost and actor.login_id is not None and actor.login_is_stale:
                         await db_session.touch_login(actor.login_id, self.now())
             except DatabaseUnavailable as error:
-                raise StorageUnavailable() from error
+                raise StorageUnavailable(error.told) from error
 
     @asynccontextmanager
     async def once(

@@ -24,6 +24,7 @@ DEEDS = {
 #: {why a sign-in was refused: what happened}
 FAILURES = {
     "unauthenticated": "Somebody tried to sign in with a wrong password",
+    "account_disabled": "Somebody tried to sign in while the account was disabled",
     "invalid_request": "A wrong current password was entered",
     "rate_limited": "Attempts to sign in were refused: too many",
     "password_change_required": "Somebody entered the temporary password",

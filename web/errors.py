@@ -83,7 +83,7 @@ def refused(request: Request, refusal: Refusal) -> Response[Any]:
 
 def unavailable(request: Request, error: DatabaseUnavailable) -> Response[Any]:
     """The database failed outside a verb: the same refusal."""
-    refusal = StorageUnavailable()
+    refusal = StorageUnavailable(error.told)
     refusal.__cause__ = error
     return refused(request, refusal)
 

@@ -158,9 +158,10 @@ def _make_secret(path: Path) -> None:
     """Of two processes that start at once, one makes it and both read it whole."""
     make_folder(path.parent)
     whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(create(whole), "w") as file:
-        file.write(secrets.token_urlsafe(48))
+    descriptor = create(whole)
     try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
         os.link(whole, path)
     except FileExistsError:
         pass

@@ -10,10 +10,11 @@ import pytest
 from db.db_session import DbSession
 from services.accounts import Accounts, Credentials, SignedIn
 from services.actor import SYSTEM, Actor, operator
-from services.errors import PasswordChangeRequired, Refusal
+from services.errors import PasswordChangeRequired, Refusal, Unauthenticated
 from services.membership import Membership
 from tests.conftest import AtOnce, Clock, Everything, JournalRows, Refused, StorageFails
 from tests.services.test_accounts import cheap_passwords  # noqa: F401 - a fixture, used by every test
+from web import activity
 
 PASSWORD, TEMPORARY, OWN = "correct horse", "battery staple", "a password of mine"
 SECRET = b"a secret"
@@ -333,6 +334,25 @@ async def test_O5_everything_that_is_done_to_an_account_is_seen_by_its_owner(
         "password_changed ada Asked for.",
     ]
     assert "login_revoked ada A lost laptop." in await told()
+
+
+async def test_O5_a_disabled_account_that_is_tried_is_not_told_of_a_wrong_password(
+    accounts: Accounts, membership: Membership, db_session: DbSession, ann: Actor, ada: Actor, signs_in: SignsIn
+) -> None:
+    """Whoever tries learns what they always do; the owner, and who looks after accounts, learn why."""
+    await signs_in("ann")
+    await membership.change_account(ann.id, db_session, actor=ada, disabled=True, reason="Away.")
+    for password in (PASSWORD, "wrong horse"):
+        with pytest.raises(Unauthenticated, match="wrong"):
+            await signs_in("ann", password)
+    await membership.change_account(ann.id, db_session, actor=ada, disabled=False)
+    with pytest.raises(Unauthenticated, match="wrong"):
+        await signs_in("ann", "wrong horse")
+    rows = (await membership.activity(ann.id, db_session, actor=ann)).rows
+    assert [one.text for one in activity.told(rows, ann.id, mine=True) if one.what == "refused"] == [
+        "Somebody tried to sign in with a wrong password",
+        "Somebody tried to sign in while the account was disabled",
+    ]
 
 
 async def test_O5_the_activity_goes_on_page_by_page_and_is_nobody_elses(

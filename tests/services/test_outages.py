@@ -77,6 +77,7 @@ async def test_46_nothing_is_written_while_there_is_no_room_and_everything_works
     sessions: SessionService, db_session: DbSession, ann: Actor, session_id: UUID, outage: Outage,
     everything: Everything, configure: Configure, engine: Engine, request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
+    told = "disk is full" if "full" in request.node.name else "may only be read"
     await configure("user", turns="0", sessions_created="0")
     turn = (await sessions.begin_turn(session_id, "Hello", db_session, actor=ann)).turn
     await sessions.append([Piece(session_id, turn.id, 0, "shown ")], db_session)
@@ -94,7 +95,7 @@ async def test_46_nothing_is_written_while_there_is_no_room_and_everything_works
             writes = writes[:2] if engine.engine_type == "sqlite" else [writes[0], *writes[2:]]
         for write in writes:
             for _ in range(2):
-                with pytest.raises(StorageUnavailable) as refused:
+                with pytest.raises(StorageUnavailable, match=told) as refused:
                     await write()
                 assert refused.value.retry_after_seconds > 0
         assert await everything() == before

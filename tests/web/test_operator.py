@@ -49,6 +49,16 @@ def test_a_name_that_is_none_is_refused(here: Here, name: str) -> None:
     assert "1 to 80 characters" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["", " ", "a\nadmin", "\u202eada", "x" * 81])
+def test_what_is_no_name_is_not_taken_from_the_environment(
+    here: Here, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Anybody may set `SUDO_USER`, and the journal is read line by line."""
+    monkeypatch.setenv("SUDO_USER", name)
+    assert here.run("group", "limit", "user", "turns", "9/min").returncode == 0
+    assert who(here.folder, "limit_changed")[-1] == f"{ME} via command line"
+
+
 def test_nobody_has_an_account_that_looks_like_an_operator(here: Here) -> None:
     done = here.run("account", "create", "root via command line", stdin=PASSWORD)
     assert done.returncode == 1 and "nobody's name" in done.stderr

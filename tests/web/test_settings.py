@@ -1,5 +1,6 @@
 """The settings: what wins over what, where secrets come from, and how each mistake is named."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,18 @@ def test_the_secret_key_is_made_once_and_kept_from_others() -> None:
     Path("var/secret.key").write_text("short")
     with pytest.raises(SettingsError, match=r"secret_key_file"):
         load({}).secret()
+
+
+def test_a_secret_key_that_could_not_be_written_leaves_nothing_behind() -> None:
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, allowed[1]))  # as a full disk
+    try:
+        with pytest.raises(SettingsError, match=r"secret_key_file: .* cannot be made"):
+            load({}).secret()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert list(Path("var").iterdir()) == []
+    assert len(load({}).secret()) >= 32
 
 
 SECRETS = {

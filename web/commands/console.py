@@ -61,14 +61,19 @@ def operator_name() -> str:
     """Who gives the command: `--as`, else who called sudo, else the user that runs it."""
     context = click.get_current_context(silent=True)
     given = context.find_root().params.get("operator") if context is not None else None
-    return str(given or os.environ.get("SUDO_USER") or _user()).strip()[:OPERATOR_CHARACTERS]
+    called = os.environ.get("SUDO_USER", "")
+    return str(given or (called if _is_name(called) else "") or _user()).strip()
 
 
 def named(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     """The name given by `--as`. Raises click.BadParameter."""
-    if name is not None and not (name.strip() and name.isprintable() and len(name) <= OPERATOR_CHARACTERS):
+    if name is not None and not _is_name(name):
         raise click.BadParameter(f"a name has 1 to {OPERATOR_CHARACTERS} characters, all of them visible.")
     return name
+
+
+def _is_name(name: str) -> bool:
+    return bool(name.strip()) and name.isprintable() and len(name) <= OPERATOR_CHARACTERS
 
 
 def _user() -> str:
