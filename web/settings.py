@@ -55,6 +55,8 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "$.providers": Provider,
     "$.models": ModelConfig,
 }
+#: with a path to a file
+_SQLITE_URL = re.compile("sqlite:///(?!:memory:)[^?#]*[^?#/]")
 _UNKNOWN = re.compile("Object contains unknown field `(.*)`")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -292,6 +294,11 @@ def _with_keys(providers: list[Provider], environ: Mapping[str, str]) -> list[Pr
 def _checked(settings: Settings) -> Settings:
     if urlsplit(settings.database_url).scheme not in ("sqlite", "postgresql", "postgres"):
         raise SettingsError("database_url: it begins with sqlite:/// or postgresql://")
+    if settings.database_url.startswith("sqlite") and not _SQLITE_URL.fullmatch(settings.database_url):
+        raise SettingsError(
+            "database_url: SQLite's is sqlite:///var/turnkeeper.db, or sqlite:////srv/turnkeeper.db with a path from "
+            "the root; ? and # in a path are %3F and %23, and a database in memory would be gone with its server"
+        )
     if settings.redis_url and not re.match(r"rediss?://[^/?]+(/\d*)?(\?.*)?$|unix://", settings.redis_url):
         raise SettingsError("redis_url: it is redis://host:port/number, or begins with rediss:// or unix://")
     if "*" in settings.trusted_proxies:

@@ -301,6 +301,14 @@ def test_a_mistake_in_the_file_is_named_by_its_key(text: str, key: str) -> None:
         ("TURNKEEPER_", "x"),
         ("TURNKEEPER_TRUSTED_PROXIES", "*"),
         ("TURNKEEPER_DATABASE_URL", "oracle://x"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite://x.db"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite:x.db"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite://"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite:///"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite:///var/"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite:///:memory:"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite:///x.db?mode=ro"),
+        ("TURNKEEPER_DATABASE_URL", "sqlite:///x#1.db"),
         ("TURNKEEPER_TIME_ZONE", "Middle/Earth"),
         ("TURNKEEPER_TIME_ZONE", ""),
     ],
@@ -330,6 +338,15 @@ def test_a_mistake_in_the_environment_is_named_by_its_variable(name: str, value:
 def test_a_mistake_names_its_file_its_group_and_the_keys_there_are(text: str, told: str) -> None:
     written(text)
     assert refused().startswith(f"turnkeeper.toml: {told}")
+
+
+def test_a_file_of_sqlite_may_have_any_name() -> None:
+    for written, path in (
+        ("sqlite:///a b.db", "a b.db"),
+        ("sqlite:////x/a%3F%23.db", "/x/a?#.db"),
+        ("sqlite:///a:b", "a:b"),
+    ):
+        assert load({"TURNKEEPER_DATABASE_URL": written}).sqlite_path == Path(path)
 
 
 def test_a_mistake_in_the_environment_is_not_blamed_on_the_file() -> None:
