@@ -182,8 +182,8 @@ SECRETS = frozenset(("password", "old", "new"))
 BESIDE_SECRETS = ("name", "next", "ticket", "role", "group", "service", "reason", "account_id")
 #: files that are decoded, and acted on, at a time
 _FILES = asyncio.Semaphore(4)
-#: who sends a file: one at a time, whose next one waits with its body unread
-_SENDING: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+#: of each actor one at a time
+_FILES_OF: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 #: how Litestar refuses a form of too many parts
 TOO_MANY_PARTS = "Request Entity Too Large"
 FORM_KINDS = ("application/x-www-form-urlencoded", "multipart/form-data")
@@ -225,17 +225,16 @@ def takes(document: type[msgspec.Struct]) -> Provide:
     """
 
     async def take(request: Request, actor: NamedDependency[Actor]) -> AsyncGenerator[Any, None]:
-        async with _SENDING.setdefault(actor.id, asyncio.Lock()):
-            file, typed = await _file(request)
-            request.state.typed = {}
-            request.state.key = request.headers.get("idempotency-key") or typed or None
-            async with _FILES:
-                try:
-                    read = await asyncio.to_thread(stepwise.decode, utf8(file), document)
-                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                    raise _malformed(error) from error
-                del file
-                yield read
+        file, typed = await _file(request)
+        request.state.typed = {}
+        request.state.key = request.headers.get("idempotency-key") or typed or None
+        async with _FILES_OF.setdefault(actor.id, asyncio.Lock()), _FILES:
+            try:
+                read = await asyncio.to_thread(stepwise.decode, utf8(file), document)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                raise _malformed(error) from error
+            del file
+            yield read
 
     take.struct = document  # type: ignore[attr-defined]
     return Provide(take)
