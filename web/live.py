@@ -1,6 +1,7 @@
 """What the controls of a session page show, for the answer to a verb and for the live page alike."""
 
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -48,7 +49,7 @@ class Controls:
         needed: bool = True,
     ) -> None:
         self._sessions, self._db_session, self._actor, self._pool = sessions, db_session, actor, pool
-        self._renderer = renderer
+        self._renderer, self._grow = renderer, partial(renderer.grow, actor.id)
         #: whether the answer is HTML at all
         self._needed = needed
         #: the reasoning and the reply this stream shows while they are written, with their turn
@@ -101,7 +102,7 @@ class Controls:
 
     def shown(self, *turns: TurnView) -> AbstractAsyncContextManager[None]:
         """Render the texts of turns ahead of the page that shows them in this block."""
-        return self._renderer.shown(*texts_of(turns if self._needed else ()))
+        return self._renderer.shown(self._actor.id, *texts_of(turns if self._needed else ()))
 
     async def render(self, event: Event) -> str | None:
         """What an event changes on a live page; None where the page has not come to it.
@@ -144,12 +145,12 @@ class Controls:
         template = "chat/grew.html" if isinstance(news, Delta) else "chat/thought.html"
         turn_id, growing = self._growing.get(type(news), (None, Growing()))
         if turn_id == news.turn_id:
-            grown = await growing.take(news.text, self._renderer.grow)
+            grown = await growing.take(news.text, self._grow)
             return render(template, turn_id=turn_id, grown=grown, begins=None)
         self._growing[type(news)] = news.turn_id, growing
         view = TurnView.of(*await Reads(self._sessions).turn(news.turn_id, self._db_session, actor=self._actor))
         before = (view.reply if isinstance(news, Delta) else view.reasoning)[: news.offset]
-        grown = await growing.take(before + news.text, self._renderer.grow)
+        grown = await growing.take(before + news.text, self._grow)
         return render(template, turn_id=news.turn_id, grown=grown, begins=view)
 
     async def _caught_up(self, session: LiveSession, turn: Turn) -> str | None:

@@ -35,6 +35,8 @@ from web.markdown_rules.tables import add_tables
 RENDERED_CHARACTERS = 100_000
 #: characters that may be rendered again for each one that was written, and what is given ahead
 AGAIN, AHEAD = 16, 100_000
+#: renderings in a row that may fail until the rest of a reply is shown as it comes; one may only have met a busy moment
+FAILURES = 2
 #: what a line costs besides its characters
 LINE = 40
 
@@ -334,6 +336,7 @@ class Growing:
         self._half = ""
         self._seen = 0
         self._budget = AHEAD
+        self._failures = 0
         #: what the finished blocks have told
         self._known: Known = ()
 
@@ -345,7 +348,10 @@ class Growing:
     async def take(self, text: str, growing: Callable[[str, bool, Known], Awaitable[Growth | None]]) -> Grown:
         """The same with another `grow`; without an answer the text is shown as it is written for now."""
         text, due = self._accept(text)
-        return self._step(await growing(self._text(), "\n" in self._fresh, self._known) if due else None, text)
+        rendered = await growing(self._text(), "\n" in self._fresh, self._known) if due else None
+        if due:
+            self._failures = self._failures + 1 if rendered is None else 0
+        return self._step(rendered, text)
 
     def _text(self) -> str:
         return self._open + self._fresh
@@ -355,6 +361,8 @@ class Growing:
         text = self._half + text
         self._half = "\r" if text.endswith("\r") else ""
         text = normal(text.removesuffix("\r"))
+        if self._failures >= FAILURES:
+            return text, False
         self._fresh += text
         self._seen += len(text)
         self._budget = self._budget + len(text) * AGAIN if self._seen <= RENDERED_CHARACTERS else 0

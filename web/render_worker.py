@@ -20,13 +20,17 @@ import msgspec
 
 #: CPU time that a text may take without its colours, a block of code for its own, and all blocks of a text together
 TEXT_SECONDS, BLOCK_SECONDS, COLOURS_SECONDS = 6.0, 0.5, 2.0
+#: CPU time of a text that is being written: no stream waits for it any longer
+GROWING_SECONDS = 2.0
 #: address space, in bytes
 MEMORY = 1 << 30
+#: the longest answer, in bytes
+ANSWER = 32_000_000
 #: HTML of coloured code that is kept, in characters
 COLOURED_CHARACTERS = 4_000_000
 #: memory after which it makes room for a fresh process once it has answered, in bytes
 GROWN = 400_000_000
-#: the exit code where memory was not enough
+#: the exit code where memory was not enough, or the answer would be too long
 NO_MEMORY = 3
 LENGTH_BYTES = 4
 
@@ -133,14 +137,17 @@ class _Worker:
         return body if len(head) == LENGTH_BYTES else None
 
     def _send(self, message: msgspec.Struct) -> None:
-        self._outgoing.write(frame(message))
+        framed = frame(message)
+        if len(framed) > ANSWER:
+            os._exit(NO_MEMORY)
+        self._outgoing.write(framed)
         self._outgoing.flush()
 
     def work(self, job: Job) -> None:
         from web.markdown import grow, render
 
         colouring = self._colour if job.colours else None
-        _allow(TEXT_SECONDS)
+        _allow(GROWING_SECONDS if job.grows else TEXT_SECONDS)
         if job.grows:
             grown = grow(job.text, lines=job.lines, known=job.known, colouring=colouring)
             done = Done(grown.open, grown.finished, grown.end, grown.known)

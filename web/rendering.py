@@ -1,17 +1,22 @@
 """Texts as HTML without holding the event loop: short ones here, the others in processes with limits of their own.
 
 No text that people or models write can keep the server from answering. What takes too long is shown as it is written:
-a block of code without colours, a text without Markdown. That is remembered, so that it is not tried again.
+a block of code without colours, a text without Markdown. That is remembered, so that it is not tried again. Nobody has
+more than one process at a time, so that nobody's texts keep those of others waiting.
 """
 
 import asyncio
 import logging
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context
+from functools import partial
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
+from weakref import WeakValueDictionary
 
 import msgspec
 from markupsafe import Markup
@@ -31,8 +36,8 @@ LOOP_CHARACTERS = 1_000
 LOOP_CELLS = 1_000
 #: processes that one server process may start
 PROCESSES = 2
-#: texts that may wait for one of them; of the next ones none is rendered
-QUEUE = 200
+#: texts that may wait for one of them, in all and of one person; of the next ones none is rendered
+QUEUE, QUEUE_OF_ONE = 200, 20
 #: how long a page waits for its texts in all, and a stream for a piece; what is late is shown as it is written
 PAGE_SECONDS, PIECE_SECONDS = 10.0, 2.0
 #: how long a process may take for a text by the clock on the wall, whatever it does
@@ -41,6 +46,8 @@ STUCK_SECONDS = 60.0
 DEATHS = 3
 #: HTML of ended and of growing texts that is kept, in characters
 KEPT_CHARACTERS, GROWN_CHARACTERS = 8_000_000, 1_000_000
+#: HTML after which the other long texts of a page are shown as they are written, in characters
+PAGE_CHARACTERS = 32_000_000
 #: how a process ends that met one of its limits, or a fault that will be there again
 LIMITS = {
     -signal.SIGPROF,
@@ -95,11 +102,13 @@ class Renderer:
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
         self._places = asyncio.Semaphore(PROCESSES)
-        self._waiting = 0
+        #: held by who has a place or is the next to get one: people take turns at the places
+        self._shares: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+        self._waiting: Counter[UUID] = Counter()
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
-        #: texts that are being rendered, for whoever else asks for them
-        self._whole_texts: dict[str, asyncio.Task[str | None]] = {}
+        #: texts that are being rendered for somebody, in case another of their pages shows them too
+        self._whole_texts: dict[tuple[UUID, str], asyncio.Task[str | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -118,21 +127,24 @@ class Renderer:
         return [process.id for process in self._all]
 
     @asynccontextmanager
-    async def shown(self, texts: Iterable[str], growing: Iterable[str] = ()) -> AsyncIterator[None]:
-        """Render what a page will show: ended texts, and such as are being written.
+    async def shown(self, who: UUID, texts: Iterable[str], growing: Iterable[str] = ()) -> AsyncIterator[None]:
+        """Render what a page will show to somebody: ended texts, and such as are being written.
 
         One after another, so that a long page leaves room for others.
         """
-        until = asyncio.get_running_loop().time() + PAGE_SECONDS
-        html, grown = [], []
+        until = _after(PAGE_SECONDS)
+        html, grown, characters = [], [], 0
         try:
             for text in map(normal, texts):
-                _HTML.hold(text, await self._html(text, until))
+                if characters > PAGE_CHARACTERS:
+                    break
+                _HTML.hold(text, made := await self._html(who, text, until))
                 html.append(text)
+                characters += len(made)
                 if len(text) > LOOP_CHARACTERS:
                     await asyncio.sleep(0)
             for text in growing:
-                _GROWN.hold(text, await self._begun(text))
+                _GROWN.hold(text, await self._begun(who, text))
                 grown.append(text)
             yield
         finally:
@@ -141,25 +153,26 @@ class Renderer:
             for text in grown:
                 _GROWN.release(text)
 
-    async def grow(self, text: str, lines: bool, known: Known) -> Growth | None:
+    async def grow(self, who: UUID, text: str, lines: bool, known: Known) -> Growth | None:
         """As `web.markdown.grow`; None where it takes too long now."""
         if _is_short(text) and not _has_formulas(text):
             blocks: list[Block] = []
             grown = grow(text, lines=lines, known=known, colouring=_noting(blocks))
             if not blocks:
                 return grown
-        made = await _in_time(self._spawn(self._do(Job(text, grows=True, lines=lines, known=known))), PIECE_SECONDS)
+        job, until = Job(text, grows=True, lines=lines, known=known), _after(PIECE_SECONDS)
+        made = await _in_time(self._spawn(self._do(who, job, until)), until)
         return None if made is None else Growth(made[0].end, made[0].finished, made[0].html, made[0].known)
 
-    async def _begun(self, text: str) -> Grown:
+    async def _begun(self, who: UUID, text: str) -> Grown:
         if (grown := _GROWN.get(text)) is None:
-            grown = await Growing().take(text, self.grow)
+            grown = await Growing().take(text, partial(self.grow, who))
             if grown.open is None:
                 return Grown(Markup(), Markup(written(text)))  # noqa: S704
             _GROWN.put(text, grown)
         return grown
 
-    async def _html(self, text: str, until: float) -> str:
+    async def _html(self, who: UUID, text: str, until: float) -> str:
         if (html := _HTML.get(text)) is not None:
             return html
         for_now = None
@@ -170,19 +183,19 @@ class Renderer:
             if not blocks:
                 _HTML.put(text, for_now)
                 return for_now
-        if (task := self._whole_texts.get(text)) is None:
-            task = self._whole_texts[text] = self._spawn(self._whole(text))
-            task.add_done_callback(lambda _: self._whole_texts.pop(text, None))
-        html = await _in_time(task, until - asyncio.get_running_loop().time())
+        if (task := self._whole_texts.get((who, text))) is None:
+            task = self._whole_texts[who, text] = self._spawn(self._whole(who, text, until))
+            task.add_done_callback(lambda _: self._whole_texts.pop((who, text), None))
+        html = await _in_time(task, until)
         return html if html is not None else html_of(text) if for_now is None else for_now
 
-    async def _whole(self, text: str) -> str | None:
+    async def _whole(self, who: UUID, text: str, until: float) -> str | None:
         """The HTML of an ended text, which is kept; None where it cannot be had now."""
         digest = digest_of("", text)
         if await self._timeouts.known([digest]):
             html = written(text)
         else:
-            made = await self._do(Job(text), digest)
+            made = await self._do(who, Job(text), until, digest)
             if made is None:
                 return None
             html = made[0].html
@@ -191,22 +204,34 @@ class Renderer:
         _HTML.put(text, html)
         return html
 
-    async def _do(self, job: Job, digest: str = "") -> tuple[Done, bool] | None:
-        """Let a process render; whether it will always look so. None where nobody is free or none can be started."""
-        if self._closed or self._waiting >= QUEUE:
+    async def _do(self, who: UUID, job: Job, until: float, digest: str = "") -> tuple[Done, bool] | None:
+        """Let a process render; whether it will always look so. None where none is free by then or can be started."""
+        if self._closed or self._waiting.total() >= QUEUE or self._waiting[who] >= QUEUE_OF_ONE:
             return None
-        self._waiting += 1
+        async with AsyncExitStack() as place:
+            if not await self._got(place, who, until):
+                return None
+            try:
+                return await self._done(job, digest)
+            except OSError as error:
+                log.warning("no process can be started that renders texts: %s", error)
+                return None
+
+    async def _got(self, place: AsyncExitStack, who: UUID, until: float) -> bool:
+        """Wait for a place until nobody waits for the text any more; whether there was one."""
+        share = self._shares.setdefault(who, asyncio.Lock())
+        self._waiting[who] += 1
         try:
-            await self._places.acquire()
+            async with asyncio.timeout_at(until):
+                await place.enter_async_context(share)
+                await place.enter_async_context(self._places)
+        except TimeoutError:
+            return False
         finally:
-            self._waiting -= 1
-        try:
-            return await self._done(job, digest)
-        except OSError as error:
-            log.warning("no process can be started that renders texts: %s", error)
-            return None
-        finally:
-            self._places.release()
+            self._waiting[who] -= 1
+            if not self._waiting[who]:
+                del self._waiting[who]
+        return True
 
     async def _done(self, job: Job, digest: str) -> tuple[Done, bool] | None:
         deaths, final = 0, True
@@ -346,7 +371,12 @@ def _noting(blocks: list[Block]) -> Colours:
     return note
 
 
-async def _in_time(task: "asyncio.Task[T | None]", seconds: float) -> T | None:
+def _after(seconds: float) -> float:
+    """The time of the loop in so many seconds."""
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def _in_time(task: "asyncio.Task[T | None]", until: float) -> T | None:
     """The outcome of a task, which goes on where it takes longer; None then."""
-    await asyncio.wait({task}, timeout=max(0.0, seconds))
+    await asyncio.wait({task}, timeout=max(0.0, until - _after(0)))
     return task.result() if task.done() and not task.cancelled() else None

@@ -9,8 +9,10 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from pygments.lexers import get_lexer_by_name
@@ -23,9 +25,10 @@ from services.text import TITLED_CHARACTERS, title_of
 from web import render_worker, rendering
 from web.formulas import FORMULA_CHARACTERS, mathml
 from web.highlighting import HIGHLIGHT_CHARACTERS, LANGUAGES, LEXERS, coloured, has_colours
-from web.markdown import RENDERED_CHARACTERS, Growing, render
+from web.markdown import RENDERED_CHARACTERS, Growing, Growth, grow, render
+from web.markdown_rules.order import Known
 from web.render_worker import BLOCK_SECONDS, digest_of
-from web.rendering import LOOP_CHARACTERS, PROCESSES, Renderer, _has_formulas, _is_short, html_of
+from web.rendering import LOOP_CHARACTERS, PROCESSES, QUEUE_OF_ONE, Renderer, _has_formulas, _is_short, html_of
 
 LONG = bool(os.environ.get("LONG_TESTS"))
 #: what may be held on the loop, in seconds of a processor
@@ -363,8 +366,18 @@ def patient_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "PAGE_SECONDS", 120.0)
 
 
-async def html(renderer: Renderer, text: str) -> str:
-    async with renderer.shown([text]):
+async def all_wait() -> None:
+    """Let every task go on until it waits for a process."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+#: two readers
+ANN, BEN = UUID(int=1), UUID(int=2)
+
+
+async def html(renderer: Renderer, text: str, who: UUID = ANN) -> str:
+    async with renderer.shown(who, [text]):
         return str(html_of(text))
 
 
@@ -437,6 +450,108 @@ def hurried() -> str:
     return str(file)
 
 
+async def test_53_a_growing_text_that_takes_too_long_is_tried_twice_and_the_whole_of_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = program(tmp_path, GROWING_SECONDS=0.05, TEXT_SECONDS=0.05)
+    monkeypatch.setattr(render_worker, "__file__", str(limits))
+    timeouts, growing = Timeouts(), Growing()
+    renderer = Renderer(timeouts)
+    pieces = [f"{next(_numbers)} " + "![[" * 10_000 for _ in range(8)]
+    grown = [await growing.take(piece, partial(renderer.grow, ANN)) for piece in pieces]
+    assert [one.text for one in grown] == pieces
+    assert caplog.text.count("took too long to render") == 2 and not timeouts.remembered
+    for _ in range(2):
+        assert "rest" in await html(renderer, "".join(pieces))
+    assert caplog.text.count("took too long to render") == 3
+    assert timeouts.remembered == [digest_of("", "".join(pieces))]
+    await renderer.close()
+
+
+async def test_a_text_that_failed_once_goes_on_as_markdown() -> None:
+    growing, answers = Growing(), iter([False, True, False, True])
+
+    async def sometimes(text: str, lines: bool, known: Known) -> Growth | None:
+        return grow(text, lines=lines, known=known) if next(answers) else None
+
+    grown = [await growing.take("*a* ", sometimes) for _ in range(4)]
+    assert [one.open is None for one in grown] == [True, False, True, False]
+
+
+async def test_53_one_person_holds_one_process_and_the_other_is_for_others() -> None:
+    renderer = Renderer(Timeouts())
+    first = asyncio.create_task(html(renderer, block("c", SLOW)))
+    while not renderer.processes:
+        await asyncio.sleep(0.001)
+    (held,) = renderer.processes
+    os.kill(held, signal.SIGSTOP)
+    second = asyncio.create_task(html(renderer, block("c", GOOD)))
+    await all_wait()
+    assert "hl-keyword" in await html(renderer, block("c", GOOD), BEN)
+    assert not first.done() and not second.done()
+    os.kill(held, signal.SIGCONT)
+    assert "hl-keyword" in await second
+    await first
+    await renderer.close()
+
+
+async def test_53_of_many_texts_of_one_person_the_last_ones_are_not_waited_for() -> None:
+    renderer = Renderer(Timeouts())
+    first = asyncio.create_task(html(renderer, block("c", SLOW)))
+    while not renderer.processes:
+        await asyncio.sleep(0.001)
+    os.kill(renderer.processes[0], signal.SIGSTOP)
+    waiting = [asyncio.create_task(html(renderer, block("c", GOOD))) for _ in range(QUEUE_OF_ONE)]
+    await all_wait()
+    assert "hl-" not in await html(renderer, block("c", GOOD))
+    assert "hl-keyword" in await html(renderer, block("c", GOOD), BEN)
+    assert not any(task.done() for task in waiting)
+    await renderer.close()
+    await asyncio.gather(first, *waiting)
+
+
+async def test_53_what_no_page_waits_for_any_more_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, late = Renderer(Timeouts()), block("c", GOOD)
+    first = asyncio.create_task(html(renderer, block("c", SLOW)))
+    while not renderer.processes:
+        await asyncio.sleep(0.001)
+    (held,) = renderer.processes
+    os.kill(held, signal.SIGSTOP)
+    monkeypatch.setattr(rendering, "PAGE_SECONDS", 0.0)
+    assert "hl-" not in await html(renderer, late)
+    monkeypatch.setattr(rendering, "PAGE_SECONDS", 120.0)
+    os.kill(held, signal.SIGCONT)
+    await first
+    assert "hl-keyword" in await html(renderer, block("c", GOOD))
+    assert late not in rendering._HTML
+    await renderer.close()
+
+
+async def test_53_an_answer_that_would_be_too_long_leaves_the_text_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render_worker, "__file__", str(program(tmp_path, ANSWER=3_000)))
+    timeouts, text = Timeouts(), f"{next(_numbers)} " + "*a* " * 500
+    renderer = Renderer(timeouts)
+    assert "<em>" not in await html(renderer, text)
+    assert timeouts.remembered == [digest_of("", text)]
+    assert "<em>" in await html(renderer, text[:LOOP_CHARACTERS])
+    await renderer.close()
+
+
+async def test_53_a_page_of_very_much_html_shows_its_other_texts_as_they_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rendering, "PAGE_CHARACTERS", 2_000)
+    renderer = Renderer(Timeouts())
+    texts = [f"{next(_numbers)} " + "*a* " * 300 for _ in range(3)]
+    async with renderer.shown(ANN, texts):
+        assert ["<em>" in html_of(text) for text in texts] == [True, False, False]
+    async with renderer.shown(ANN, texts[1:]):
+        assert "<em>" in html_of(texts[1]), "nothing was remembered against it"
+    await renderer.close()
+
+
 async def test_a_process_that_is_killed_leaves_the_page_plain_and_the_next_block_coloured() -> None:
     timeouts = Timeouts()
     renderer = Renderer(timeouts)
@@ -478,17 +593,22 @@ async def test_a_process_stays_however_much_memory_its_server_has() -> None:
     await renderer.close()
 
 
+def program(folder: Path, **limits: float) -> Path:
+    """The program of a process with other limits."""
+    changed = folder / "changed.py"
+    changed.write_text(
+        f"import sys; sys.path[:0] = [{str(Path(render_worker.__file__).parents[1])!r}]\n"
+        "from web import render_worker\n"
+        f"vars(render_worker).update({limits!r})\n"
+        "render_worker.main()\n"
+    )
+    return changed
+
+
 async def test_one_that_has_grown_is_replaced_before_the_next_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = tmp_path / "small.py"
-    small.write_text(
-        f"import sys; sys.path[:0] = [{str(Path(render_worker.__file__).parents[1])!r}]\n"
-        "from web import render_worker\n"
-        "render_worker.GROWN = 1\n"
-        "render_worker.main()\n"
-    )
-    monkeypatch.setattr(render_worker, "__file__", str(small))
+    monkeypatch.setattr(render_worker, "__file__", str(program(tmp_path, GROWN=1)))
     renderer = Renderer(Timeouts())
     for _ in range(3):
         assert "hl-keyword" in await html(renderer, block("c", GOOD))
@@ -499,7 +619,7 @@ async def test_one_that_has_grown_is_replaced_before_the_next_text(
 async def test_nothing_is_started_for_short_texts_and_one_process_is_enough_for_one_reader() -> None:
     renderer = Renderer(Timeouts())
     await html(renderer, f"Some *words* {next(_numbers)}")
-    assert await renderer.grow("one\n\ntwo", True, ()) is not None
+    assert await renderer.grow(ANN, "one\n\ntwo", True, ()) is not None
     assert not renderer.processes
     for _ in range(3):
         await html(renderer, block("c", GOOD))
@@ -527,10 +647,10 @@ async def test_long_texts_and_streams_leave_the_loop() -> None:
         "![" * (RENDERED_CHARACTERS // 8) + str(next(_numbers)),
     ]
     with ticking() as held:
-        async with renderer.shown(texts):
+        async with renderer.shown(ANN, texts):
             assert str(html_of(texts[0])).count("<li>") > 4_900
         growing = Growing()
-        grown = [await growing.take("- *a* `b`\n" * 200, renderer.grow) for _ in range(20)]
+        grown = [await growing.take("- *a* `b`\n" * 200, partial(renderer.grow, ANN)) for _ in range(20)]
     assert sum(one.open is not None for one in grown) > 3 and not held
     await renderer.close()
 

@@ -159,7 +159,7 @@ async def show_turn(
     turn, written = await Reads(sessions).turn(turn_id, db_session, actor=actor)
     session = SessionView.of(await sessions.get_session(turn.session_id, db_session, actor=actor))
     view = TurnView.of(turn, written)
-    async with renderer.shown(*texts_of([view] if wants(request) in ("page", "fragment") else ())):
+    async with renderer.shown(actor.id, *texts_of([view] if wants(request) in ("page", "fragment") else ())):
         return page(request, "turn.html", view, session=session)
 
 

@@ -117,7 +117,7 @@ async def show_session(
         lines = lines_between(found.turns, switches, actor)
     context = await controls.of(session, *found.turns)
     turns = [TurnView.of(turn, found.written) for turn in found.turns]
-    async with renderer.shown(*texts_of(turns)):
+    async with renderer.shown(actor.id, *texts_of(turns)):
         return page(
             request,
             "session.html",
@@ -159,7 +159,7 @@ async def list_turns(
             str(found.earlier) if found.earlier else None,
             instructions,
         )
-    async with renderer.shown(*texts_of(view.turns if wants(request) in ("page", "fragment") else ())):
+    async with renderer.shown(actor.id, *texts_of(view.turns if wants(request) in ("page", "fragment") else ())):
         template = f"session/{'print' if to_print else 'turns'}.html"
         return page(request, template, view, session=SessionView.of(session))
 
