@@ -43,12 +43,18 @@ HEADERS = 100
 PIPELINED = 16
 #: bytes that the parser is given at a time, so that it is stopped soon behind a limit
 SLICE_BYTES = 1_024
+#: chunks that a body may have, and one more for each so many bytes of it: each chunk is handled by itself
+CHUNKS, CHUNK_BYTES = 1_000, 64
 #: a head of this size always has room; what goes beyond it shares the room for all large heads of this process
 SMALL_HEAD_BYTES, LARGE_HEADS_BYTES = 8_192, 32_000_000
 
 #: {code: its status and what it tells}
 TOLD = {
     "invalid_request": (400, "The request is malformed."),
+    "too_many_chunks": (
+        413,
+        f"A body has at most {CHUNKS:,} chunks here, and one more for each {CHUNK_BYTES} bytes. Send larger ones.",
+    ),
     "uri_too_long": (414, f"A URL has at most {LINE_BYTES:,} bytes here."),
     "headers_too_large": (431, f"The headers of a request have at most {HEAD_BYTES:,} bytes and {HEADERS} fields."),
     "too_busy": (503, "Too much is being sent at once. Try again in a moment."),
@@ -73,6 +79,8 @@ class Connection(HttpToolsProtocol):
     _asked: tuple[RequestResponseCycle, ...] = ()
     #: bytes that were read and have become neither a request nor part of a body yet
     _unread = 0
+    #: of the body that arrives
+    _chunks = _body_bytes = 0
     #: whether a request has begun whose head is not complete
     _in_head = False
     #: why nothing more is read from here
@@ -144,6 +152,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
+        self._chunks = self._body_bytes = 0
         self._wait_for_it(REQUEST_SECONDS)
 
     def on_url(self, url: bytes) -> None:
@@ -172,9 +181,15 @@ class Connection(HttpToolsProtocol):
         asked = (*self._asked, self.cycle)
         self._asked = tuple(cycle for cycle in asked if cycle is not None and not cycle.response_complete)
 
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > CHUNKS + self._body_bytes // CHUNK_BYTES:
+            self._refused = self._refused or "too_many_chunks"
+
     def on_body(self, body: bytes) -> None:
         if not self._refused:
             self._charge(0)
+            self._body_bytes += len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 from services.counts import Counts
 from tests.web.test_connection import ASKED, answers, goes_on, listening
 from web import connection
-from web.connection import HEAD_BYTES, HEADERS, LINE_BYTES, PIPELINED, Connection
+from web.connection import CHUNKS, HEAD_BYTES, HEADERS, LINE_BYTES, PIPELINED, Connection
 
 COUNTS = Counts()
 FIELD = b"X-Filler: " + b"x" * 990 + b"\r\n"
@@ -75,6 +75,12 @@ def heads() -> dict[str, tuple[bytes, str]]:
         "a trailer without an end": (chunked + b"0\r\nX: " + b"x" * 200_000, "headers_too_large"),
         "trailers that never end": (chunked + b"0\r\n" + FIELD * 200, "headers_too_large"),
         "an extension of a chunk without an end": (chunked + b"1;" + b"x" * 200_000, "headers_too_large"),
+        "a body of one-byte chunks": (chunked + b"1\r\na\r\n" * 200_000, "too_many_chunks"),
+        "the same with an extension each": (chunked + b"1;x\r\na\r\n" * 5_000, "too_many_chunks"),
+        "small chunks behind a large one": (
+            chunked + b"ff\r\n" + b"x" * 255 + b"\r\n" + b"1\r\na\r\n" * 1_100,
+            "too_many_chunks",
+        ),
         "no request": (b"hello\r\n\r\n", "invalid_request"),
         "a chunk of no size": (chunked + b"zz\r\n", "invalid_request"),
     }
@@ -97,7 +103,7 @@ async def test_a_head_beyond_the_limits_is_refused_properly_and_the_connection_c
         said = await told(port, sent, piece)
         await gone(state)
     head, _, body = said.partition(b"\r\n\r\n")
-    status = {"headers_too_large": 431, "uri_too_long": 414, "invalid_request": 400}[code]
+    status = {"headers_too_large": 431, "uri_too_long": 414, "invalid_request": 400, "too_many_chunks": 413}[code]
     assert head.startswith(b"HTTP/1.1 %d " % status), said[:200]
     assert b"connection: close" in head and b"x-request-id: " in head and b"nosniff" in head
     problem = json.loads(body)
@@ -157,6 +163,18 @@ async def test_what_follows_a_body_does_not_come_to_stand_among_the_headers() ->
     async with listening(Counted, ServerState(), looks) as port:
         assert (await told(port, sent)).startswith(b"HTTP/1.1 200")
     assert [name for name, _ in seen[0]] == [b"host", b"connection", b"transfer-encoding"]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [b"1\r\na\r\n" * (CHUNKS - 1), (b"40\r\n" + b"x" * 64 + b"\r\n") * 5 * CHUNKS],
+    ids=["few small ones", "many of a fair size"],
+)
+async def test_a_body_in_chunks_is_taken_and_the_next_one_counts_anew(chunks: bytes) -> None:
+    asked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    async with listening(Counted, ServerState(), waits) as port:
+        assert (await told(port, asked * 2 + last)).count(b"HTTP/1.1 200") == 3
 
 
 async def test_sixty_megabytes_of_small_headers_take_no_memory() -> None:
