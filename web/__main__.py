@@ -9,7 +9,16 @@ import click
 
 from web.commands.account import account
 from web.commands.backup import backup, restore
-from web.commands.console import HELP, accounts_of, named, on_engine, only_one, put_in_force, settings_of
+from web.commands.console import (
+    HELP,
+    accounts_of,
+    database_in_use,
+    named,
+    on_engine,
+    only_one,
+    put_in_force,
+    settings_of,
+)
 from web.commands.deployment import check, config, migrate
 from web.commands.group import group
 from web.commands.journal import journal
@@ -81,12 +90,13 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             notifier.ready(f"Serving at {settings.host}:{settings.port}")
 
         if workers == 1:
-            serve_here(settings, start.models, listener, ready, beat=notifier.alive, stops=notifier.stopping)
+            with database_in_use(settings):
+                serve_here(settings, start.models, listener, ready, beat=notifier.alive, stops=notifier.stopping)
             return
         try:
             Workers(workers, settings, start.models, listener, ready, notifier).serve()
         except NoneStarted as error:
-            raise click.ClickException("no worker could start; what it said stands above.") from error
+            raise click.ClickException("no worker can start; what they said stands above.") from error
 
 
 for command in (migrate, check, backup, restore, config, account, token, session, model, move, group, usage, journal):
@@ -97,12 +107,15 @@ def _prepared(settings: Settings) -> "Start":
     """Everything that is done once, however many processes serve then: schema, models, configuration, first admin."""
     from db.db_session import DbSession
     from db.engine import migrate as bring_up
+    from db.schema import require
     from web.welcome import Start, the_models
 
     accounts = accounts_of(settings)
 
     async def run(engine: Any) -> Start:
-        db_session, ran, found = DbSession(engine), await bring_up(engine), await the_models(settings)
+        db_session, ran = DbSession(engine), await bring_up(engine)
+        await require(engine)
+        found = await the_models(settings)
         await put_in_force(found, settings, db_session)
         return Start(found, ran, await accounts.new_setup_link(db_session))
 

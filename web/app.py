@@ -16,7 +16,6 @@ from litestar.datastructures import CacheControlHeader, State
 from litestar.di import Provide
 from litestar.static_files import create_static_files_router
 
-from db import schema
 from db.db_session import DbSession
 from db.engine import open_engine
 from db.health import Health
@@ -76,8 +75,6 @@ def create_app(
     @asynccontextmanager
     async def serving(app: Litestar) -> AsyncIterator[None]:
         await engine.start()
-        # Where another program has brought it up to date meanwhile, this worker's parent has not looked.
-        await schema.require(engine)
         pool = ClientPool(models.providers, bus=bus)
         sessions = SessionService(pool, bus, worker=worker, counts=counts, admins_read=settings.admins_read)
         runner = sessions.runner = TurnRunner(sessions, pool, lambda: DbSession(engine, urgent=True))

@@ -37,12 +37,13 @@ def set_up(form: LogFormat, *, access_log: bool = False) -> None:
 
 
 class TextLines(logging.Formatter):
-    """`TIME LEVEL PROCESS [REQUEST] LOGGER: what happened`; a traceback follows, each line of it marked."""
+    """`TIME LEVEL PROCESS [REQUEST] LOGGER: what happened`; further lines and a traceback follow, each marked."""
 
     def format(self, record: logging.LogRecord) -> str:
         request_id = REQUEST_ID.get()
         head = f"{_time_of(record)} {record.levelname} {record.process} [{request_id or '-'}] {record.name}: "
-        lines = [head + one_line(record.getMessage().strip()), *_trace_of(self, record)]
+        message, *more = record.getMessage().strip().splitlines() or [""]
+        lines = [head + one_line(message), *map(one_line, more), *_trace_of(self, record)]
         return f"\n{MORE}".join(lines)
 
 

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from services.counts import Counts
 from web.logs import set_up
+from web.redaction import redacted
 from web.settings import Settings
 from web.signals import deaf, outlive
 from web.systemd import SILENT, Notifier
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 WELL_SECONDS = 10.0
 #: how long a successor waits after a worker that died young: at first, and at most
 PAUSE_SECONDS = (0.5, 10.0)
+#: how many starts of each worker may fail one after the other; once none serves, that is the end
+STARTS = 5
 #: how long workers may take to stop before they are killed
 STOP_SECONDS = 15.0
 #: how often a worker says that its loop goes round, and how often the parent looks whether it has
@@ -48,7 +51,7 @@ _processes = multiprocessing.get_context("spawn")
 
 
 class NoneStarted(Exception):
-    """The first workers ended before any of them was ready; they have said why."""
+    """No worker serves, and those that were started ended before they were ready; they have said why."""
 
 
 def serve(
@@ -62,9 +65,13 @@ def serve(
     worker: UUID | None = None,
     dead: Sequence[UUID] = (),
 ) -> None:
-    """Serve in this process until a signal comes. The loop calls `beat` several times a second, as long as it goes."""
+    """Serve in this process until a signal comes. The loop calls `beat` several times a second, as long as it goes.
+
+    Raises DatabaseUnavailable where it cannot start on the database as it is.
+    """
     import uvicorn
 
+    from db.schema import require
     from web.app import create_app
     from web.connection import Connection
     from web.descriptors import raise_open_files, room_for_connections
@@ -85,6 +92,8 @@ def serve(
 
     class Listening(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            # Where another program has brought it up to date meanwhile, this worker's parent has not looked.
+            await require(app.state.engine)
             await super().startup(sockets=sockets)
             # As many may wait as before: how many are let in at a time is another thing than the length of the queue.
             listener.listen(QUEUE)
@@ -182,8 +191,11 @@ class Workers:
         if place.has_begun() and self._ready is not None:
             self._ready()
             self._ready = None
-        if place.has_ended() and self._ready is not None and not self._stopping:
+        if place.has_ended() and not self._stopping and (self._ready is not None or self._none_can_start()):
             raise NoneStarted
+
+    def _none_can_start(self) -> bool:
+        return all(place.failed_starts >= STARTS for place in self._places)
 
     def _pause(self) -> float:
         """How long until something is to be done: a look at the workers, a successor, a word to the watchdog."""
@@ -236,6 +248,9 @@ class _Place:
         #: when the next one may start
         self.again_at = 0.0
         self._died_young = 0
+        #: whether the worker has ever said that it serves, and how many before it ended without having said so
+        self._served = False
+        self.failed_starts = 0
         #: under which name it holds turns, and those before it whose turns nobody has freed yet
         self._worker = uuid4()
         self._dead: list[UUID] = []
@@ -248,7 +263,7 @@ class _Place:
         self._stacks, stacks = _processes.Pipe(duplex=False)
         for reader in (self._word, self._stacks):
             os.set_blocking(reader.fileno(), False)
-        self._worker, self._silent_seconds = uuid4(), None
+        self._worker, self._silent_seconds, self._served = uuid4(), None, False
         told = (*self._work, word, stacks, self._worker, tuple(self._dead))
         self.process = _processes.Process(target=_work, args=told, daemon=True)
         with deaf():
@@ -272,6 +287,7 @@ class _Place:
             # One that stops is waited for as long as it may take, and judged anew by nobody but who stops it.
             self._silent_seconds = -STOP_SECONDS if STOPPING in said else 0.0
         if READY in said:
+            self._served, self.failed_starts = True, 0
             self._dead.clear()
         self._tell_stacks()
         return READY in said
@@ -303,6 +319,7 @@ class _Place:
         """Whether the worker has ended just now; then its place is free."""
         if self.process is None or self.process.exitcode is None:
             return False
+        self.failed_starts += not self._served
         first, most = PAUSE_SECONDS
         lived = time.monotonic() - self._begun_at
         self._died_young = self._died_young + 1 if lived < WELL_SECONDS else 0
@@ -357,6 +374,8 @@ def _work(
     outlive(stacks=stacks.fileno())
     os.set_blocking(word.fileno(), False)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    from db.db_session import DatabaseUnavailable
+
     said_at = 0.0
 
     def say(what: bytes) -> None:
@@ -369,16 +388,20 @@ def _work(
             said_at = now
             say(BEAT)
 
-    serve(
-        settings,
-        models,
-        listener,
-        lambda: say(READY),
-        beat=beat,
-        stops=lambda: say(STOPPING),
-        worker=worker,
-        dead=dead,
-    )
+    try:
+        serve(
+            settings,
+            models,
+            listener,
+            lambda: say(READY),
+            beat=beat,
+            stops=lambda: say(STOPPING),
+            worker=worker,
+            dead=dead,
+        )
+    except DatabaseUnavailable as error:
+        log.error("the database cannot be used: %s", redacted(str(error), settings))
+        sys.exit(1)
 
 
 def _end_with_the_parent() -> None:

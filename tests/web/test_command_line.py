@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -336,6 +337,22 @@ def test_a_program_that_is_older_than_its_database_refuses_to_start(tmp_path: Pa
     for path in (("serve",), ("migrate",), ("account", "list")):
         told = refused(here.run(*path))
         assert "0999" in told and "9.9" in told and version() in told
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("UPDATE applied_migration SET sha256 = 'x' WHERE name LIKE '%0015%'", "0015"),
+        ("ALTER TABLE session DROP COLUMN title", "session.title"),
+        ("DROP TABLE turn_piece", "turn_piece"),
+    ],
+)
+def test_a_schema_that_is_not_ours_stops_the_start_in_one_line(tmp_path: Path, statement: str, fault: str) -> None:
+    here = Here(tmp_path)
+    here.run("migrate")
+    with closing(sqlite3.connect(tmp_path / "var" / "turnkeeper.db", isolation_level=None)) as database:
+        database.execute(statement)
+    assert fault in refused(here.run("serve"))
 
 
 # ---------------------------------------------------------------- accounts and tokens

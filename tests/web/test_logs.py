@@ -53,6 +53,14 @@ def test_no_value_begins_a_line_of_its_own() -> None:
     assert one_line("äöü 🦊 “plain”") == "äöü 🦊 “plain”"
 
 
+def test_each_further_line_of_a_message_is_marked_as_those_of_a_traceback_are() -> None:
+    first, *rest = TextLines().format(record("Traceback:\n  File %s\nit fails\n", "x")).split("\n")
+    assert LINE.fullmatch(first)
+    assert rest == [f"{MORE}  File x", f"{MORE}it fails"]
+    (alone,) = TextLines().format(record("\n")).split("\n")
+    assert LINE.fullmatch(alone)
+
+
 def test_as_json_each_event_is_an_object_on_one_line() -> None:
     told = JsonLines().format(record("name %s", HOSTILE, error=failed(HOSTILE)))
     assert told.isascii() or not re.search(r"[\n\r\x85\u2028]", told)

@@ -299,6 +299,124 @@ def test_workers_of_whom_none_can_start_are_not_started_for_ever(tmp_path: Path)
     assert done.returncode == 0
 
 
+#: a parent with its log counted; `break_schema` lets no worker start any more
+PARENT = """
+import asyncio, logging, os, signal, socket, threading
+import asyncpg, web.workers
+from db.engine import migrate, open_engine
+from web.settings import Settings
+from web.welcome import Models
+
+URL = {url!r}
+web.workers.STARTS, web.workers.PAUSE_SECONDS = 2, (0.05, 0.05)
+ended = []
+
+class Counting(logging.Handler):
+    def emit(self, record):
+        if "has ended" in record.getMessage():
+            ended.append(record.args[0])
+            one_ended(len(ended))
+
+def kill(place):
+    os.kill(parent._places[place].process.pid, signal.SIGKILL)
+
+def run(statement):
+    async def whole():
+        connection = await asyncpg.connect(URL)
+        await connection.execute(statement)
+        await connection.close()
+    asyncio.run(whole())
+
+def break_schema():
+    run("INSERT INTO migration (name, app_name) VALUES ('turnkeeper_9999_later', 'turnkeeper')")
+    run("INSERT INTO applied_migration (name, sha256, needs, program, finished)"
+        " VALUES ('turnkeeper_9999_later', '', 'turnkeeper_9999_later', '9.0', TRUE)")
+
+def mend_schema():
+    run("DELETE FROM applied_migration WHERE name = 'turnkeeper_9999_later'")
+    run("DELETE FROM migration WHERE name = 'turnkeeper_9999_later'")
+
+async def prepare():
+    engine = open_engine(URL)
+    await engine.start()
+    await migrate(engine)
+    await engine.stop()
+
+{story}
+
+if __name__ == "__main__":
+    asyncio.run(prepare())
+    logging.getLogger("web.workers").addHandler(Counting())
+    settings = Settings(database_url=URL, secret_key="x" * 32)
+    listener = socket.create_server(("127.0.0.1", 0))
+    parent = web.workers.Workers({number}, settings, Models([], [], None, []), listener, ready)
+    try:
+        parent.serve()
+        print("stopped", len(ended))
+    except web.workers.NoneStarted:
+        print("none started", len(ended))
+"""
+
+
+def told_by_a_parent(postgres_url: str, folder: Path, number: int, story: str) -> str:
+    """What a parent of so many workers says at its end."""
+    rows(postgres_url, "CREATE DATABASE unstartable")
+    program = folder / "program.py"
+    program.write_text(
+        PARENT.format(url=postgres_url.rsplit("/", 1)[0] + "/unstartable", number=number, story=dedent(story))
+    )
+    try:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+        assert "the database cannot be used: The database has the schema 9999 of a later" in done.stderr
+        return done.stdout
+    finally:
+        rows(postgres_url, "DROP DATABASE unstartable WITH (FORCE)")
+
+
+def test_a_parent_ends_when_no_worker_can_start_any_more_and_not_while_one_serves(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    story = """
+    def ready():
+        threading.Thread(target=break_once_both_serve).start()
+
+    def break_once_both_serve():
+        while not all(place._served for place in parent._places):
+            threading.Event().wait(0.02)
+        break_schema()
+        kill(0)
+
+    def one_ended(number):
+        if number == 4:  # the one that was killed, and three of its successors
+            print("one serves")
+            kill(1)
+    """
+    told = told_by_a_parent(postgres_url, tmp_path, 2, story)
+    assert told.startswith("one serves\nnone started"), told
+
+
+def test_a_worker_that_can_start_again_in_time_keeps_the_parent(postgres_url: str, tmp_path: Path) -> None:
+    story = """
+    def ready():
+        break_schema()
+        kill(0)
+
+    def one_ended(number):
+        if number == 2:
+            mend_schema()
+            threading.Thread(target=stop_once_it_serves).start()
+
+    def stop_once_it_serves():
+        while not parent._places[0]._served:
+            threading.Event().wait(0.02)
+        print("failed", parent._places[0].failed_starts)
+        os.kill(os.getpid(), signal.SIGTERM)
+    """
+    assert told_by_a_parent(postgres_url, tmp_path, 1, story) == "failed 0\nstopped 2\n"
+
+
 # ---------------------------------------------------------------- in step
 
 

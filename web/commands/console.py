@@ -96,8 +96,8 @@ def on_engine(
 ) -> T:
     """Run something on the database; refusals and failures become one line. Only what `makes` one may find none."""
     from db import schema
-    from db.engine import DatabaseUnavailable, open_engine
     from db.engine import migrate as bring_up
+    from db.engine import open_engine
     from services.errors import Refusal
 
     if not makes:
@@ -116,12 +116,21 @@ def on_engine(
             await engine.stop()
 
     try:
-        return asyncio.run(whole())
+        with database_in_use(settings):
+            return asyncio.run(whole())
     except Refusal as refusal:
         raise click.ClickException(str(refusal)) from refusal
-    except DatabaseUnavailable as error:
-        from web.redaction import redacted
 
+
+@contextmanager
+def database_in_use(settings: Settings) -> Iterator[None]:
+    """What keeps the database from being used in here becomes one line."""
+    from db.engine import DatabaseUnavailable
+    from web.redaction import redacted
+
+    try:
+        yield
+    except DatabaseUnavailable as error:
         raise click.ClickException(f"the database cannot be used: {redacted(str(error), settings)}") from error
 
 
