@@ -1,5 +1,6 @@
 """Files and folders that are their owner's alone, whatever the umask: made so, and tightened where they are not."""
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -27,23 +28,31 @@ def create(path: Path) -> int:
 
 
 def tighten(path: Path) -> bool:
-    """Take what others may do with a file or folder from them; whether anything was, and could be."""
+    """Take what others may do with a regular file or a folder from them; whether anything was, and could be."""
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if not mode & OTHERS:
+        mode = path.stat().st_mode
+        if not mode & OTHERS or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             return False
-        path.chmod(mode & ~OTHERS)
+        path.chmod(stat.S_IMODE(mode) & ~OTHERS)
     except OSError:  # there is none, or it is another's
         return False
     return True
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError where something else than a file has this name, such as a device or a pipe."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file, so no database is kept in it", str(path))
 
 
 def make_database(path: str) -> Path:
     """Make an SQLite database's folder and an empty file, where they are missing; where it is, links followed.
 
     SQLite itself would make the file readable for everybody. What it makes beside the file is as private as that.
+    Raises OSError.
     """
     database = Path(path).resolve()
+    require_regular(database)
     make_folder(database.parent)
     make_file(database)
     return database

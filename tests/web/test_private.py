@@ -11,7 +11,8 @@ import aiosqlite
 import pytest
 
 from db.engine import migrate, open_engine
-from tests.web.test_command_line import PASSWORD, Here
+from db.private import tighten
+from tests.web.test_command_line import PASSWORD, Here, refused
 
 
 @pytest.fixture(autouse=True, params=[0o000, 0o022, 0o077], ids=oct)
@@ -95,3 +96,25 @@ def test_60_a_folder_that_others_may_need_is_left_and_check_tells(tmp_path: Path
     assert "FAIL  private files" in here.run("check", "--deploy").stdout
     var.chmod(0o700)
     assert "ok    private files" in here.run("check", "--deploy").stdout
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate", "account list", "backup copy.db", "restore copy.db"])
+def test_60_what_is_no_regular_file_is_refused_and_left_as_it_is(tmp_path: Path, command: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o666)
+    here = Here(tmp_path, TURNKEEPER_DATABASE_URL=f"sqlite:///{pipe}", TURNKEEPER_SECRET_KEY="x" * 32)
+    assert "no regular file" in refused(here.run(*command.split()))
+    assert modes(tmp_path)["pipe"] == "0o666" and not pipe.with_name("pipe.lock").exists()
+
+
+def test_60_only_regular_files_and_folders_are_tightened(tmp_path: Path) -> None:
+    file, folder, pipe, link = (tmp_path / name for name in ("file", "folder", "pipe", "link"))
+    file.touch()
+    folder.mkdir()
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (file, folder, pipe):
+        path.chmod(0o777)
+    assert [tighten(path) for path in (file, folder, pipe, link)] == [True, True, False, False]
+    assert [oct(path.stat().st_mode & 0o777) for path in (file, folder, pipe)] == ["0o700", "0o700", "0o777"]

@@ -21,7 +21,7 @@ from uuid import UUID
 import click
 import msgspec
 
-from db.private import make_file, make_folder
+from db.private import make_file, make_folder, require_regular
 from web.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
@@ -142,6 +142,16 @@ def require_database(settings: Settings) -> None:
             f"there is no database {path.absolute()}. Go to the folder of the server, name another database in "
             f"TURNKEEPER_DATABASE_URL, or begin one: {MAKE_ONE}"
         )
+    if path is not None:
+        _require_file(path)
+
+
+def _require_file(path: Path) -> None:
+    """Raise ClickException where an SQLite database is named that can be none: opening a pipe would never end."""
+    try:
+        require_regular(path)
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}.") from error
 
 
 @contextmanager
@@ -150,6 +160,7 @@ def only_one(settings: Settings) -> Iterator[None]:
     if settings.sqlite_path is None:
         yield
         return
+    _require_file(settings.sqlite_path)
     with _lock_beside(settings.sqlite_path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
