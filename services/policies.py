@@ -123,7 +123,8 @@ class Allowance(msgspec.Struct, frozen=True):
         """The same once `need` more is used; None where there is not enough."""
         if need > self.remaining:
             return None
-        return msgspec.structs.replace(self, used=self.used + need, remaining=self.remaining - need)
+        held = self.held + need if self.unit in (TOKENS, MONEY) else 0
+        return msgspec.structs.replace(self, used=self.used + need, remaining=self.remaining - need, held=held)
 
     def more(self, freed: int) -> "Allowance":
         """The same once `freed` less is used; below 0 where more is."""
@@ -132,7 +133,7 @@ class Allowance(msgspec.Struct, frozen=True):
 
     def awaited(self, need: int) -> "Allowance":
         """As it stands against `need`: where the end of running replies may free enough, nobody waits for its reset."""
-        if self.remaining < need <= self.remaining + self.held:
+        if self.remaining < need <= self.size - self.used + self.held:
             return msgspec.structs.replace(self, resets_at=None)
         return self
 

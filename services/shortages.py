@@ -48,7 +48,7 @@ def too_little_left(limit: Allowance, zone: tzinfo) -> str:
     size, _, remaining = limit.words
     if limit.resets_at is None:
         return (
-            f"Replies in progress hold what is left of your {what} for {when}. "
+            f"Replies in progress hold the {what} for {when} that this message needs. "
             f"Wait for one to end, or stop one.{_whose(limit)}"
         )
     if limit.remaining:

@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import unicodedata
 
 from services.errors import InvalidRequest, PromptTooLong
 
@@ -36,13 +37,17 @@ def normalized_lines(text: str) -> str:
 
 def is_visible(one: str) -> bool:
     """Whether a character is drawn as something, or is a blank."""
-    code = ord(one)
-    return one.isprintable() and not any(first <= code <= last for first, last in _NOTHING)
+    return one.isprintable() and not _is_nothing(one)
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
-    return not any(is_visible(one) and not one.isspace() for one in text)
+    """Whether nothing of a text is drawn."""
+    return all(one.isspace() or unicodedata.category(one) == "Cf" or _is_nothing(one) for one in text)
+
+
+def _is_nothing(one: str) -> bool:
+    code = ord(one)
+    return any(first <= code <= last for first, last in _NOTHING)
 
 
 def utf8(content: bytes) -> bytes:

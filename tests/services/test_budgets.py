@@ -151,7 +151,7 @@ async def test_L4_what_a_running_reply_only_holds_is_waited_for_until_its_end(
     assert isinstance(told.refusal, LimitReached)
     assert (told.refusal.retry_after_seconds, "resets_at" in told.facts) == (5, False)
     assert str(told.refusal) == (
-        "Replies in progress hold what is left of your tokens for today. Wait for one to end, or stop one."
+        "Replies in progress hold the tokens for today that this message needs. Wait for one to end, or stop one."
     )
     await sessions.finish_turn(first.id, db_session, state="done", usage=Counted(HELLO, 100))
     await sessions.begin_turn(None, "Hello", db_session, actor=ann)
@@ -172,7 +172,7 @@ async def test_L4_what_is_held_is_not_waited_for_where_its_whole_release_is_too_
     await configure("user", tokens_per_day=0, money_per_day=0.0025)
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
-    assert str(told.refusal).startswith("Replies in progress hold what is left of your money for today.")
+    assert str(told.refusal).startswith("Replies in progress hold the money for today that this message needs.")
 
 
 async def test_L4_a_turn_that_has_ended_leaves_what_it_did_not_use(

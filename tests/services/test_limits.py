@@ -269,8 +269,7 @@ async def test_L4_a_budget_holds_what_is_spent_reserved_and_asked_for(
         "limit": "tokens_per_day",
         "size": 354,
         "remaining": 118,
-        "resets_at": MIDNIGHT,
-        "retry_after_seconds": 12 * 3600,
+        "retry_after_seconds": 5,  # running replies hold what is missing
     }
     third = (await sessions.begin_turn(None, "z" * 40, db_session, actor=ann)).turn
     await sessions.finish_turn(first.id, db_session, state="done", usage=Counted(10, 7))
@@ -334,7 +333,7 @@ async def test_L4_a_budget_of_money_is_by_month_and_price(
     assert turn.reserved_nanos == 218_000
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "x" * 40, db_session, actor=ann)
-    assert (told.facts["limit"], told.facts["resets_at"]) == ("money_per_month", NEXT_MONTH)
+    assert (told.facts["limit"], told.wait) == ("money_per_month", timedelta(seconds=5))
     assert (told.facts["size"], told.facts["remaining"]) == (0.000_435, 0.000_217)
     await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(18, 100))
     assert (await sessions.begin_turn(None, "free", db_session, actor=ann, model="smart")).turn.reserved_nanos == 0
@@ -373,13 +372,15 @@ async def test_L4_each_budget_is_reserved_and_settled_in_its_window(
     assert await left() == pytest.approx(size - reserved)
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
-    assert (told.facts["limit"], told.facts["size"], told.facts["resets_at"]) == (name, size, until)
+    assert (told.facts["limit"], told.facts["size"], told.wait) == (name, size, timedelta(seconds=5))
     assert told.facts["remaining"] == await left()
-    assert told.wait == until - clock()
     await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 1))
     assert await left() == pytest.approx(size - (7 if name.startswith("tokens") else 0.000_008))
     turn = (await sessions.begin_turn(turn.session_id, "Hello", db_session, actor=ann)).turn
     await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 100))
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    assert (told.facts["resets_at"], told.wait) == (until, until - clock())
     clock.at = until - timedelta(microseconds=1)
     async with refused("budget_exhausted"):
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
@@ -479,8 +480,14 @@ async def test_L4_others_budgets_are_their_own(
 async def test_L5_the_strictest_limit_wins_and_is_named(
     sessions: SessionService, db_session: DbSession, ann: Actor, configure: Configure, refused: Refused
 ) -> None:
-    await configure("user", concurrent_turns=1, turns="1/min", tokens_per_day=4300)
+    await configure("user", concurrent_turns=1, turns="1/min burst 2", tokens_per_day=4300)
+    spent = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(spent.id, db_session, state="done", usage=Counted(6, 4000))
     await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    # A wait for the running reply is shorter than one for a rate; what is spent lasts until midnight.
+    async with refused("rate_limited"):
+        await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    await configure("user", tokens_per_day=4100)
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
     assert (told.facts["limit"], told.wait) == ("tokens_per_day", timedelta(hours=12))
@@ -548,7 +555,8 @@ async def test_L5_a_refusal_says_what_is_short_in_words(
 ) -> None:
     await offer(fast={"concurrent_turns": 1})
     await configure("user", tokens_per_day=4300)
-    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 4096))
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
     assert str(told.refusal) == (
@@ -556,6 +564,7 @@ async def test_L5_a_refusal_says_what_is_short_in_words(
         "Need more? Ask your admin."
     )
     await configure("user", tokens_per_day=0)
+    await sessions.begin_turn(None, "Hello", db_session, actor=ann)
     async with refused("concurrency_limited") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
     assert str(told.refusal) == (
@@ -675,9 +684,9 @@ async def test_L7_every_limit_is_told_before_sending(
         ),
         "concurrent_turns": Allowance("concurrent_turns", 3, 1, 2),
         "open_sessions": Allowance("open_sessions", 9, 2, 7),
-        "tokens_per_day": Allowance("tokens_per_day", 1000, 118, 882, MIDNIGHT, 86400),
+        "tokens_per_day": Allowance("tokens_per_day", 1000, 118, 882, MIDNIGHT, 86400, held=118),
         "money_per_month": Allowance(
-            "money_per_month", 10**9, 218_000, 10**9 - 218_000, NEXT_MONTH, 31 * 86400
+            "money_per_month", 10**9, 218_000, 10**9 - 218_000, NEXT_MONTH, 31 * 86400, held=218_000
         ),
     }  # fmt: skip
     assert await everything() == before
