@@ -11,6 +11,7 @@ import re
 import secrets
 import tomllib
 from collections.abc import Collection, Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -58,6 +59,8 @@ TABLES: dict[str, type[msgspec.Struct]] = {
 #: with a path to a file
 _SQLITE_URL = re.compile("sqlite:///(?!:memory:)[^?#]*[^?#/]")
 _UNKNOWN = re.compile("Object contains unknown field `(.*)`")
+#: of the widest network of proxies, by the version of IP: those of private addresses are not wider
+WIDEST_PROXIES = {4: 8, 6: 7}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -291,7 +294,39 @@ def _with_keys(providers: list[Provider], environ: Mapping[str, str]) -> list[Pr
     return resolved
 
 
+def _check_url(key: str, url: str) -> None:
+    """Raise SettingsError where the host or port of a URL cannot be read. The text shows nothing of it: no password."""
+    try:
+        hosts = urlsplit(url).netloc.rpartition("@")[2]
+        for host in hosts.split(","):  # PostgreSQL's may have several
+            _ = urlsplit(f"//{host}").port
+    except ValueError as error:
+        raise SettingsError(
+            f"{key}: its host or port cannot be read; they are written like 127.0.0.1:5432 or [::1]:5432, and in a "
+            "user or password %2F stands for /, %3F for ?, %23 for #, %40 for @, %5B for ["
+        ) from error
+
+
+def _check_proxy(proxy: str) -> None:
+    """Raise SettingsError where this is no address or network whose forwarded addresses could be believed."""
+    if proxy == "*":
+        raise SettingsError("trusted_proxies: “*” would let anybody choose their address; name the proxies")
+    try:
+        network = ip_network(proxy) if "/" in proxy else ip_network(ip_address(proxy))
+    except ValueError as error:
+        raise SettingsError(
+            f"trusted_proxies: “{proxy}” is no address such as 10.0.0.1 and no network such as 10.0.0.0/8"
+        ) from error
+    if network.prefixlen < WIDEST_PROXIES[network.version]:
+        raise SettingsError(
+            f"trusted_proxies: “{proxy}” is so much of the internet that others could choose their address; name the "
+            "proxies"
+        )
+
+
 def _checked(settings: Settings) -> Settings:
+    _check_url("database_url", settings.database_url)
+    _check_url("redis_url", settings.redis_url)
     if urlsplit(settings.database_url).scheme not in ("sqlite", "postgresql", "postgres"):
         raise SettingsError("database_url: it begins with sqlite:/// or postgresql://")
     if settings.database_url.startswith("sqlite") and not _SQLITE_URL.fullmatch(settings.database_url):
@@ -301,8 +336,8 @@ def _checked(settings: Settings) -> Settings:
         )
     if settings.redis_url and not re.match(r"rediss?://[^/?]+(/\d*)?(\?.*)?$|unix://", settings.redis_url):
         raise SettingsError("redis_url: it is redis://host:port/number, or begins with rediss:// or unix://")
-    if "*" in settings.trusted_proxies:
-        raise SettingsError("trusted_proxies: “*” would let anybody choose their address; name the proxies")
+    for proxy in settings.trusted_proxies:
+        _check_proxy(proxy)
     if settings.secret_key and len(settings.secret_key) < 32:
         raise SettingsError("secret_key: it needs 32 characters or more")
     try:
@@ -327,6 +362,7 @@ def _checked(settings: Settings) -> Settings:
     if len(providers) <= len(settings.providers):
         raise SettingsError("$.providers: two have the same id (“builtin” is taken)")
     for place, provider in enumerate(settings.providers):
+        _check_url(f"$.providers[{place}].base_url", provider.base_url)
         if provider.base_url and urlsplit(provider.base_url).scheme not in ("http", "https"):
             raise SettingsError(f"$.providers[{place}].base_url: it begins with http:// or https://")
         if provider.reasoning and provider.kind != "anthropic":

@@ -208,7 +208,18 @@ FILES = {
     "allowed_hosts = 5": "allowed_hosts",
     "default_model = 5": "default_model",
     "database_url = 'mysql://x'": "database_url",
-    "trusted_proxies = ['*']": "trusted_proxies",
+    "trusted_proxies = ['*']": "trusted_proxies: “*”",
+    "trusted_proxies = ['0.0.0.0/0']": "trusted_proxies: “0.0.0.0/0” is so much",
+    "trusted_proxies = ['10.0.0.1', '::/0']": "trusted_proxies: “::/0” is so much",
+    "trusted_proxies = '0.0.0.0/1 128.0.0.0/1'": "trusted_proxies: “0.0.0.0/1” is so much",
+    "trusted_proxies = ['proxy.local']": "trusted_proxies: “proxy.local” is no address",
+    "trusted_proxies = ['10.0.0.1/8']": "trusted_proxies: “10.0.0.1/8” is no address",
+    "database_url = 'postgresql://u:canary@127.0.0.1:abc/x'": "database_url: its host or port",
+    "database_url = 'postgresql://u:canary@[::1/x'": "database_url: its host or port",
+    "database_url = 'postgresql://u:can/ary@127.0.0.1/x'": "database_url: its host or port",
+    "database_url = 'postgresql://u@127.0.0.1:70000/x'": "database_url: its host or port",
+    "redis_url = 'redis://:canary@127.0.0.1:abc/0'": "redis_url: its host or port",
+    "[[providers]]\nid = 'x'\nkind = 'openai'\nbase_url = 'http://u:canary@[::1/x'": "providers[0].base_url: its host",
     "redis_url = 'http://127.0.0.1:6379'": "redis_url",
     "redis_url = 'redis://127.0.0.1:6379/chat'": "redis_url",
     "secret_key = 'short'": "secret_key",
@@ -283,7 +294,15 @@ def test_a_list_is_parted_by_commas_or_blanks_wherever_it_is_typed(typed: str) -
 @pytest.mark.parametrize(("text", "key"), FILES.items(), ids=[text.replace("\n", " ") for text in FILES])
 def test_a_mistake_in_the_file_is_named_by_its_key(text: str, key: str) -> None:
     written(text)
-    assert key in refused()
+    told = refused()
+    assert key in told and "canary" not in told
+
+
+def test_proxies_and_hosts_are_taken_in_every_form_they_have() -> None:
+    proxies = ["10.0.0.1", "10.0.0.0/8", "::1", "fc00::/7", "2001:db8::/32"]
+    for url in ("postgresql://u:p%2F@[::1]:5432/x", "postgresql://h1:5432,h2/x", "postgresql:///x?host=/run"):
+        written(f"trusted_proxies = {proxies}\ndatabase_url = '{url}'")
+        assert load({}).trusted_proxies == proxies
 
 
 @pytest.mark.parametrize(
