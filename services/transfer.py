@@ -24,6 +24,7 @@ from services.markdown_file import heading, plain, quoted
 from services.outcomes import LiveSession, Origin, State
 from services.reads import require_owner
 from services.session_service import SessionService
+from services.text import normalized_lines
 
 FORMAT = "turnkeeper-sessions/1"
 #: turns that are read at once: long ones are held in memory for as long as a reader takes none of them
@@ -131,7 +132,7 @@ class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             head=places[self.head_id] if self.head_id is not None else None,
             title=self.title,
             opening=self.opening,
-            instructions=self.instructions,
+            instructions=normalized_lines(self.instructions),
             model=self.last_model,
         )
 
@@ -321,7 +322,7 @@ def _brought(turn: TurnRecord, after: int | None) -> BroughtTurn:
     """A turn of a file as it becomes one here; one that ran has ended without us."""
     ran = turn.state == "running"
     return BroughtTurn(
-        prompt=turn.prompt,
+        prompt=normalized_lines(turn.prompt),
         reply=turn.reply,
         reasoning=turn.reasoning,
         after=after,

@@ -1,18 +1,37 @@
 """LaTeX between dollars, \\( \\) or \\[ \\] as MathML; a formula is known by its lines, so that it can be streamed."""
 
+import re
 from functools import lru_cache
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 
-from web.markdown_rules.scripts import is_cjk
+from web.markdown_rules.scripts import has_no_blanks
 
 #: a longer formula is shown as it is written
 FORMULA_CHARACTERS = 2_000
 #: how a formula opens → how it closes
 BLOCKS = {"$$": "$$", "\\[": "\\]"}
 INLINE = {"$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$"}
+
+#: environments that the library does not know → one that looks the same
+ENVIRONMENTS = {
+    "aligned": "align*",
+    "gathered": "matrix",
+    "gather": "matrix",
+    "gather*": "matrix",
+    "dcases": "cases",
+}
+#: what shows nothing
+_UNSEEN = re.compile(r"\\(?:label\{[^{}]*\}|(?:nonumber|notag)(?![A-Za-z]))|(?<=\\operatorname)\*")
+#: words within a formula, and the characters in them that LaTeX wants escaped
+_WORDS, _ESCAPED = re.compile(r"<mtext[^>]*>[^<]*</mtext>"), re.compile(r"\\([$%&#_{}])")
+#: signs that the library has not understood: a command, LaTeX among words, a column or row outside of a table, nothing
+_UNKNOWN = re.compile(
+    r"<m[io][^>]*>[^<]*\\[^<]|<mtext[^>]*>(?:[^<\\$]|\\[$%&#_{}])*+[\\$]"
+    r'|<mi>&</|linebreak="newline"|<mo ?/>|<mo><'
+)
 
 
 def add_math(parser: MarkdownIt) -> None:
@@ -28,10 +47,16 @@ def mathml(source: str, *, display: bool) -> str | None:
 
     if len(source) > FORMULA_CHARACTERS:
         return None
+    source = _UNSEEN.sub("", source)
+    for name, same in ENVIRONMENTS.items():
+        source = re.sub(rf"\\(begin|end){{{re.escape(name)}}}(?:\[[tcb]\])?", rf"\\\1{{{same}}}", source)
     try:
-        return str(convert(source, display="block" if display else "inline"))
+        made = str(convert(source, display="block" if display else "inline"))
     except Exception:  # whatever a model writes may be no LaTeX, and the library has many ways to say so
         return None
+    if _UNKNOWN.search(made):
+        return None
+    return _WORDS.sub(lambda words: _ESCAPED.sub(r"\1", words[0]), made)
 
 
 def _block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
@@ -92,7 +117,7 @@ def _inline(state: StateInline, silent: bool) -> bool:
         "`" in content  # the other dollar stands in code
         or content[-1].isspace()
         or after.isdigit()
-        or (at > 0 and source[at - 1].isalnum() and not is_cjk(source[at - 1]))
+        or (at > 0 and source[at - 1].isalnum() and not has_no_blanks(source[at - 1]))
     ):
         return False
     if not silent:

@@ -409,6 +409,18 @@ async def test_what_is_odd_and_possible_comes_in(transfer: Transfer, db_session:
     assert await whole(transfer.as_markdown([step.session.row.id], db_session, actor=ann))
 
 
+async def test_lines_of_prompts_and_instructions_end_in_one_way_and_replies_stay(
+    transfer: Transfer, db_session: DbSession, ann: Actor
+) -> None:
+    lines = "a\r\nb\rc\n"
+    file = json.dumps(document(record(prompt=lines, reply=lines, reasoning=lines), instructions=lines))
+    (step,) = await taken(transfer, msgspec.json.decode(file, type=Document), db_session, ann)
+    assert step.session is not None
+    found = (await exported(transfer, [step.session.row.id], db_session, ann)).sessions[0]
+    assert (found.turns[0].prompt, found.instructions) == ("a\nb\nc\n", "a\nb\nc\n")
+    assert (found.turns[0].reply, found.turns[0].reasoning) == (lines, lines)
+
+
 # ---------------------------------------------------------------- Markdown
 
 

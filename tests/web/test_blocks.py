@@ -16,6 +16,9 @@ WITHIN = {
     "a document in a document": DOCUMENT.replace("x = 1", "```md\nz\n```"),
     "longer fences within": DOCUMENT.replace("```python\nx = 1\n```", "````python\n```\n````"),
     "longer fences around": "````markdown\n```python\nx\n```\n```\n```\n````\n\nafter",
+    "a bare block": DOCUMENT.replace("```python", "\n```"),
+    "a bare block at the end": DOCUMENT.replace("```python", "\n```").replace("end\n", ""),
+    "two bare blocks": DOCUMENT.replace("```python", "\n```").replace("end\n", "\n```\ny\n```\nend\n"),
     "in an item of a list": "- " + DOCUMENT.replace("\n", "\n  ").replace("\n  \n  after", "\n\nafter"),
 }
 
@@ -32,6 +35,12 @@ def test_a_document_that_does_not_come_out_even_ends_at_its_first_bare_fence() -
     assert render(text).endswith("<p>after</p>\n")
     assert "after" in at_once(text)
     assert render("```python\n```json\nx\n```\n\nafter").endswith("<p>after</p>\n")
+    assert render("```markdown\nx\n\n```\nafter").endswith("<p>after</p>\n")
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\n\nso\n", "\n"])
+def test_a_document_and_a_bare_block_behind_it_are_two(between: str) -> None:
+    assert render(f"```markdown\nx\n```{between}```\ny\n```\n").count('<div class="code">') == 2
 
 
 def test_a_reference_is_a_link_and_its_definition_is_gone() -> None:
@@ -47,7 +56,35 @@ def test_a_reference_is_a_link_and_its_definition_is_gone() -> None:
 @pytest.mark.parametrize("between", ["\n\n", "\n", "\n\nSources:\n", "\n\n- ", "\n\n> "])
 def test_definitions_are_found_where_models_put_them(between: str) -> None:
     html = render(f"See [a][1].{between}[1]: https://a.b")
-    assert '<a href="https://a.b"' in html and "]:" not in html
+    assert '<a href="https://a.b"' in html and "]:" not in html and "<li>" not in html and "<blockquote" not in html
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("- [1]: https://a.b\n- c", "<ul>\n<li>c</li>\n</ul>\n"),
+        ("> - [1]: https://a.b\n>\n> c", "<blockquote>\n<p>c</p>\n</blockquote>\n"),
+        ("> [1]: https://a.b\n>\n> [1]: https://a.b", ""),
+        ("- [1]: https://a.b\n\n  > [1]: https://a.b", ""),
+        ("-\n- c", "<ul>\n<li></li>\n<li>c</li>\n</ul>\n"),
+    ],
+)
+def test_a_bullet_or_quotation_of_nothing_but_used_definitions_is_gone(text: str, left: str) -> None:
+    definition = "" if "[1]" in text else "\n\n[1]: https://a.b"
+    assert render(f"[1]\n\n{text}{definition}").split("</p>\n", 1)[1] == left
+
+
+def test_in_a_numbered_list_a_used_definition_keeps_its_number() -> None:
+    html = render("See [a][1].\n\n1. [1]: https://a.b\n2. c")
+    assert html.count("<li>") == 2 and "[1]: <a " in html and ">a</a>" in html
+
+
+@pytest.mark.parametrize(
+    ("written", "title"),
+    [('"say \\"hi\\""', "say &quot;hi&quot;"), ("'it\\'s'", "it's"), ("(a \\(b\\) c)", "a (b) c"), ('"a\\b"', "a\\b")],
+)
+def test_a_title_may_hold_its_own_quotation_marks(written: str, title: str) -> None:
+    assert f'title="{title}"' in render(f"[a][1]\n\n[1]: https://a.b {written}")
 
 
 @pytest.mark.parametrize("address", ["/logout", "javascript:alert(1)", "data:text/html,x", "file:///x", "//a.b"])

@@ -1,5 +1,6 @@
 """Emphasis beside Chinese, Japanese and Korean, tildes, dollars, and the few tags that are marks."""
 
+import html
 import random
 
 import pytest
@@ -21,6 +22,11 @@ SHOWN = {
     "tildes": ("これは~~「重要」~~な点", "これは<s>「重要」</s>な点"),
     "half-width brackets": ("これは**(重要)**な点", "これは<strong>(重要)</strong>な点"),
     "a variant of a character": ("葛\U000e0100**(重要)**な点", "葛\U000e0100<strong>(重要)</strong>な点"),
+    "Thai": ("นี่คือ**(สำคัญ)**มาก", "นี่คือ<strong>(สำคัญ)</strong>มาก"),
+    "Thai with a colon": ("ข้อความ**สำคัญ:**ต่อไป", "ข้อความ<strong>สำคัญ:</strong>ต่อไป"),
+    "Khmer": ("នេះ**“សំខាន់”**ណាស់", "នេះ<strong>“សំខាន់”</strong>ណាស់"),
+    "Burmese": ("ခ**မြန်မာ။**စာ", "ခ<strong>မြန်မာ။</strong>စာ"),
+    "Lao": ("ນີ້**(ສຳຄັນ)**ຫຼາຍ", "ນີ້<strong>(ສຳຄັນ)</strong>ຫຼາຍ"),
     "within a link": ("[**注意：**请](https://a.b)", None),
     "a name in snake_case": ("報告_2024_最終 と __init__は", "報告_2024_最終 と __init__は"),
     "Latin text is read as before": ("**Note:**text", "**Note:**text"),
@@ -49,6 +55,39 @@ SHOWN = {
     ),
     "tags in code": ("`<br>`", "<code>&lt;br&gt;</code>"),
 }
+
+
+MADE = {
+    "aligned": (r"\begin{aligned}[t] a&=b\\ c&=d \end{aligned}", 2),
+    "aligned in a bracket": (r"\left\{\begin{aligned}a&=b\\c&=d\\e&=f\end{aligned}\right.", 3),
+    "gathered": (r"\begin{gathered}a=b\\c=d\end{gathered}", 2),
+    "gather": (r"\begin{gather*}a\\b\end{gather*}", 2),
+    "cases of full size": (r"\begin{dcases}a & b\\ c & d\end{dcases}", 2),
+    "a label": (r"\begin{align}\label{eq:a_b} a&=b \notag\end{align}", 1),
+}
+WORDS = {r"\text{\$5}": "$5", r"\text{5\,\%}": None, r"\textbf{a\_b \& \#1}": "a_b\xa0&amp;\xa0#1", r"\mbox{\$}": "$"}
+NOT_MADE = (
+    *(r"\ce{2H2 + O2 -> 2H2O}", r"\pu{5 kg}", r"\unknown{x}", r"x \\ y", r"a & b", r"\text{a $x$ b}", r"\text{\(x\)}"),
+    *(r"\begin{alignedat}{2}a&b\end{alignedat}", r"\begin{multline}a\\b\end{multline}", r"\mathop{x}"),
+)
+
+
+@pytest.mark.parametrize(("source", "rows"), MADE.values(), ids=MADE)
+def test_an_environment_has_its_rows(source: str, rows: int) -> None:
+    made = render(f"$${source}$$")
+    assert made.count("<mtr>") == rows and "&amp;" not in made and "label" not in made
+
+
+@pytest.mark.parametrize(("source", "words"), WORDS.items())
+def test_words_in_a_formula_are_without_backslashes(source: str, words: str | None) -> None:
+    made = render(f"$${source}$$").replace("&nbsp;", "\xa0")
+    assert f">{words}</mtext>" in made if words else "<code>" in made
+
+
+@pytest.mark.parametrize("source", NOT_MADE)
+def test_a_formula_that_cannot_be_shown_right_stands_as_it_was_written(source: str) -> None:
+    made = html.unescape(render(f"$${source}$$"))
+    assert f"<code>{source}</code>" in made and "<math" not in made
 
 
 @pytest.mark.parametrize(("text", "shown"), SHOWN.values(), ids=SHOWN)

@@ -39,6 +39,29 @@ def test_a_tenth_level_of_a_list_is_a_level_of_the_list() -> None:
     assert render(text).count("<ul>") == 12
 
 
+DEEP = {
+    "a block of code": "```python\nword1 = 1\n\n  word2\n```",
+    "a fence of tildes": "~~~\nword1\n~~~",
+    "lines": "word1\n  word2\n\nword3",
+    "a list": "- word1\n  - word2\n- word3",
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN.values(), ids=SHOWN)
+@pytest.mark.parametrize("lines", DEEP.values(), ids=DEEP)
+@pytest.mark.parametrize("mark", ["- ", "1. ", "> "])
+def test_what_stands_too_deep_keeps_its_lines(mark: str, lines: str, shown: Callable[[str], str]) -> None:
+    """A fence that is read as text would make its closing fence open a block, and code of what follows."""
+    indent = mark if mark == "> " else " " * len(mark)
+
+    def within(depth: int) -> str:
+        rest = [f"{indent * depth}{line}".rstrip() for line in lines.split("\n")[1:]]
+        return "\n".join((mark * depth + lines.split("\n")[0], *rest))
+
+    made = html.unescape(re.sub(r"<[^>]*>", "", shown(f"{within(17)}\n\nword9")))
+    assert within(1) in made and made.endswith("\nword9\n")
+
+
 @pytest.mark.parametrize(
     ("opening", "closing"),
     [("*", "*"), ("**", "**"), ("[", "](https://a.b)"), ("![", "](https://a.b)"), ("<sub>", "</sub>"), ("~~", "~~")],

@@ -28,13 +28,28 @@ def add_containers(parser: MarkdownIt) -> None:
 
 
 def _list(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    return state.level < DEEPEST_LIST and list_block(state, first, end, silent)
+    if state.level < DEEPEST_LIST:
+        return list_block(state, first, end, silent)
+    return list_block(state, first, end, True) and (silent or _as_written(state, first, end))
 
 
 def _quotation(state: StateBlock, first: int, end: int, silent: bool) -> bool:
     if state.level >= DEEPEST_QUOTATION:
-        return False
+        return blockquote(state, first, end, True) and (silent or _as_written(state, first, end))
     return blockquote(state, first, end if silent else _reach(state, first, end), silent)
+
+
+def _as_written(state: StateBlock, first: int, end: int) -> bool:
+    """What is too deep, up to the end of what holds it: all its lines as they are, fences and all."""
+    line = last = first + 1
+    while line < end and (state.isEmpty(line) or state.sCount[line] >= state.blkIndent):
+        line += 1
+        last = last if state.isEmpty(line - 1) else line
+    token = state.push("code_block", "code", 0)
+    token.content = state.getLines(first, last, state.blkIndent, False) + "\n"
+    token.map = [first, last]
+    state.line = last
+    return True
 
 
 def _reach(state: StateBlock, first: int, end: int) -> int:

@@ -1,9 +1,9 @@
-"""Emphasis: beside Chinese, Japanese and Korean text as its writers expect it; two tildes strike, one does not.
+"""Emphasis: beside text without blanks between words as its writers expect it; two tildes strike, one does not.
 
-CommonMark finds the beginning and the end of emphasis by blanks and punctuation. Text without blanks then keeps its
-`**`, where a bracket or a full stop stands within. So punctuation of these scripts counts as a letter here, and their
-characters count as a boundary beside other punctuation (CommonMark CJK-friendly Amendments). Text without a character
-of these scripts is read as before.
+CommonMark finds the beginning and the end of emphasis by blanks and punctuation. Chinese, Japanese, Thai or Khmer text
+then keeps its `**`, where a bracket or a full stop stands within. So punctuation of these scripts counts as a letter
+here, and their characters count as a boundary beside other punctuation (CommonMark CJK-friendly Amendments). Text
+without a character of these scripts is read as before.
 """
 
 from markdown_it import MarkdownIt
@@ -11,7 +11,7 @@ from markdown_it.common.utils import isMdAsciiPunct, isPunctChar, isWhiteSpace
 from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Delimiter
 
-from web.markdown_rules.scripts import is_cjk
+from web.markdown_rules.scripts import has_no_blanks
 
 
 def add_emphasis(parser: MarkdownIt) -> None:
@@ -28,14 +28,14 @@ def flanks(text: str, start: int, end: int, most: int) -> tuple[bool, bool]:
     if start > 1 and "\ufe00" <= before <= "\ufe0e":
         before = text[start - 2]  # a variant of the character before it
     after = text[end] if end < most else " "
-    cjk_before, cjk_after = is_cjk(before), is_cjk(after)
+    joined_before, joined_after = has_no_blanks(before), has_no_blanks(after)
     blank_before, blank_after = isWhiteSpace(ord(before)), isWhiteSpace(ord(after))
     mark_before, mark_after = _is_mark(before), _is_mark(after)
-    left = not blank_after and (not mark_after or cjk_after or blank_before or mark_before or cjk_before)
-    right = not blank_before and (not mark_before or cjk_before or blank_after or mark_after or cjk_after)
+    left = not blank_after and (not mark_after or joined_after or blank_before or mark_before or joined_before)
+    right = not blank_before and (not mark_before or joined_before or blank_after or mark_after or joined_after)
     if marker != "_":
         return left, right
-    if end - start > 1 and cjk_before and cjk_after:
+    if end - start > 1 and joined_before and joined_after:
         return left, right  # no name in snake_case
     return left and (not right or mark_before), right and (not left or mark_after)
 

@@ -2,7 +2,8 @@
 
 Models write a whole document between ```markdown and ``` and fence the code within it the same way. As CommonMark has
 it, the first inner ``` ends the document. Here a fence that names a language opens a block within it, and the next bare
-fence ends that one. Where they do not come out even, it is read as CommonMark has it, once the reply is complete.
+fence ends that one. A bare fence opens one too where a blank line stands above it and none below. Where they do not
+come out even, it is read as CommonMark has it, once the reply is complete.
 """
 
 from typing import NamedTuple
@@ -41,6 +42,11 @@ def _fence(state: StateBlock, number: int) -> _Fence | None:
     return None if mark == "```" and "`" in info else _Fence(mark[0], after - start, info)
 
 
+def _begins_code(state: StateBlock, number: int, end: int) -> bool:
+    """Whether a bare fence within a document rather opens a block: a blank line stands above it, and none below."""
+    return state.isEmpty(number - 1) and number + 1 < end and not state.isEmpty(number + 1)
+
+
 def _block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
     opening = _fence(state, first)
     if opening is None or silent:
@@ -60,7 +66,9 @@ def _block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
                     open_fences.append(found.length)
             elif found.length >= opening.length:
                 plain_end = plain_end or line
-                if found.length >= open_fences[-1]:
+                if holds and len(open_fences) == 1 and _begins_code(state, line, end):
+                    open_fences.append(found.length)
+                elif found.length >= open_fences[-1]:
                     open_fences.pop()
                 if not open_fences:
                     break

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
-from markdown_it.common.utils import escapeHtml, normalizeReference
+from markdown_it.common.utils import escapeHtml, normalizeReference, unescapeAll
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 
 SCHEMES = ("http://", "https://", "mailto:")
+CONTAINERS = ("blockquote_open", "bullet_list_open", "list_item_open")
 _DEFINITION = re.compile(
     r"\[((?:[^\[\]\\^]|\\.)(?:[^\[\]\\]|\\.){0,200})\]:[ \t]*<?((?:https?://|mailto:)[^\s<>]{1,2000})>?"
-    r"""(?:[ \t]+(?:"([^"]{0,500})"|'([^']{0,500})'|\(([^()]{0,500})\)))?[ \t]*""",
+    r"""(?:[ \t]+(?:"((?:[^"\\]|\\.){0,500})"|'((?:[^'\\]|\\.){0,500})'|\(((?:[^()\\]|\\.){0,500})\)))?[ \t]*""",
     re.IGNORECASE,
 )
 
@@ -36,7 +37,8 @@ def add_references(parser: MarkdownIt) -> None:
     """Teach a parser link definitions; its own rule for them is left out."""
     parser.options["store_labels"] = True
     parser.block.ruler.before("reference", "definitions", _block, {"alt": ["paragraph", "blockquote", "list"]})
-    parser.core.ruler.after("inline", "links", _links)
+    parser.core.ruler.after("inline", "used", _leave_out)
+    parser.core.ruler.after("used", "links", _links)
     parser.add_render_rule("definitions", _render)
 
 
@@ -57,7 +59,7 @@ def _definition(state: StateBlock, number: int) -> Definition | None:
     label, href = normalizeReference(found[1]), state.md.normalizeLink(found[2])
     if not label or not state.md.validateLink(href):
         return None
-    title = found[3] or found[4] or found[5] or ""
+    title = unescapeAll(found[3] or found[4] or found[5] or "")
     before, after = state.src[start : found.start(2)], state.src[found.end(2) : end]
     return Definition(label, href, title, before, found[2], after)
 
@@ -72,16 +74,26 @@ def _block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
         line += 1
     if not found:
         return False
+    before = state.tokens[-1] if state.tokens else None
+    numbered = before is not None and before.type == "list_item_open" and before.markup in ".)"
     token = state.push("definitions", "", 0)
-    token.block, token.map, token.meta = True, [first, line], {"definitions": found}
+    token.block, token.map = True, [first, line]
+    token.meta = {"definitions": found, "numbered": numbered}
     state.line = line
     return True
 
 
 def _render(self: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    """Show the definitions that no link uses, as they were written; all of them while the text is still growing."""
-    lines = [_line(one) for one in tokens[at].meta["definitions"] if env["growing"] or not _is_used(one, env)]
-    return "<p>" + "<br>\n".join(lines) + "</p>\n" if lines else ""
+    """Show the definitions that no link uses, as they were written; all of them while the text is still growing.
+
+    In an item of a numbered list they stay too: without it, the others would have other numbers.
+    """
+    return "<p>" + "<br>\n".join(map(_line, _shown(tokens[at], env))) + "</p>\n"
+
+
+def _shown(token: Token, env: Any) -> list[Definition]:
+    found: list[Definition] = token.meta["definitions"]
+    return found if env["growing"] or token.meta["numbered"] else [one for one in found if not _is_used(one, env)]
 
 
 def _is_used(one: Definition, env: Any) -> bool:
@@ -93,6 +105,22 @@ def _is_used(one: Definition, env: Any) -> bool:
 def _line(one: Definition) -> str:
     link = f'<a href="{escapeHtml(one.href)}" dir="ltr">{escapeHtml(one.address)}</a>'
     return escapeHtml(one.before) + link + escapeHtml(one.after)
+
+
+def _leave_out(state: StateCore) -> None:
+    """Leave out the definitions that are not shown, with each quotation and bullet that holds nothing else."""
+    kept: list[Token] = []
+    emptied = False
+    for token in state.tokens:
+        if token.type == "definitions" and not _shown(token, state.env):
+            emptied = bool(kept) and kept[-1].nesting == 1
+        elif emptied and token.nesting == -1 and kept[-1].type in CONTAINERS:
+            kept.pop()
+            emptied = bool(kept) and kept[-1].nesting == 1
+        else:
+            kept.append(token)
+            emptied = False
+    state.tokens = kept
 
 
 def _links(state: StateCore) -> None:

@@ -1,8 +1,21 @@
-"""Characters by the script they belong to: Chinese, Japanese and Korean, and from right to left."""
+"""Characters by the script they belong to: those without blanks between words, and from right to left."""
 
 import re
 import unicodedata
 from functools import lru_cache
+
+#: Thai and Lao, Tibetan, Burmese, Khmer, and their neighbours that are written in the same way
+_BLOCKS = (
+    *((0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19FF), (0x1A20, 0x1AAF)),
+    *((0xA980, 0xA9FF), (0xAA60, 0xAADF)),
+)
+
+
+@lru_cache(maxsize=4096)
+def has_no_blanks(character: str) -> bool:
+    """Whether a character is of a script that puts no blanks between words, punctuation included."""
+    code = ord(character)
+    return any(first <= code <= last for first, last in _BLOCKS) or is_cjk(character)
 
 
 @lru_cache(maxsize=4096)
