@@ -142,10 +142,21 @@ class Admission:
         claims += await self._claims("turns", policies.turns, (actor.rate_key,), actor, db_session)
         return self._granted(claims, rules)
 
+    async def affordable(
+        self, turn: Turn, entries: Iterable[Entry], actor: Actor, rules: Rules, db_session: DbSession
+    ) -> list[str]:
+        """The ids of the models whose shortest reply to a turn fits into what is left of the budgets."""
+        holders = holders_of(actor.id, actor)
+        budgets = await self._budgets(holders, rules.policies_of(actor.group), rules, db_session)
+        return [
+            entry.id
+            for entry in entries
+            if all(_room_for(one, one.remaining, turn.prompt_tokens, entry) >= _least_reply(entry) for one in budgets)
+        ]
+
     def _reserve(self, turn: Turn, entry: Entry, budgets: Sequence[Allowance]) -> None:
         """What a turn may use at most: its reply is cut to what the budgets leave it. Raises OverBudget."""
-        asked, whole = turn.prompt_tokens, reply_tokens(entry)
-        least = min(LEAST_REPLY_TOKENS, whole)
+        asked, whole, least = turn.prompt_tokens, reply_tokens(entry), _least_reply(entry)
         for one in budgets:
             if _room_for(one, one.size, asked, entry) < least:
                 raise OverBudget(shortages.never_fits(one, asked + least), one, needed_tokens=asked + least)
@@ -284,6 +295,11 @@ def buckets_of(rate: Rate, keys: Iterable[str], actor: Actor) -> list[tuple[Rate
         *((rate, key) for key in keys),
         *((msgspec.structs.replace(rate, count=rate.count * n, burst=rate.burst * n), key) for key, n in wider),
     ]
+
+
+def _least_reply(entry: Entry) -> int:
+    """The shortest reply that is worth it, in tokens."""
+    return min(LEAST_REPLY_TOKENS, reply_tokens(entry))
 
 
 def _room_for(budget: Allowance, amount: int, asked: int, entry: Entry) -> int:

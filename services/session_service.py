@@ -31,11 +31,13 @@ from services.clients import PLAIN, Ask, Message, Usage, Wishes
 from services.context import CONTEXT_TURNS, FEW_TURNS, fit
 from services.counts import Counts
 from services.errors import (
+    BudgetExhausted,
     Forbidden,
     InvalidRequest,
     ModelLocked,
     ModelUnavailable,
     NotFound,
+    OverBudget,
     SessionBusy,
     SessionExpired,
     UnknownModel,
@@ -860,7 +862,13 @@ class SessionService:
         other = entry.id != session.last_model
         # The first model is no switch; one for this turn alone is checked as one all the same.
         switching = other and asked is not None and (beside or session.last_model is not None)
-        allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
+        try:
+            allowance = await self.admission.admit_turn(turn, entry, actor, rules, db_session, switching=switching)
+        except (BudgetExhausted, OverBudget) as refusal:
+            others = await self._other_models(session, actor, rules, db_session)
+            affordable = await self.admission.affordable(turn, others, actor, rules, db_session)
+            refusal.facts |= {"alternatives": affordable} if affordable else {}
+            raise
         if other and not (beside and asked is not None):
             await self._put_model(
                 session, entry.id, actor, "" if asked is not None else why.source, db_session, turn=turn
@@ -896,12 +904,19 @@ class SessionService:
             why = await self.standing.current(session, owner, rules, db_session)
             entry = rule.usable(why)
         if self.pool.is_up(entry.provider) is False:
-            others = [] if session.locked and not actor.is_admin else rule.callable_by(owner, self.pool.is_up)
+            others = await self._other_models(session, actor, rules, db_session)
             text = f"The provider of “{entry.label}” does not answer at the moment."
             raise ModelUnavailable(text, alternatives=[one.id for one in others])
         if cap:
             entry = msgspec.structs.replace(entry, max_reply_tokens=min(cap, entry.max_reply_tokens or cap))
         return entry, why
+
+    async def _other_models(self, session: Session, actor: Actor, rules: Rules, db_session: DbSession) -> list[Entry]:
+        """The models that a turn could call instead, the default first; none where the session is locked."""
+        if session.locked and not actor.is_admin:
+            return []
+        owner = await self.standing.owner(session.owner_id, db_session, actor)
+        return self.standing.model_rule(rules).callable_by(owner, self.pool.is_up)
 
     async def _check_first(
         self, prompt: str, model: str | None, brought: Brought | None, cap: int, actor: Actor, db_session: DbSession

@@ -52,7 +52,7 @@ def too_little_left(limit: Allowance, zone: tzinfo) -> str:
             f"Wait for one to end, or stop one.{_whose(limit)}"
         )
     if limit.remaining:
-        used = f"{remaining} of {_of(what, size)} are left for {when}, and this message needs more."
+        used = f"{remaining} of {_of(what, size)} {_are(what)} left for {when}, and this message needs more."
     else:
         used = f"You have used your budget for {when}: {_of(what, size)}."
     return f"{used} {_resets(limit, zone)} Need more? Ask your admin.{_whose(limit)}"
@@ -90,7 +90,11 @@ def short(limit: Allowance, zone: tzinfo) -> str:
 
 
 def _of(what: str, figure: str) -> str:
-    return f"{figure} of money" if what == "money" else f"{figure} tokens"
+    return figure if what == "money" else f"{figure} tokens"
+
+
+def _are(what: str) -> str:
+    return "is" if what == "money" else "are"
 
 
 def _resets(limit: Allowance, zone: tzinfo) -> str:

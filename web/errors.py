@@ -51,6 +51,8 @@ STATUS: dict[type[Refusal], int] = {
     errors.StorageUnavailable: 503,
 }
 
+#: the title of a code that says more than its status; the others have that of the status
+TITLE_OF = {"budget_exhausted": "Not enough left in your budget"}
 TITLES = {
     400: "That request cannot be read",
     401: "Please sign in",
@@ -142,7 +144,7 @@ def _told(
 ) -> Response[Any]:
     problem = {
         "type": f"urn:turnkeeper:{code}",
-        "title": TITLES.get(status, "Refused"),
+        "title": TITLE_OF.get(code) or TITLES.get(status, "Refused"),
         "status": status,
         "code": code,
         "detail": detail,

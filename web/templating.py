@@ -146,8 +146,10 @@ def spent(seconds: float) -> str:
 
 
 def wait(seconds: int) -> str:
-    """How long to wait, as the countdown in page.js goes on with it: 42 s, 2 min 5 s, 13 h 5 min."""
+    """How long to wait, as the countdown in page.js goes on with it: 42 s, 2 min 5 s, 13 h 5 min, 30 days."""
     minutes, rest = divmod(seconds, 60)
+    if minutes >= 2 * 24 * 60:
+        return f"{minutes // (24 * 60)} days"
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60} min"

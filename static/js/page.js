@@ -360,6 +360,7 @@ on("change", ({ target: { checked, dataset } }) => {
 
 const wait = (seconds) => {
   const minutes = Math.floor(seconds / 60);
+  if (minutes >= 2880) return `${Math.floor(minutes / 1440)} days`;
   if (minutes > 59) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
   return `${minutes ? `${minutes} min ` : ""}${seconds % 60} s`;
 };

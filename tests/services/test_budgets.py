@@ -119,13 +119,36 @@ async def test_L4_a_budget_of_money_cuts_the_reply_by_the_price_of_its_model(
     assert begun.turn.reserved_nanos == 606_000
     async with refused("budget_exhausted") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
-    assert told.facts["limit"] == "money_per_month"
+    assert (told.facts["limit"], told.facts["alternatives"]) == ("money_per_month", ["smart", "small", "aging"])
     free = (await sessions.begin_turn(None, "Hello", db_session, actor=ann, model="smart")).turn
     assert (free.capped, free.reserved_nanos) == (None, 0)
     await configure("user", money_per_month=0.000_517)
     async with refused("over_budget") as told:
         await sessions.begin_turn(None, "Hello", db_session, actor=ann)
-    assert told.facts["limit"] == "money_per_month"
+    assert (told.facts["limit"], told.facts["alternatives"]) == ("money_per_month", ["smart", "small", "aging"])
+
+
+async def test_L4_a_model_is_offered_where_the_budget_allows_it_and_the_session_too(
+    sessions: SessionService, db_session: DbSession, ann: Actor, ada: Actor, configure: Configure, offer: Offer,
+    refused: Refused,
+) -> None:  # fmt: skip
+    await configure("user", money_per_month=0.001)
+    turn = (await sessions.begin_turn(None, "Hello", db_session, actor=ann)).turn
+    await sessions.finish_turn(turn.id, db_session, state="done", usage=Counted(6, 497))
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(turn.session_id, "Hello", db_session, actor=ann)
+    assert str(told.refusal).startswith("You have used your budget for this month: 0.001.")
+    assert told.facts["alternatives"] == ["smart", "small", "aging"]
+    # A budget of tokens is the same for every model, and a model that costs something may cost too much as well.
+    await configure("user", tokens_per_month=510)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(turn.session_id, "Hello", db_session, actor=ann)
+    assert "alternatives" not in told.facts
+    await configure("user", tokens_per_month=0)
+    await sessions.switch_model(turn.session_id, "fast", db_session, actor=ada, reason="Keep it.", lock=True)
+    async with refused("budget_exhausted") as told:
+        await sessions.begin_turn(turn.session_id, "Hello", db_session, actor=ann)
+    assert "alternatives" not in told.facts
 
 
 async def test_L4_many_at_once_with_shortened_replies_never_overshoot(

@@ -270,6 +270,7 @@ async def test_L4_a_budget_holds_what_is_spent_reserved_and_asked_for(
         "size": 354,
         "remaining": 118,
         "retry_after_seconds": 5,  # running replies hold what is missing
+        "alternatives": ["small"],  # its replies are short enough
     }
     third = (await sessions.begin_turn(None, "z" * 40, db_session, actor=ann)).turn
     await sessions.finish_turn(first.id, db_session, state="done", usage=Counted(10, 7))

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from web.answer import zone_of
-from web.templating import heading, soon
+from web.templating import heading, soon, wait
 
 NOW = datetime(2026, 3, 1, 22, 30, tzinfo=UTC)
 TOKYO, HAWAII = timezone(timedelta(hours=9)), timezone(timedelta(hours=-10))
@@ -54,3 +54,18 @@ def test_an_end_is_told_three_days_before() -> None:
     now = datetime.now(UTC)
     assert [soon(now + timedelta(hours=hours)) for hours in (1, 71, 73, 1000)] == [True, True, False, False]
     assert not soon(None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (1, "1 s"),
+        (125, "2 min 5 s"),
+        (3600, "1 h 0 min"),
+        (86_400, "24 h 0 min"),
+        (172_800, "2 days"),
+        (2_656_380, "30 days"),
+    ],
+)
+def test_a_wait_is_told_in_what_people_count_it_in(seconds: int, told: str) -> None:
+    assert wait(seconds) == told
