@@ -38,6 +38,8 @@ AGAIN_SECONDS = 0.2
 MIGRATING, AFTERWARDS = 7307199, 7307200
 #: the last migration that may rewrite whole tables; those after it leave big tables alone (tests/db/test_released.py)
 LAST_REWRITING = "turnkeeper_0011_indexed"
+#: tables that are none of `TABLES`
+OWN_TABLES = ("applied_migration", "write_probe")
 
 
 class WrongSchema(DatabaseUnavailable):
@@ -87,7 +89,7 @@ async def _bring_up(engine: Engine) -> list[str]:
             await transaction.run(f"SELECT pg_advisory_xact_lock({MIGRATING})")
         before = await _ran(engine)
         if later := sorted(before - known().keys()):
-            raise WrongSchema(await _from_later(engine, later))
+            raise WrongSchema(await _from_later(engine, later[-1]))
         missing = [name for name in known() if name not in before]
         if postgres and missing:
             await _take_what_it_needs(engine, missing)
@@ -195,9 +197,12 @@ async def fault(engine: Engine) -> str:
     ran = await _ran(engine)
     if missing := [name for name in known() if name not in ran]:
         return f"The database lacks the migration {missing[0]}; run “turnkeeper migrate”."
+    for table in OWN_TABLES:
+        if not await _has(engine, table):
+            return f"The database lacks the table {table}: it was taken away after its migration had run here."
     applied = await engine.run("SELECT name, sha256, needs FROM applied_migration")
-    if max((row["needs"] for row in applied), default="") > newest():
-        return await _from_later(engine, sorted(ran - known().keys()))
+    if (needed := max((row["needs"] for row in applied), default="")) > newest():
+        return await _from_later(engine, max(ran - known().keys(), default=needed))
     if lacking := await _lacking(engine):
         return f"The database lacks {lacking}: a migration was changed after it had run here."
     for row in applied:
@@ -206,19 +211,25 @@ async def fault(engine: Engine) -> str:
     return ""
 
 
+async def start_fault(engine: Engine) -> str:
+    """Why this program does not begin to work with the schema as it is: it may also be a later program's."""
+    later = sorted(await _ran(engine) - known().keys())
+    return await _from_later(engine, later[-1]) if later else await fault(engine)
+
+
 async def require(engine: Engine) -> None:
     """Raise WrongSchema where this program cannot work with the schema as it is."""
     if said := await fault(engine):
         raise WrongSchema(said)
 
 
-async def _from_later(engine: Engine, later: list[str]) -> str:
-    """Both versions, and what to do."""
+async def _from_later(engine: Engine, last: str) -> str:
+    """Both versions, and what to do; `last` is the newest migration of the database."""
     program = ""
     if await _has(engine, "applied_migration"):
-        rows = await engine.run("SELECT name, program FROM applied_migration ORDER BY name DESC LIMIT 1")
-        program = f" {rows[0]['program']}" if rows else ""
-    last = later[-1] if later else ""
+        mark = "$1" if engine.engine_type == "postgres" else "?"
+        rows = await engine.run(f"SELECT program FROM applied_migration WHERE name = {mark}", [last])  # noqa: S608
+        program = "".join(f" {row['program']}" for row in rows if row["program"] != version())
     return (
         f"The database has the schema {number(last)} of a later Turnkeeper{program}, and this is Turnkeeper "
         f"{version()} with the schema {number()}. Start that version, or restore a backup from before it."

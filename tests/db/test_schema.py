@@ -15,8 +15,9 @@ from piccolo.apps.migrations.commands.forwards import run_forwards
 from db import schema
 from db.db_session import DatabaseUnavailable
 from db.engine import Engine, migrate, open_engine
+from db.health import Health
 from db.piccolo_app import APP_CONFIG
-from db.schema import WrongSchema, fault, require
+from db.schema import WrongSchema, fault, require, start_fault
 from db.version import version
 
 Folder = Callable[..., Path]
@@ -123,6 +124,25 @@ async def test_what_is_missing_is_named(engine: Engine, program: Folder) -> None
     await engine.run_ddl("ALTER TABLE session DROP COLUMN opening")
     program()
     assert "session.opening" in await fault(engine)
+
+
+@pytest.mark.parametrize("table", ["write_probe", "applied_migration", "turn_piece"])
+async def test_a_table_that_is_missing_is_named_by_every_check(engine: Engine, table: str) -> None:
+    await migrate(engine)
+    await engine.run_ddl(f"DROP TABLE {table}")
+    assert table in await fault(engine)
+    found = await Health(engine).faults()
+    assert found.keys() == {"schema"} and table in found["schema"]
+
+
+async def test_one_version_is_not_named_twice(engine: Engine, program: Folder) -> None:
+    program(**later("0907_more", needs="turnkeeper_0907_more"))
+    await migrate(engine)
+    program()
+    for told in (await start_fault(engine), await fault(engine)):
+        assert told.count(version()) == 1 and "0907 of a later Turnkeeper, and" in told
+    await engine.run_ddl("DELETE FROM migration WHERE name = 'turnkeeper_0907_more'")
+    assert "0907 of a later Turnkeeper, and" in await fault(engine)
 
 
 async def test_a_migration_that_was_edited_after_it_ran_is_noticed(engine: Engine, program: Folder) -> None:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from db import schema
+from db.piccolo_app import APP_CONFIG
 from db.version import version
 from tests.servers import free_port
 from tests.web.running import Server, a_server
@@ -63,6 +65,21 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Settings and a database, and no server on them."""
     server = Here(tmp_path_factory.mktemp("commands"))
     assert server.run("migrate").returncode == 0
+    return server
+
+
+@pytest.fixture
+def last_release(tmp_path: Path) -> Here:
+    """Settings, and a database with the schema of 0.1.0."""
+    server = Here(tmp_path)
+    (tmp_path / "var").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        folder = Path(shutil.copytree(APP_CONFIG.migrations_folder_path, tmp_path / "migrations"))
+        for path in folder.glob("turnkeeper_*.py"):
+            if path.stem > "turnkeeper_0012":
+                path.unlink()
+        patch.setattr(APP_CONFIG, "migrations_folder_path", str(folder))
+        assert server.run("migrate").returncode == 0
     return server
 
 
@@ -337,6 +354,24 @@ def test_a_program_that_is_older_than_its_database_refuses_to_start(tmp_path: Pa
     for path in (("serve",), ("migrate",), ("account", "list")):
         told = refused(here.run(*path))
         assert "0999" in told and "9.9" in told and version() in told
+    done = here.run("check", "--json")
+    (found,) = [one for one in json.loads(done.stdout) if one["what"] == "schema"]
+    assert done.returncode == 1 and not found["ok"] and "0999" in found["detail"] and "9.9" in found["detail"]
+
+
+@pytest.mark.parametrize("path", [("account", "list"), ("account", "create", "x"), ("session", "list"), ("journal",)])
+def test_a_command_changes_no_schema_and_says_what_does(last_release: Here, path: tuple[str, ...]) -> None:
+    told = refused(last_release.run(*path, stdin=PASSWORD))
+    assert "lacks the migration turnkeeper_0012" in told and "turnkeeper migrate" in told
+
+
+def test_check_finds_the_schema_of_the_last_release(last_release: Here) -> None:
+    done = last_release.run("check", "--json")
+    found = {one["what"]: one for one in json.loads(done.stdout)}
+    assert done.returncode == 1 and found["database"]["ok"] and "writing" not in found
+    assert not found["schema"]["ok"] and "turnkeeper migrate" in found["schema"]["detail"]
+    assert last_release.run("migrate").returncode == 0
+    assert last_release.run("check").returncode == 0
 
 
 @pytest.mark.parametrize(

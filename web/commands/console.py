@@ -92,11 +92,10 @@ def accounts_of(settings: Settings) -> Any:
 
 
 def on_engine(
-    settings: Settings, run: Callable[[Any], Awaitable[T]], *, migrated: bool = False, makes: bool = False
+    settings: Settings, run: Callable[[Any], Awaitable[T]], *, up_to_date: bool = False, makes: bool = False
 ) -> T:
     """Run something on the database; refusals and failures become one line. Only what `makes` one may find none."""
     from db import schema
-    from db.engine import migrate as bring_up
     from db.engine import open_engine
     from services.errors import Refusal
 
@@ -109,8 +108,8 @@ def on_engine(
             await engine.start()
             if not makes and not await schema.is_there(engine):
                 raise click.ClickException(f"the database {settings.place} is empty. {MAKE_ONE}")
-            if migrated:
-                await bring_up(engine)
+            if up_to_date and (why := await schema.start_fault(engine)):
+                raise schema.WrongSchema(why)
             return await run(engine)
         finally:
             await engine.stop()
@@ -252,13 +251,13 @@ class Place:
 
 
 def at_place(do: Callable[[Place], Awaitable[T]]) -> T:
-    """Do something on the database of the settings, whose schema is brought up to date first."""
+    """Do something on the database of the settings; no command but `serve` and `migrate` changes its schema."""
     settings = settings_of()
 
     async def run(engine: Any) -> T:
         return await do(Place(settings, engine))
 
-    return on_engine(settings, run, migrated=True)
+    return on_engine(settings, run, up_to_date=True)
 
 
 # ---------------------------------------------------------------- what is read and said
