@@ -35,7 +35,8 @@ def new_file(target: Path) -> Iterator[Path]:
     """A file to write to, which takes the name `target` once it is whole. Raises BackupError where there is one."""
     if target.exists():
         raise BackupError(f"{target} is there already; choose another name.")
-    with _written(target) as copy:
+    # Not the folder's owner's: it holds what everybody has said.
+    with _written(target, keep=True) as copy:
         yield copy
         try:
             # Not a rename, which would take the place of what somebody else has put there meanwhile.
@@ -66,14 +67,14 @@ def restore(source: Path, database: Path) -> Path | None:
 
 
 @contextmanager
-def _written(place: Path) -> Iterator[Path]:
-    """An empty file beside `place`, readable for its owner alone; gone afterwards."""
+def _written(place: Path, *, keep: bool = False) -> Iterator[Path]:
+    """An empty file beside `place`, readable for its owner alone; gone afterwards. Root may `keep` its own."""
     copy = place.with_name(f".{place.name}.part")
     try:
         make_folder(place.parent)
         # One that was killed may have left it.
         copy.unlink(missing_ok=True)
-        os.close(create(copy))
+        os.close(create(copy, keep=keep))
         yield copy
     except (OSError, sqlite3.Error) as error:
         raise BackupError(f"{place}: {getattr(error, 'strerror', None) or error}") from error

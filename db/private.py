@@ -1,4 +1,7 @@
-"""Files and folders that are their owner's alone, whatever the umask: made so, and tightened where they are not."""
+"""Files and folders that are their owner's alone, whatever the umask: made so, and tightened where they are not.
+
+What root makes belongs to whoever has the folder around it, so that a server that runs as somebody else can use it.
+"""
 
 import errno
 import os
@@ -13,7 +16,13 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it that are missing; each that is made is private from the beginning."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=PRIVATE_FOLDER)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                _give_away(descriptor, folder.parent)
+            finally:
+                os.close(descriptor)
 
 
 def make_file(path: Path) -> None:
@@ -22,9 +31,19 @@ def make_file(path: Path) -> None:
         os.close(create(path))
 
 
-def create(path: Path) -> int:
-    """A new file, open to write. Raises FileExistsError."""
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE)
+def create(path: Path, *, keep: bool = False) -> int:
+    """A new file, open to write; root's own where it is to `keep` it. Raises FileExistsError."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE)
+    if not keep:
+        _give_away(descriptor, path.parent)
+    return descriptor
+
+
+def _give_away(descriptor: int, folder: Path) -> None:
+    """Let what root has just made belong to the owner of the folder that it is in."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def tighten(path: Path) -> bool:

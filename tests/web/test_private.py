@@ -118,3 +118,19 @@ def test_60_only_regular_files_and_folders_are_tightened(tmp_path: Path) -> None
         path.chmod(0o777)
     assert [tighten(path) for path in (file, folder, pipe, link)] == [True, True, False, False]
     assert [oct(path.stat().st_mode & 0o777) for path in (file, folder, pipe)] == ["0o700", "0o700", "0o777"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for somebody else")
+def test_60_what_root_makes_belongs_to_the_owner_of_the_folder_and_a_copy_to_root(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4711, 4712)
+    here = Here(tmp_path, TURNKEEPER_SECRET_KEY_FILE="keys/secret.key")
+    assert here.run("migrate").returncode == 0
+    assert here.run("account", "create", "ann", stdin=PASSWORD).returncode == 0
+    assert here.run("backup", "copy.db").returncode == 0
+    assert here.run("restore", "copy.db").returncode == 0
+    made = {
+        path: path.stat() for folder in ("var", "keys") for path in (tmp_path / folder, *(tmp_path / folder).iterdir())
+    }
+    assert {"var", "turnkeeper.db", "turnkeeper.db.lock", "keys", "secret.key"} <= {path.name for path in made}
+    assert {(owner.st_uid, owner.st_gid) for owner in made.values()} == {(4711, 4712)}
+    assert (tmp_path / "copy.db").stat().st_uid == 0
