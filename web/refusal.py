@@ -82,6 +82,18 @@ class Refused(msgspec.Struct, frozen=True):
         """What was sent, without its key."""
         return {name: value for name, value in self.typed.items() if name != KEY_FIELD}
 
+    @property
+    def resend(self) -> Step:
+        """What is done with the text where the form it stood in is not on the page: what was asked, or what can be."""
+        session = f"/session/{self.session_id}"
+        fields = {name: value for name, value in self.fields.items() if name != self.text}
+        if self.code == "session_not_found":
+            fields.pop("session_id", None)
+            return Step("Send in a new chat", "/chat", fields)
+        if self.problem.get("can_fork") and not self.problem.get("can_reopen"):
+            return Step("Continue in a copy", f"{session}/fork", {})
+        return Step("Send again", self.action, fields, self.key)
+
     def given(self, action: str, field: str, default: str) -> str:
         """What was typed into a field of the form that was refused; `default` in every other form."""
         if action != self.action:
@@ -106,7 +118,7 @@ class Refused(msgspec.Struct, frozen=True):
         if session and problem.get("can_reopen"):
             yield Step("Reopen", f"{session}/reopen", {})
         if session and problem.get("can_fork"):
-            yield Step("Continue in a copy", f"{session}/fork", {})
+            yield Step("Continue in a copy", f"{session}/fork", {"prompt": self.typed["prompt"]} if self.text else {})
         if code == "session_busy":
             yield Step("Stop the reply", f"/chat/{problem['running_turn']}/stop", {})
         yield from self._other_models(session)

@@ -1,6 +1,8 @@
 """A refused form is answered with the page it stood on: the refusal in it, the text kept, the next step a button."""
 
+import re
 from collections.abc import Callable
+from html import unescape
 
 import httpx
 import pytest
@@ -9,6 +11,8 @@ from tests.web.running import Server
 from tests.web.wire import ABSENT, BROWSER, HTMX, JSON, begin, chat, create, is_page
 
 FORM = {"Accept": BROWSER}
+HIDDEN = r'<input type="hidden" name="([^"]+)"(?: autocomplete="off")? value="([^"]*)"'
+AREA = r'<textarea[^>]* name="([^"]+)"[^>]*>([^<]*)</textarea>'
 
 
 def post(client: httpx.Client, path: str, came_from: str = "", **fields: str) -> httpx.Response:
@@ -70,6 +74,41 @@ def test_an_ended_session_is_shown_with_the_text_and_a_copy_is_offered(guest: ht
     assert answer.status_code == 410
     assert "asked before" in answer.text and "half a thought" in answer.text
     assert f'action="{url}/fork" hx-post' in answer.text and "Continue in a copy" in answer.text
+
+
+def pressed(client: httpx.Client, page: str, label: str) -> httpx.Response:
+    """What a browser without JavaScript gets that sends the form of this button as it stands in the page."""
+    for action, form in re.findall(r'<form[^>]* action="([^"]+)"[^>]*>(.*?)</form>', page, re.S):
+        if re.search(rf"<button[^>]*>{label}</button>", form):
+            found = re.findall(HIDDEN, form) + re.findall(AREA, form)
+            fields = {name: unescape(text).removeprefix("\n") for name, text in found}
+            answer = client.post(action, data=fields, headers=FORM, follow_redirects=True)
+            assert answer.status_code == 200, answer.text
+            return answer
+    raise AssertionError(f"there is no button {label}")
+
+
+@pytest.mark.parametrize("verb", ["say", "edit"])
+@pytest.mark.parametrize("why", ["closed", "deleted"])
+def test_what_was_written_into_a_chat_that_has_ended_goes_on_where_it_can(
+    guest: httpx.Client, why: str, verb: str
+) -> None:
+    """ "Send again" into a chat that was closed or deleted could never work, and the copy was empty."""
+    turn = chat(guest, "asked before")
+    url = f"/session/{turn['session_id']}"
+    guest.post(f"{url}/{why.removesuffix('d')}", json={}).raise_for_status()
+    fields = {"session_id": turn["session_id"]} if verb == "say" else {}
+    path = "/chat" if verb == "say" else f"/chat/{turn['id']}/edit"
+    answer = post(guest, path, url, prompt="half a <thought>", **fields)
+    assert answer.status_code in (404, 410) and "half a &lt;thought&gt;" in answer.text
+    assert "Send again" not in answer.text
+    label = "Continue in a copy" if why == "closed" else "Send in a new chat"
+    begin = answer.text.index('id="notice"')
+    # A button beside what was refused, and that of the composer.
+    for part in (answer.text[begin:], answer.text[begin:].partition('class="ended-note"')[2])[: 1 + (why == "closed")]:
+        shown = pressed(guest, part, label)
+        assert "half a &lt;thought&gt;" in shown.text and str(shown.url) != url
+        assert ("asked before" in shown.text[shown.text.index("<main ") :]) == (why == "closed")
 
 
 def test_a_limit_offers_the_same_again_with_the_same_key(newcomer: Callable[..., httpx.Client]) -> None:
