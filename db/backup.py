@@ -26,7 +26,8 @@ def backup(database: Path, target: Path) -> int:
     with new_file(target) as copy:
         if not database.exists():
             raise BackupError(f"there is no database {database}.")
-        _copy(database, copy)
+        # Not opened to read alone: then what SQLite puts beside it would stay there, where nobody else has it open.
+        _copy(database, copy, mode="rw")
         return copy.stat().st_size
 
 
@@ -35,6 +36,8 @@ def new_file(target: Path) -> Iterator[Path]:
     """A file to write to, which takes the name `target` once it is whole. Raises BackupError where there is one."""
     if target.exists():
         raise BackupError(f"{target} is there already; choose another name.")
+    if not target.absolute().parent.is_dir():
+        raise BackupError(f"there is no folder {target.absolute().parent}.")
     # Not the folder's owner's: it holds what everybody has said.
     with _written(target, keep=True) as copy:
         yield copy
@@ -54,6 +57,8 @@ def restore(source: Path, database: Path) -> Path | None:
     kept = None
     # A link goes on leading to it.
     database = database.resolve()
+    if database.exists() and database.samefile(source):
+        raise BackupError(f"{source} is the database itself; name a copy of it.")
     with _written(database) as copy:
         _copy(source, copy)
         if database.exists():
@@ -83,9 +88,9 @@ def _written(place: Path, *, keep: bool = False) -> Iterator[Path]:
             copy.unlink()
 
 
-def _copy(source: Path, empty: Path) -> None:
+def _copy(source: Path, empty: Path, mode: str = "ro") -> None:
     """All that is committed at one moment, into an empty file, and on the disk."""
-    with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+    with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode={mode}", uri=True, timeout=30)) as connection:
         connection.execute("VACUUM INTO ?", [str(empty)])
     _sync(empty)
 
@@ -138,9 +143,10 @@ def _keep(database: Path, kept: Path) -> None:
     tighten_database(database)
     os.link(database, kept)
     # Only a damaged one still has a log, which must never be read into the new.
-    for ending in ("-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            os.replace(f"{database}{ending}", f"{kept}{ending}")
+    with suppress(FileNotFoundError):
+        os.replace(f"{database}-wal", f"{kept}-wal")
+        os.replace(f"{database}-shm", f"{kept}-shm")
+    Path(f"{database}-shm").unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

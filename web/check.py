@@ -139,6 +139,15 @@ def _deployment(settings: Settings) -> list[Finding]:
         Finding(
             "cookies",
             settings.on_loopback or bool(settings.trusted_proxies),
-            "behind a TLS proxy they are __Host- and Secure; name the proxy in TURNKEEPER_TRUSTED_PROXIES",
+            _told_of_cookies(settings),
         ),
     ]
+
+
+def _told_of_cookies(settings: Settings) -> str:
+    """How they travel, and what to do where that is not safe."""
+    if settings.trusted_proxies:
+        return f"__Host- and Secure when {', '.join(settings.trusted_proxies)} says that it was reached by TLS"
+    if settings.on_loopback:
+        return "on loopback they need no TLS"
+    return "they travel without TLS; put a TLS proxy in front, and name it in TURNKEEPER_TRUSTED_PROXIES"

@@ -88,7 +88,7 @@ def greet(settings: Settings, start: Start) -> None:
         if others:
             lines.append(f"             the same path also works at {', '.join(others)}")
     if settings.log_format == "json":
-        log.info("%s", "; ".join(" ".join(line.split()) for line in lines if line))
+        log.info("%s", "; ".join(" ".join(line.split()).rstrip(";") for line in lines if line))
     else:
         print("\n".join(lines), "\n", file=sys.stderr, flush=True)
 

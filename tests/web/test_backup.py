@@ -1,7 +1,6 @@
 """A backup that is made under load is whole, and comes back; what could hurt is refused and changes nothing."""
 
 import asyncio
-import os
 import re
 import shutil
 import sqlite3
@@ -110,7 +109,8 @@ def refused(server: Server, *arguments: str, **environment: str) -> str:
 def test_a_backup_does_not_write_over_a_file(still: Server) -> None:
     (still.folder / "copy.db").write_text("precious")
     assert "is there already" in refused(still, "backup", "copy.db")
-    assert "No such file or directory" in refused(still, "backup", "/proc/nowhere/copy.db") or os.name != "posix"
+    assert "there is no folder" in refused(still, "backup", "copies/new/copy.db")
+    assert not (still.folder / "copies").exists()
 
 
 def test_what_is_no_whole_database_of_ours_is_not_put_in_its_place(still: Server) -> None:
@@ -118,6 +118,9 @@ def test_what_is_no_whole_database_of_ours_is_not_put_in_its_place(still: Server
     (folder / "text.db").write_text("not a database " * 100)
     assert "is not a database" in refused(still, "restore", "text.db")
     assert "there is no file" in refused(still, "restore", "nothing.db")
+    (folder / "link.db").symlink_to("var/turnkeeper.db")
+    for itself in ("var/turnkeeper.db", "link.db", str(folder / "var" / "turnkeeper.db")):
+        assert "is the database itself" in refused(still, "restore", itself)
     with closing(sqlite3.connect(folder / "other.db")) as database:
         database.execute("CREATE TABLE thing (id INTEGER)")
     assert "is not a database of Turnkeeper" in refused(still, "restore", "other.db")
@@ -219,6 +222,19 @@ def test_a_restore_is_refused_while_anybody_has_the_database_open(still: Server)
     with closing(sqlite3.connect(database)) as kept:
         assert kept.execute("SELECT COUNT(*) FROM last_commit").fetchone() == (0,)
     assert list(database.parent.glob("*.before-restore-*")) == []
+
+
+def test_neither_a_backup_nor_a_restore_leaves_what_sqlite_puts_beside_a_file(still: Server) -> None:
+    var = still.folder / "var"
+    for arguments in (("backup", "copy.db"), ("restore", "copy.db"), ("backup", "again.db")):
+        with closing(sqlite3.connect(var / "turnkeeper.db")) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+        assert still.run(*arguments).returncode == 0
+        assert not [path.name for path in still.folder.rglob("*") if path.name.endswith(("-wal", "-shm"))]
+    # A reader that was killed leaves its index.
+    (var / "turnkeeper.db-shm").write_bytes(bytes(32768))
+    assert still.run("restore", "copy.db").returncode == 0
+    assert not list(var.glob("*-shm"))
 
 
 def test_a_database_behind_a_link_is_put_back_where_it_lies(still: Server) -> None:

@@ -182,6 +182,11 @@ def test_more_workers_than_sqlite_bears_are_refused(quiet: Server) -> None:
     assert "SQLite" in refused(quiet.run("serve", "--workers", "2"))
 
 
+def test_nor_do_they_make_a_database(tmp_path: Path) -> None:
+    refused(Here(tmp_path).run("serve", "--workers", "2"))
+    assert {file.name for file in tmp_path.iterdir()} == {"turnkeeper.toml"}
+
+
 # ---------------------------------------------------------------- migrate, check, config
 
 
@@ -261,6 +266,25 @@ def test_check_warns_before_a_deployment(tmp_path: Path) -> None:
         TURNKEEPER_TRUSTED_PROXIES="10.0.0.1",
     )
     assert safe.run("check", "--deploy").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "ok    cookies: on loopback they need no TLS"),
+        ({"HOST": "0.0.0.0"}, "FAIL  cookies: they travel without TLS; put a TLS proxy in front"),
+        ({"HOST": "0.0.0.0", "TRUSTED_PROXIES": "10.0.0.1"}, "ok    cookies: __Host- and Secure when 10.0.0.1 says"),
+    ],
+)
+def test_check_says_how_cookies_travel(tmp_path: Path, settings: dict[str, str], told: str) -> None:
+    server = Here(tmp_path, **{f"TURNKEEPER_{name}": value for name, value in settings.items()})
+    assert told in server.run("check", "--deploy").stdout
+
+
+@pytest.mark.parametrize("typed", ["36501d", "99999999d", "9" * 30 + "d"])
+def test_an_expiry_that_is_too_far_away_names_the_furthest(quiet: Server, typed: str) -> None:
+    done = quiet.run("token", "create", "--account", "x", "--name", "y", "--expires", typed)
+    assert "36500 days at most" in refused(done, 2)
 
 
 def test_config_show_tells_what_holds_without_secrets(tmp_path: Path) -> None:

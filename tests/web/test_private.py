@@ -56,6 +56,7 @@ def test_60_commands_make_private_files_and_copies(tmp_path: Path) -> None:
     here = Here(tmp_path)
     here.run("migrate")
     assert here.run("account", "create", "ann", stdin=PASSWORD).returncode == 0
+    (tmp_path / "copies").mkdir(mode=0o700)
     assert here.run("backup", "copies/copy.db").returncode == 0
     assert here.run("restore", "copies/copy.db").returncode == 0
     assert here.run("backup", "copy.db").returncode == 0

@@ -36,3 +36,10 @@ def test_the_set_up_link_names_the_public_host(
     assert told[place].rstrip().endswith(f" {link}")
     assert ("also works at" in told[place + 1]) is bool(others)
     assert others in told[place + 1]
+
+
+def test_the_greeting_as_json_is_one_sentence_after_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "web.welcome"):
+        greet(load({"TURNKEEPER_LOG_FORMAT": "json"}), Start(Models([], [], None, []), [], "once"))
+    (told,) = caplog.messages
+    assert ";;" not in told and "on loopback; the built-in models need neither; access" in told

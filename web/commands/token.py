@@ -23,7 +23,7 @@ class Expiry(click.ParamType):
     name = "span or day"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
-        from services.policies import parse_span
+        from services.policies import LONGEST_DAYS, parse_span
         from services.session_service import utc_now
 
         try:
@@ -33,7 +33,11 @@ class Expiry(click.ParamType):
         try:
             return datetime.combine(date.fromisoformat(value), time(), UTC)
         except ValueError:
-            self.fail(f"{value!r} is neither a span like 90d nor a day like 2027-01-31.", param, ctx)
+            self.fail(
+                f"{value!r} is neither a span like 90d, of {LONGEST_DAYS} days at most, nor a day like 2027-01-31.",
+                param,
+                ctx,
+            )
 
 
 class Scopes(click.ParamType):
