@@ -1,15 +1,14 @@
 """The answer to a verb of a page: the page it was asked from once more, with what changed said and marked."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from litestar import Request, Response
 
-from web.answer import json, redirect, wants
+from web.answer import json, page_named, redirect, wants
 from web.changed import SAID, Changed
 from web.late import Late
-from web.refusal import ADDRESS_CHARACTERS, asked_again
+from web.refusal import asked_again
 from web.templating import render
 
 
@@ -28,7 +27,7 @@ def again(
         case "fragment":
 
             async def make() -> str:
-                page = await asked_again(request, _shown(request) or where, changed=changed) or ""
+                page = await asked_again(request, page_named(request, "hx-current-url") or where, changed=changed) or ""
                 begin, end = page.find("<main "), page.find("</main>")
                 main = page[begin : end + len("</main>")] if begin >= 0 else ""
                 said = render("layout/again.html", changed=changed)
@@ -38,9 +37,3 @@ def again(
             return Late(make)
         case _:
             return redirect(f"{where}?done={done}{f'#{marks[0]}' if marks else ''}")
-
-
-def _shown(request: Request) -> str:
-    """The page that htmx says it shows, where that is one of this server."""
-    page = urlsplit(request.headers.get("hx-current-url", "")[:ADDRESS_CHARACTERS])
-    return f"{page.path}?{page.query}" if page.netloc == request.headers.get("host") else ""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 from litestar import Request, Response
@@ -26,6 +26,8 @@ TEXT = "text/plain"
 STREAM = "text/event-stream"
 #: of an Accept header that are looked at, several times for each request
 ACCEPT_CHARACTERS = 1_000
+#: of an address in a header; a longer one is no page of ours
+ADDRESS_CHARACTERS = 2_000
 #: of a page that are compressed and sent at once; it takes a few milliseconds
 PART_BYTES = 256 * 1024
 #: of two that are wanted alike the first is given
@@ -44,6 +46,15 @@ def wants(request: Request) -> Form:
     if "*/*" in weights and not (is_json(request) or "authorization" in request.headers):
         return "page"
     return "json"
+
+
+def page_named(request: Request, header: str) -> str:
+    """The path and query of the page of this server whose address is in a header; empty where there is no such page."""
+    try:
+        address = urlsplit(request.headers.get(header, "")[:ADDRESS_CHARACTERS])
+    except ValueError:
+        return ""
+    return f"{address.path}?{address.query}" if address.netloc == request.headers.get("host") else ""
 
 
 def page(request: Request, template: str, view: object, status: int = 200, **context: Any) -> Response[Any]:

@@ -181,7 +181,7 @@ def _page(request: Request, problem: dict[str, Any], session_id: UUID | None) ->
         asks = {"username": problem.get("name", ""), "ticket": problem.get("ticket") or refused.typed.get("ticket", "")}
         page = render("password.html", next=refused.typed.get("next") or "/", problem=problem, **asks, **context)
         return html(page, status)
-    if status == 401 or path == "/login":
+    if path == "/login" or (status == 401 and not refused.text):
         onward = refused.typed.get("next") or ("/" if path.startswith(("/login", "/setup")) else path)
         name = refused.typed.get("name", "")
         return html(render("login.html", next=onward, typed_name=name, problem=problem, **context), status)

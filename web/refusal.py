@@ -3,17 +3,18 @@
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from uuid import UUID
 
 import msgspec
 from litestar import Request
 
+from web.answer import page_named
 from web.forms import KEY_FIELD
 
 HTML = "text/html"
-#: a longer address is no page of ours
-ADDRESS_CHARACTERS = 2000
+#: how a page begins to tell of a refusal; one without it has no place for that
+NOTICE = '<div id="notice" class="notice refusal"'
 #: other models that are offered, each as a button
 OFFERED = 3
 #: headers of a form that are not those of a page
@@ -169,15 +170,14 @@ async def page_of(request: Request, refused: Refused) -> str | None:
     That is the page the browser names as the one it came from, else the nearest one at the form's URL or above it.
     """
     async for where in _places(request, refused):
-        if (page := await asked_again(request, where, refused=refused)) is not None:
+        if NOTICE in (page := await asked_again(request, where, refused=refused) or ""):
             return page
     return None
 
 
 async def _places(request: Request, refused: Refused) -> AsyncIterator[str]:
-    came_from = urlsplit(request.headers.get("referer", "")[:ADDRESS_CHARACTERS])
-    if came_from.netloc == request.headers.get("host"):
-        yield f"{came_from.path}?{came_from.query}"
+    if came_from := page_named(request, "referer"):
+        yield came_from
     path = request.url.path
     # A form may stand on a page of the same URL; one that only takes what is sent shows none.
     yield path

@@ -1,7 +1,6 @@
 """The chats at the side of every page, and how they move when one of them changes."""
 
 from datetime import tzinfo
-from urllib.parse import urlsplit
 
 import msgspec
 from litestar import Request
@@ -9,7 +8,7 @@ from litestar import Request
 from db.db_session import DbSession
 from services.actor import Actor
 from services.session_service import SessionService
-from web.answer import wants, zone_of
+from web.answer import page_named, wants, zone_of
 from web.forms import ListSessions
 from web.views import SessionsView, sessions_view
 
@@ -57,9 +56,9 @@ async def moved_side(request: Request, sessions: SessionService, db_session: DbS
     """The list that the page shows from which htmx asks, as it is now; None where it shows what was looked for."""
     if wants(request) != "fragment":
         return None
-    there = urlsplit(request.headers.get("hx-current-url", ""))
-    if there.path != "/session":
+    path, _, query = page_named(request, "hx-current-url").partition("?")
+    if path != "/session":
         return await side_of(request, sessions, db_session, actor, target=AT_THE_SIDE)
-    if there.query:
+    if query:
         return None
     return await side_of(request, sessions, db_session, actor, target="main #sessions", limit=ListSessions().limit)

@@ -35,7 +35,10 @@ def test_a_refused_edit_is_the_session_with_the_edit_open(guest: httpx.Client) -
     guest.post(f"/chat/{running}/stop", json={}).raise_for_status()
 
 
-@pytest.mark.parametrize("came_from", ["", "/chat/{turn}/retry", "https://elsewhere.example/", "//elsewhere", "/%00"])
+@pytest.mark.parametrize(
+    "came_from",
+    ["", "/chat/{turn}/retry", "https://elsewhere.example/", "//elsewhere", "/%00", "http://[::1", "//[x]/"],
+)
 def test_a_refused_retry_finds_its_session_whatever_the_browser_says(guest: httpx.Client, came_from: str) -> None:
     turn = chat(guest, "asked before")
     running = begin(guest, "/hang", session_id=turn["session_id"])["id"]
@@ -47,6 +50,24 @@ def test_a_refused_retry_finds_its_session_whatever_the_browser_says(guest: http
     assert answer.status_code == 409 and "asked before" in answer.text
     assert f'action="/chat/{running}/stop"' in answer.text
     guest.post(f"/chat/{running}/stop", json={}).raise_for_status()
+
+
+@pytest.mark.parametrize("named", ["http://[::1", "http://[x]/", "//[::1]:x]/"])
+def test_what_is_no_address_is_no_page_one_came_from(guest: httpx.Client, named: str) -> None:
+    session = create(guest, title="still here")
+    answer = guest.post(f"/session/{ABSENT}/rename", data={"title": "x"}, headers=FORM | {"Referer": named})
+    assert answer.status_code == 404 and "still here" in answer.text
+    moved = guest.post(f"/session/{session['id']}/pin", headers=HTMX | {"HX-Current-URL": named})
+    assert moved.status_code == 200 and "still here" in moved.text
+
+
+@pytest.mark.parametrize("named", ["/login", "/login?next=/session", "/session"])
+def test_the_text_is_shown_also_where_the_page_one_came_from_has_no_place_for_it(
+    guest: httpx.Client, named: str
+) -> None:
+    answer = post(guest, "/chat", named, session_id=ABSENT, prompt="half a thought")
+    assert answer.status_code == 404 and 'data-code="session_not_found"' in answer.text
+    assert "half a thought</textarea>" in answer.text
 
 
 def test_a_stream_named_as_the_page_one_came_from_is_not_followed(guest: httpx.Client) -> None:

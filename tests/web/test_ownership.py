@@ -373,6 +373,7 @@ def test_without_guests_every_route_wants_an_account(tmp_path_factory: pytest.Te
         assert f'name="next" value="/session/{ABSENT}"' in page.text
         typed = nobody.post("/chat", data={"prompt": "typed while signed out"}, headers={"Accept": BROWSER})
         assert typed.status_code == 401
+        assert typed.text.count("typed while signed out</textarea>") == 1
         made = closed.run("account", "create", "ann", "--permanent", stdin="correct horse battery\n")
         assert made.returncode == 0, made.stderr
         signed_in = nobody.post("/login", data={"name": "ann", "password": "correct horse battery"})
