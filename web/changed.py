@@ -11,6 +11,7 @@ SAID = {
     "enabled": "Account re-enabled.",
     "signed-out": "Signed out.",
     "revoked": "Token revoked.",
+    "deleted": "Chat deleted. Its owner sees your name and your reason.",
     "stopped": "Bulk switch stopped.",
     "ordered": "Bulk switch started.",
 }

@@ -16,7 +16,7 @@ from services.errors import NotFound
 from services.outcomes import LiveSession
 from services.reads import Reads, is_quiet
 from services.session_service import SessionService
-from services.turn_log import Begun, Changed, Delta, Ended, Event, Thought
+from services.turn_log import Begun, Changed, Delta, Ended, Event, Gone, Thought
 from web.answer import wants
 from web.given import Db, Pool, Rendering, Sessions, Who
 from web.markdown import Growing
@@ -104,15 +104,22 @@ class Controls:
         """Render the texts of turns ahead of the page that shows them in this block."""
         return self._renderer.shown(self._actor.id, *texts_of(turns if self._needed else ()))
 
-    async def render(self, event: Event) -> str | None:
-        """What an event changes on a live page; None where the page has not come to it.
+    async def render(self, session_id: UUID, event: Event) -> str | None:
+        """What an event changes on the live page of a session; None where the page has not come to it.
 
         That is so too where its session is gone by now, as the next event tells.
         """
         try:
-            return await self._changed_by(event)
+            return await (self._gone(session_id) if isinstance(event, Gone) else self._changed_by(event))
         except NotFound:
             return None
+
+    async def _gone(self, session_id: UUID) -> str | None:
+        """Who deleted a session that its owner can have back, and why; None where it is not that."""
+        last = await self._sessions.list_sessions(self._db_session, actor=self._actor, show="deleted", limit=1)
+        if not last.sessions or last.sessions[0].row.id != session_id:
+            return None
+        return render("session/gone.html", session=SessionView.of(last.sessions[0]))
 
     async def _changed_by(self, event: Event) -> str | None:
         match event:

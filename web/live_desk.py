@@ -8,7 +8,7 @@ import msgspec
 
 from services.desk import DeskPage
 from services.turn_log import Gone, Ousted
-from web.sse import LATER_MILLISECONDS, frame
+from web.sse import GONE, LATER_MILLISECONDS, frame
 from web.templating import render
 from web.views import DeskSessionView, DeskView
 
@@ -58,7 +58,11 @@ async def desk_frames(
                     quiet = 0
             else:
                 gone = isinstance(look, Gone)
-                yield frame("{}", "gone" if gone else "ousted", retry=0 if gone else LATER_MILLISECONDS)
+                yield frame(
+                    GONE if gone and page else "{}",
+                    "gone" if gone else "ousted",
+                    retry=0 if gone else LATER_MILLISECONDS,
+                )
 
 
 def _row(one: DeskSessionView) -> str:

@@ -14,6 +14,8 @@ from web.views import SessionView, TurnView
 RETRY_MILLISECONDS = 1000
 #: for a stream that gave way to another one of its reader's
 LATER_MILLISECONDS = 30_000
+#: what a page says whose stream has ended for good
+GONE = "This is no longer there, or no longer yours."
 _BREAKS = re.compile(r"\r\n|\r|\n")
 
 
@@ -83,7 +85,9 @@ async def for_pages(
                 case Beat(version):
                     yield f": version {version}\n\n".encode()
                 case Gone():
-                    yield frame("gone", "gone")
+                    if shown := await render(event):
+                        yield frame(shown)
+                    yield frame("" if shown else GONE, "gone")
                 case Ousted():
                     yield frame("ousted", "ousted", retry=LATER_MILLISECONDS)
                 case _:

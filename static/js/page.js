@@ -328,7 +328,7 @@ const lost = (is) => {
 };
 on("htmx:sse:error", () => lost(true));
 on("htmx:sse:after:connection", () => lost(false));
-on("gone", () => say("This is no longer there, or no longer yours."));
+on("gone", ({ detail }) => detail.data && say(detail.data));
 
 // ---- WebKit does not hold the place where one reads while the end of the log grows
 

@@ -87,6 +87,12 @@ def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_t
         page.get_by_role("button", name="Stop the replies").click()
         expect(page.locator("#notice")).to_contain_text("1 of 1 done.")
         assert guest.get(f"/chat/{turn['id']}").json()["state"] == "stopped"
+        context = new_context(browser)
+        for name, value in guest.cookies.items():
+            context.add_cookies([{"name": name, "value": value, "url": ruled.url}])
+        theirs = context.new_page()
+        theirs.goto(f"{ruled.url}/session/{id}")
+        expect(theirs.get_by_label("Your message")).to_be_visible()
         page.goto(f"{ruled.url}/session/{id}")
         page.get_by_label("More about this session").click()
         page.get_by_text("Delete …").click()
@@ -95,11 +101,12 @@ def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_t
         page.locator("form[action$='/delete'] [name=reason]").fill("asked for by mail")
         page.get_by_role("button", name="Delete it").click()
         page.wait_for_url("**/admin*")
-        context = new_context(browser)
-        for name, value in guest.cookies.items():
-            context.add_cookies([{"name": name, "value": value, "url": ruled.url}])
-        theirs = context.new_page()
-        theirs.goto(f"{ruled.url}/session?show=deleted")
+        expect(page.locator("#notice")).to_contain_text("Chat deleted. Its owner sees your name and your reason.")
+        expect(theirs.locator("#notice")).to_contain_text(
+            "ada deleted this chat, because: “asked for by mail”. You can"
+        )
+        expect(theirs.get_by_role("status")).to_contain_text("asked for by mail")
+        theirs.locator("#notice").get_by_role("link", name="Recently deleted").click()
         expect(theirs.locator(f"#row-{id}")).to_contain_text("Deleted by ada")
         expect(theirs.locator(f"#row-{id}")).to_contain_text("asked for by mail")
         theirs.get_by_role("button", name="Delete forever").click()

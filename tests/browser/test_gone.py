@@ -60,6 +60,6 @@ def test_a_page_whose_session_is_deleted_elsewhere_does_not_ask_again(chat: Chat
     deleted = chat.page.request.post(f"{url}/delete", headers={"Accept": "application/json"}, data={})
     assert deleted.status == 204
     streams.wait(ended=1)
-    expect(chat.page.get_by_role("status")).to_contain_text("no longer there")
+    expect(chat.page.get_by_role("status")).to_contain_text("This chat was deleted. You can have it back")
     chat.page.wait_for_timeout(1500)
     assert streams.asked == 1

@@ -20,7 +20,6 @@ from tests.web.wire import (
     chat,
     create,
     ended,
-    hidden_fields,
     is_fragment,
     is_page,
     problem,
@@ -691,7 +690,7 @@ def test_a_refused_form_is_a_page_that_gives_back_what_was_typed(guest: httpx.Cl
     assert answer.status_code == 410
     assert is_page(answer)
     assert "typed &lt;b&gt;&amp; kept" in answer.text
-    assert hidden_fields(answer.text, "/chat")["session_id"] == id
+    assert f'action="/session/{id}/fork"' in answer.text
 
 
 def test_a_refused_htmx_request_is_a_notice_and_is_heard(guest: httpx.Client) -> None:

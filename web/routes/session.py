@@ -1,5 +1,6 @@
 """/session — create, list, read and steer sessions."""
 
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -183,7 +184,7 @@ async def follow_session(
     position.version = asked.version
     events = log.follow_session(session_id, position, actor, proof)
     if wants(request) == "fragment":
-        return stream(for_pages(events, controls.render))
+        return stream(for_pages(events, partial(controls.render, session_id)))
     return stream(for_scripts(events))
 
 
@@ -225,8 +226,8 @@ async def rename_session(
 ) -> Response[Any]:
     """Give a session a title."""
     session = await sessions.rename_session(session_id, form.title, db_session, actor=actor, key=request.state.key)
-    view = SessionView.of(session)
-    return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
+    view, shown = SessionView.of(session), await controls.of(session)
+    return answer(request, "session/changed.html", view, location=view.url, told="Renamed.", **shown)
 
 
 @post(
@@ -286,8 +287,11 @@ async def close_session(
     session = await sessions.close_session(
         session_id, db_session, actor=actor, reason=form.reason, key=request.state.key
     )
-    view = SessionView.of(session)
-    return answer(request, "session/changed.html", view, location=view.url, **await controls.of(session))
+    view, shown = SessionView.of(session), await controls.of(session)
+    told = (
+        "Closed." if session.row.owner_id == actor.id else f"Closed. {view.owner.name} sees your name and your reason."
+    )
+    return answer(request, "session/changed.html", view, location=view.url, told=told, **shown)
 
 
 @post("/session/{session_id:uuid}/reopen", **acts(Nothing, SessionView))
@@ -303,6 +307,7 @@ async def reopen_session(
     """Bring back a session that idled out."""
     session = await sessions.reopen_session(session_id, db_session, actor=actor, key=request.state.key)
     view, shown = SessionView.of(session), await controls.of(session)
+    shown["told"] = "Reopened."
     return answer(request, "session/changed.html", view, location=view.url, allowance=session.allowance, **shown)
 
 
@@ -343,7 +348,7 @@ async def delete_session(
         session_id, db_session, actor=actor, for_good=for_good, reason=form.reason, key=request.state.key
     )
     where = "/session?show=deleted" if for_good else f"/session?deleted={session_id}"
-    where = "/admin" if form.back == "desk" else where
+    where = "/admin?done=deleted" if form.back == "desk" else where
     fragment = "session/deleted.html" if form.back == "list" else None
     return answer(request, fragment, None, location=where, session_id=session_id, for_good=for_good)
 
