@@ -171,6 +171,27 @@ on("focusin", ({ target }) => {
   held = { node: target, places };
 });
 
+/** What can have the keyboard where this stands, or opens it. */
+function inPlaceOf(place) {
+  const below = place.closest(".composer");
+  const text = ".composer-text, .unsent > textarea:not(:placeholder-shown)";
+  const own = place.matches(reachable) ? place : place.querySelector(reachable);
+  const shut = place.closest("details:not([open])")?.querySelector("summary");
+  const opener = $(`[popovertarget="${CSS.escape(place.id)}"]`);
+  const field = below?.querySelector(text) ?? below?.querySelector(".ended-note > p");
+  return [field, opener, shut, own].find((node) => node?.checkVisibility());
+}
+
+/** Give the keyboard back, unless somebody has it: at last to where it is said what was done. */
+function handOn() {
+  if (document.activeElement !== document.body) return;
+  if (held.node.isConnected && held.node.checkVisibility()) return held.node.focus();
+  const notice = $("#notice");
+  notice.tabIndex = -1;
+  const places = held.places.map((id) => id && id !== "main" && document.getElementById(id)).filter(Boolean);
+  (places.map(inPlaceOf).find(Boolean) ?? notice).focus({ preventScroll: true });
+}
+
 on("htmx:after:swap", () => {
   for (const fold of $$(".thoughts")) fold.open = folds.get(fold.id) ?? "open" in fold.firstElementChild.dataset;
   for (const room of $$(".room")) {
@@ -181,13 +202,11 @@ on("htmx:after:swap", () => {
     for (const row of $$(`.side [href^="${location.pathname}"]`)) row.ariaCurrent = "page";
   }
   for (const form of $$("[data-composer]")) restore(form, form.matches(".unsent"));
-  if (!held || held.node.isConnected || document.activeElement !== document.body) return;
-  const place = held.places.map((id) => id && document.getElementById(id)).find(Boolean);
-  const below = place.closest(".composer");
-  const text = ".composer-text, .unsent > textarea:not(:placeholder-shown)";
-  const field = below?.querySelector(text) ?? below?.querySelector(".ended-note > p");
-  const opener = $(`[popovertarget="${CSS.escape(place.id)}"]`);
-  (field ?? opener ?? (place.matches(reachable) ? place : place.querySelector(reachable)))?.focus();
+  if (held && !held.node.isConnected) handOn();
+});
+// a button that was pressed may be disabled meanwhile, and its menu closed
+on("htmx:finally:request", ({ target }) => {
+  if (held?.node.matches("button") && target.contains?.(held.node)) queueMicrotask(handOn);
 });
 $(".row-line[aria-current]")?.scrollIntoView({ block: "nearest" });
 
@@ -351,6 +370,10 @@ on("click", ({ target: { form, dataset } }) => dataset.pick && (form.elements.mo
 const print = $("[data-print]");
 if (print) print.hidden = false;
 on("click", ({ target }) => target.matches("[data-print]") && window.print());
+
+// ---- what was asked for is done: the form is for the next
+
+on("done", ({ target }) => target.reset());
 
 // ---- one tick for all of them
 

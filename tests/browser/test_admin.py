@@ -60,9 +60,13 @@ def test_what_cannot_be_undone_asks_first_and_wants_a_reason(admin: Open, ruled:
         if not sure.is_visible():
             order.get_by_role("button", name="Close …").click()
         sure.click()
-        expect(page.get_by_text("2 of 2 done.").first).to_be_visible()
+        expect(page.get_by_text("2 of 2 closed.").first).to_be_visible()
         if scripted:
             expect(page.locator("#act-close")).to_be_hidden()
+            # The next order begins anew, and the keyboard is where the outcome is told.
+            expect(page.get_by_role("checkbox", checked=True)).to_have_count(0)
+            expect(order.locator("[name=reason]")).to_have_value("")
+            expect(page.locator("#notice")).to_be_focused()
             expect(page.locator(f"#desk-{ids[0]}")).to_contain_text("closed")
         for id, state in zip(ids, ("closed", "closed", "active"), strict=True):
             assert guest.get(f"/session/{id}").json()["state"] == state
@@ -72,7 +76,7 @@ def test_what_cannot_be_undone_asks_first_and_wants_a_reason(admin: Open, ruled:
         page.goto(f"{ruled.url}/admin")
         page.locator(f"#desk-{ids[2]}").get_by_role("checkbox").check()
         order.get_by_role("button", name="Extend").click()
-        expect(page.get_by_text("1 of 1 done.").first).to_be_visible()
+        expect(page.get_by_text("1 of 1 extended.").first).to_be_visible()
 
 
 def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_told(
@@ -85,7 +89,7 @@ def test_a_reply_is_stopped_and_a_session_deleted_by_an_admin_and_the_owner_is_t
         page.locator(f"#desk-{id}").get_by_role("checkbox").check()
         page.get_by_role("button", name="Stop replies …").click()
         page.get_by_role("button", name="Stop the replies").click()
-        expect(page.locator("#notice")).to_contain_text("1 of 1 done.")
+        expect(page.locator("#notice")).to_contain_text("1 of 1 stopped.")
         assert guest.get(f"/chat/{turn['id']}").json()["state"] == "stopped"
         context = new_context(browser)
         for name, value in guest.cookies.items():
@@ -200,6 +204,7 @@ def test_a_test_of_a_model_shows_that_it_works_and_what_came_of_it(admin: Open, 
     asked[0].continue_()
     expect(card.locator(".came")).to_contain_text("fast answers in")
     expect(card.get_by_role("button", name="Test fast")).to_be_enabled()
+    expect(card.get_by_role("button", name="Test fast")).to_be_focused()
     expect(page.get_by_role("status")).to_contain_text("fast answers in")
     # To take a model out of use needs a word about it, told in its form.
     card.locator("summary").click()
@@ -212,6 +217,7 @@ def test_a_test_of_a_model_shows_that_it_works_and_what_came_of_it(admin: Open, 
     card.get_by_role("button", name="Save").click()
     expect(card).to_have_class("card changed")
     expect(card).to_contain_text("user, admin")
+    expect(card.locator("summary")).to_be_focused()
 
 
 def test_without_javascript_a_refused_form_stands_open_on_its_page(admin: Open, ruled: Server) -> None:
@@ -224,6 +230,8 @@ def test_without_javascript_a_refused_form_stands_open_on_its_page(admin: Open, 
     expect(page.locator("#notice")).to_have_attribute("role", "alert")
     expect(form).to_be_visible()
     expect(form.locator(".wrong")).not_to_be_empty()
+    expect(form.locator(".wrong")).to_be_focused()
+    expect(form.locator(".wrong")).to_be_in_viewport()
     expect(form.get_by_label("Reason")).to_have_value("a busy week")
     form.get_by_label("Turns").fill("8/min")
     form.get_by_role("button", name="Set limit").click()

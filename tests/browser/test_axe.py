@@ -206,7 +206,7 @@ def test_axe_finds_nothing_serious_where_people_seldom_are(
     looks(theirs, "what asks before it closes", "dark")
     theirs.keyboard.press("Escape")
     act.get_by_role("button", name="Lock model", exact=True).click()
-    expect(admin.notice).to_contain_text("1 of 1 done.")
+    expect(admin.notice).to_contain_text("1 of 1 locked.")
     looks(theirs, "what became of an act")
     expect(page.locator("main")).to_contain_text("locked")
     chat.say("too early")

@@ -29,8 +29,13 @@ def test_a_switch_by_an_admin_shows_on_the_owners_open_page_within_a_second(
     expect(chat.page.get_by_role("status").filter(has_text="Model: smart. Chosen by ada")).to_be_attached()
     expect(chat.box).to_have_value("a draft that stays")
     expect(chat.box).to_be_focused()
-    expect(admin.notice).to_contain_text("1 of 1 done.")
+    expect(admin.notice).to_contain_text("1 of 1 switched.")
     expect(row).to_contain_text("Chosen by ada: budget")
+    expect(row.get_by_role("checkbox")).not_to_be_checked()
+    # A row that changes while it is chosen stays so.
+    row.get_by_role("checkbox").check()
+    chat.box.press("Enter")
+    expect(row.locator("[data-label=Turns]")).to_have_text("2")
     expect(row.get_by_role("checkbox")).to_be_checked()
 
 

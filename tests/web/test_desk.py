@@ -128,11 +128,11 @@ def test_many_are_acted_on_by_a_form_without_javascript(ann: httpx.Client, ada: 
     fields = {"session_ids": [*made, ABSENT], "deed": "switch", "model": "smart", "reason": "all of them"}
     answer = ada.post("/admin/act", data={**fields, "idempotency_key": key[1]}, headers=FORM)
     assert answer.status_code == 200 and is_page(answer)
-    assert "3 of 4 done." in answer.text and ABSENT[-12:] in answer.text
+    assert "3 of 4 switched." in answer.text and ABSENT[-12:] in answer.text
     for id in made:
         assert session_of(ann, id)["current_model"]["reason"] == "Chosen by ada: all of them."
     fragment = ada.post("/admin/act", data={"session_ids": made, "deed": "extend"}, headers=HTMX)
-    assert is_fragment(fragment) and 'id="act-key"' in fragment.text and "3 of 3 done." in fragment.text
+    assert is_fragment(fragment) and 'id="act-key"' in fragment.text and "3 of 3 extended." in fragment.text
 
 
 def test_an_order_is_told_one_by_one_and_repeated_once(ann: httpx.Client, ada: httpx.Client) -> None:

@@ -49,7 +49,10 @@ async def act(form: Given[Act], admin: Given[Admin]) -> Response[Any]:
     view = OutcomesView(form.deed, sum(not one.code for one in outcomes), outcomes)
     if wants(admin.request) == "page":
         return admin.page("admin/acted.html", view)
-    return answer(admin.request, "admin/done.html", view, location=HERE)
+    response = answer(admin.request, "admin/done.html", view, location=HERE)
+    if not view.refused:
+        response.headers["HX-Trigger"] = "done"
+    return response
 
 
 def _wanted(asked: ShowDesk) -> Wanted:
