@@ -274,6 +274,8 @@ on("change", keep);
 
 function restore(form, all) {
   const values = kept[formId(form)];
+  // what a browser brings back by itself may be another account's
+  if (!values && again) for (const field of form.querySelectorAll("textarea")) field.value = field.defaultValue;
   // what a message was to be comes back however one returns
   if (!values || !(all || form.matches("[data-composer]"))) return;
   for (const field of form.elements) {
@@ -305,29 +307,31 @@ const composer = (form) => form.matches?.("[data-composer]") && form.elements.pr
 
 on("htmx:before:request", (event) => {
   const field = composer(event.target);
-  if (field) sent.set(field, field.value);
-  else if (sent.has(event.target)) event.preventDefault();
+  if (!field) return sent.has(event.target) && event.preventDefault();
+  sent.set(field, field.value);
+  // now, and not when the answer comes: by then one may read elsewhere
+  if (scroller) scroller.scrollTop = 0;
 });
 
-on("htmx:after:request", ({ target, detail }) => {
-  const { response, text } = detail.ctx;
-  const field = composer(target);
+on("htmx:after:request", ({ detail }) => {
+  // the event of a form that was swapped meanwhile comes from the document
+  const { sourceElement: asked, response, text } = detail.ctx;
+  const field = composer(asked);
   const was = sent.get(field);
   sent.delete(field);
   // what a menu was asked for is told beneath it
-  const menu = target.closest?.(open) ?? target.querySelector?.(open);
+  const menu = asked.closest(open) ?? asked.querySelector(open);
   // what was refused is told in the form, where it has a place for that
   if (response.status < 400 || !menu?.querySelector(".wrong")) menu?.hidePopover();
   if (response.status >= 400) {
-    if ((field || !typing(target)) && !text.includes("<hx-partial"))
+    if ((field || !typing(asked)) && !text.includes("<hx-partial"))
       say("The server did not accept this. What you wrote is still here.");
   } else if (!field) {
-    if (target.matches?.("form")) forget(target);
+    if (asked.matches("form")) forget(asked);
   } else if (field.value === was) {
     // Typed on meanwhile? Then it is another message.
     field.value = "";
-    forget(target);
-    if (scroller) scroller.scrollTop = 0;
+    forget(asked);
   }
 });
 

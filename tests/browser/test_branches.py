@@ -136,9 +136,12 @@ def test_an_answer_that_comes_after_the_end_does_not_bring_the_stop_back(
         chat.say("two /delay 300ms")
     chat.see(*["done"] * (2 if verb == "send" else 1))
     expect(chat.turns.last).not_to_have_id(before or "")
+    # What one reads by now stays open, though the form that was sent is no longer there.
+    chat.turns.last.locator(".facts-line").click()
     with page.expect_response(held[0][0].request.url):
         held[0][0].fulfill(response=held[0][1])
     page.wait_for_timeout(300)
+    expect(chat.turns.last.locator(".facts")).to_be_visible()
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     expect(page.get_by_role("button", name="Stop", exact=True)).to_have_count(0)
     expect(page.locator(".meters")).not_to_contain_text("at once")

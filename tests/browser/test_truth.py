@@ -239,6 +239,31 @@ def test_what_an_account_typed_waits_for_it_and_is_shown_to_nobody_else(chat: Ch
     expect(chat.box).to_have_value("")
 
 
+@pytest.mark.parametrize("runs_scripts", [True, False])
+def test_nobody_goes_back_to_what_another_account_typed(open_chat: Callable[..., Chat], *, runs_scripts: bool) -> None:
+    """Browsers bring back by themselves what stood in a field of the page that one goes back to."""
+    chat = open_chat(java_script_enabled=runs_scripts)
+    page, url = chat.page, f"{chat.server.url}/"
+    leaving, coming = (f"{name}-{'with' if runs_scripts else 'without'}" for name in ("leaving", "coming"))
+    chat.server.people(leaving, coming)
+    sign_in(chat, leaving)
+    page.goto(url)
+    chat.box.fill("a secret of whoever leaves")
+    page.goto(f"{url}account")
+    page.go_back()
+    expect(chat.box).to_have_value("a secret of whoever leaves")
+    page.goto(f"{url}account")
+    page.get_by_role("button", name="Sign out", exact=True).click()
+    page.wait_for_url(url)
+    for _ in range(2):  # the account's page, and the one with the text
+        page.go_back()
+    expect(chat.box).to_have_value("")
+    if runs_scripts:
+        sign_in(chat, coming)
+        page.goto(url)
+        expect(chat.box).to_have_value("")
+
+
 def test_on_a_touch_screen_enter_is_a_new_line_and_the_button_sends(
     open_chat: Callable[..., Chat], complaints: list[str]
 ) -> None:

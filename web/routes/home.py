@@ -4,6 +4,7 @@ from typing import Any
 
 from litestar import Request, Response, get
 
+from web.actor import DEVICE_COOKIE, cookie_of
 from web.answer import page
 from web.given import Db, Pool, Sessions, Who
 from web.side import side_of
@@ -17,6 +18,15 @@ async def show_home(request: Request, sessions: Sessions, db_session: Db, actor:
     default = await sessions.default_model(db_session, actor=actor)
     models = models_view(await sessions.models(db_session, actor=actor), pool, default.id)
     allowances = await sessions.allowances(db_session, actor=actor)
+    # Somebody has signed out here: what their browser kept of their typing is not for a guest.
+    left = actor.kind == "guest" and bool(cookie_of(request, DEVICE_COOKIE))
     return page(
-        request, "home.html", side.recent, recent=side.recent, models=models, default=default, limits=allowances
+        request,
+        "home.html",
+        side.recent,
+        recent=side.recent,
+        models=models,
+        default=default,
+        limits=allowances,
+        left=left,
     )
