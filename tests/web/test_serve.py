@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -110,6 +111,32 @@ def test_the_start_says_where_it_is_what_there_is_and_how_to_become_the_admin(ow
         assert client.get("/healthz").json() == {"status": "ok"}
     key = own.folder / "var" / "secret.key"
     assert key.stat().st_mode & 0o077 == 0, "others can read the secret key"
+
+
+def test_a_database_that_cannot_be_written_to_is_not_ready_and_then_it_is_again(own: Server) -> None:
+    refuses = "CREATE TRIGGER refuses BEFORE INSERT ON write_probe BEGIN SELECT RAISE(ABORT, 'no'); END"
+
+    def change(*statements: str) -> None:
+        with sqlite3.connect(own.folder / "var" / "turnkeeper.db", timeout=60) as database:
+            for statement in statements:
+                database.execute(statement)
+
+    with own.guest() as client:
+
+        def answers(status: int) -> dict[str, Any]:
+            deadline = time.monotonic() + 60
+            while (answer := client.get("/readyz")).status_code != status:
+                assert time.monotonic() < deadline, answer.text
+                time.sleep(0.2)
+            found: dict[str, Any] = answer.json()
+            return found
+
+        change(refuses)
+        told = answers(503)
+        assert told["status"] == "not ready" and "cannot be written to" in told["failed"]["writing"]
+        assert client.get("/healthz").status_code == 200
+        change("DROP TRIGGER refuses")
+        assert answers(200) == {"status": "ready"}
 
 
 def test_a_second_server_on_the_same_file_is_refused(own: Server) -> None:

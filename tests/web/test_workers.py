@@ -27,6 +27,7 @@ from tests.web import wire
 from tests.web.people import PASSWORD
 from tests.web.running import PLAIN, SETTINGS, Server
 from tests.web.wire import (
+    BROWSER,
     HTMX,
     JSON,
     SENT_AWAY_SECONDS,
@@ -610,6 +611,23 @@ def test_sessions_go_on_wherever_they_are_asked_for(cluster: Cluster, ann: tuple
     with httpx.Client(verify=PLAIN) as anybody:
         for server in cluster.both:
             assert anybody.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_53_what_took_one_process_too_long_to_render_is_tried_by_no_other(
+    cluster: Cluster, ann: tuple[httpx.Client, httpx.Client]
+) -> None:
+    here, there = ann
+    session_id = create(here)["id"]
+    chat(here, f"```c\na{' ' * 15_000}\n```\n\n```python\ndef good(): pass\n```", session_id=session_id)
+    pages = []
+    for client in (here, there, there, here):
+        with client.stream("GET", f"/session/{session_id}", headers={"Accept": BROWSER, "Connection": "close"}) as page:
+            pages.append(page.read().decode())
+    for page in pages:
+        assert page.count('<div class="code">') == 2
+        assert page.count('class="hl-keyword"') == 2, "def and pass"
+    said = "".join(server.output for server in cluster.both)
+    assert said.count("a block of code took too long") == 1
 
 
 # ---------------------------------------------------------------- death
