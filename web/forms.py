@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import date
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -292,13 +292,22 @@ def _converted(fields: dict[str, Any], struct: type[msgspec.Struct], *, strict: 
     try:
         return msgspec.convert(fields, struct, strict=strict)
     except msgspec.ValidationError as error:
-        raise _malformed(error) from error
+        raise _malformed(error, struct) from error
 
 
-def _malformed(error: Exception) -> InvalidRequest:
-    """What is wrong with a body, and where."""
+def _malformed(error: Exception, struct: type[msgspec.Struct] | None = None) -> InvalidRequest:
+    """What is wrong with a body, and where; of a field that is one of few values, which they are."""
     what, _, where = str(error).partition(" - at `$.")
-    return InvalidRequest(f"{what}.", field=where.rstrip("`") or None)
+    field = where.rstrip("`") or None
+    if what.startswith("Invalid enum value") and struct is not None:
+        what = f"Possible are {', '.join(_values(get_type_hints(struct).get(field or '')))}"
+    return InvalidRequest(f"{what}.", field=field)
+
+
+def _values(hint: object) -> list[str]:
+    """The texts that a field of this type may be, but for none."""
+    found = [text for one in get_args(hint) for text in get_args(one) or (one,)]
+    return [text for text in found if isinstance(text, str) and text]
 
 
 def is_json(request: Request) -> bool:

@@ -93,6 +93,8 @@ async function fetched(url) {
   const kind = answer.headers.get("Content-Type") ?? "";
   if (answer.ok && kind.startsWith("text/markdown")) return answer.text();
   const found = kind.includes("json") ? await answer.json() : {};
+  // also where the login has ended
+  if (answer.status === 404) throw new Error("It is no longer there, or no longer yours.");
   if (!answer.ok || typeof found.reply !== "string") throw new Error(found.detail ?? "The server does not give the text.");
   return found.reply;
 }

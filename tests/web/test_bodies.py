@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from itertools import product
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 
 from tests.web.running import Server
 from tests.web.test_transfer import EMPTY_FILE
-from tests.web.wire import BROWSER, JSON, STREAM, problem
+from tests.web.wire import BROWSER, JSON, STREAM, create, problem
 from web import bodies
 from web.bodies import FIELDS, VALUES, Bodies, Body, BodyRefused
 from web.cookies import only_ours
@@ -66,6 +67,23 @@ def test_fields_and_values_within_the_limit_are_taken(guest: httpx.Client) -> No
     problem(guest.post("/session/create", content=b"&".join([b"title=x"] + [b"a="] * 500), headers={
         "Content-Type": URLENCODED, "Accept": JSON,
     }), 400, "invalid_request")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ask", "possible"),
+    [
+        (("GET", "/session?show=foo"), "all, pinned, archived, deleted"),
+        (("GET", f"/session/{UUID(int=0)}/export?format=pdf"), "json, md"),
+        (("POST", "/models/switch", "when"), "next_turn, stop, idle"),
+    ],
+)
+def test_a_value_that_is_not_possible_is_told_those_that_are(
+    guest: httpx.Client, ask: tuple[str, ...], possible: str
+) -> None:
+    method, url, *field = ask
+    body = {"json": {"session_id": create(guest)["id"], "model": "fast", field[0]: "foo"}} if field else {}
+    answer = guest.request(method, url, **body)
+    assert problem(answer, 400, "invalid_request")["detail"] == f"Possible are {possible}."
 
 
 def test_a_query_of_too_many_fields_is_refused(guest: httpx.Client) -> None:
