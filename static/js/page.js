@@ -10,10 +10,11 @@ const scroller = $(".scroller");
 
 const tell = (text) => ($("#status").textContent = text);
 
-function say(text) {
+function say(text, code = "") {
   tell(text);
   const notice = $("#notice");
   notice.className = "notice refusal";
+  notice.dataset.code = code;
   notice.textContent = text;
 }
 
@@ -340,7 +341,7 @@ on("htmx:after:request", ({ detail }) => {
 on("htmx:error", ({ target }) => {
   sent.delete(composer(target));
   if (target.matches?.("[data-live]")) lost(true);
-  else if (!typing(target)) say("The server cannot be reached. What you wrote is still here.");
+  else if (!typing(target)) say("The server cannot be reached. What you wrote is still here.", "unreachable");
 });
 
 // ---- the live stream: say when it is cut, back, or gone
@@ -351,8 +352,18 @@ const lost = (is) => {
   tell(is ? node.textContent : "The connection is back.");
   node.hidden = !is;
 };
+// once it can be reached again, nothing says that it cannot
+const reached = () => {
+  const notice = $("#notice[data-code=unreachable]");
+  notice?.replaceChildren();
+  notice?.removeAttribute("class");
+};
+addEventListener("online", reached);
 on("htmx:sse:error", () => lost(true));
-on("htmx:sse:after:connection", () => lost(false));
+on("htmx:sse:after:connection", () => {
+  lost(false);
+  reached();
+});
 on("gone", ({ detail }) => detail.data && say(detail.data));
 
 // ---- WebKit does not hold the place where one reads while the end of the log grows

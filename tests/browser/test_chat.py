@@ -294,6 +294,7 @@ def test_a_lost_connection_is_told_and_the_reply_goes_on_after_it(chat: Chat) ->
     chat.see("done")
     expect(chat.replies).to_have_text(" ".join(f"tok{number}" for number in range(60)))
     expect(chat.box).to_have_value("typed without a connection")
+    expect(chat.notice).to_be_empty()
 
 
 def test_the_page_stays_at_the_end_while_text_grows_and_where_the_reader_is_otherwise(chat: Chat) -> None:
