@@ -3,6 +3,7 @@
 import codecs
 import re
 import unicodedata
+from typing import get_args, get_type_hints
 
 from services.errors import InvalidRequest, PromptTooLong
 
@@ -121,3 +122,10 @@ def storable(text: str) -> str:
     if "\0" in text:
         raise InvalidRequest(UNSTORABLE)
     return text
+
+
+def values_of(struct: type, field: str) -> list[str]:
+    """The texts that a field of a struct may be but none, where it is one of few."""
+    hint = get_type_hints(struct).get(field)
+    found = [text for one in get_args(hint) for text in get_args(one) or (one,)]
+    return [text for text in found if isinstance(text, str) and text]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import date
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -16,7 +16,7 @@ from litestar.exceptions import ClientException
 from services import stepwise
 from services.actor import Actor
 from services.errors import InvalidRequest
-from services.text import storable, utf8
+from services.text import storable, utf8, values_of
 from web.bodies import check_values, too_many_fields
 
 
@@ -300,14 +300,8 @@ def _malformed(error: Exception, struct: type[msgspec.Struct] | None = None) -> 
     what, _, where = str(error).partition(" - at `$.")
     field = where.rstrip("`") or None
     if what.startswith("Invalid enum value") and struct is not None:
-        what = f"Possible are {', '.join(_values(get_type_hints(struct).get(field or '')))}"
+        what = f"Possible are {', '.join(values_of(struct, field or ''))}"
     return InvalidRequest(f"{what}.", field=field)
-
-
-def _values(hint: object) -> list[str]:
-    """The texts that a field of this type may be, but for none."""
-    found = [text for one in get_args(hint) for text in get_args(one) or (one,)]
-    return [text for text in found if isinstance(text, str) and text]
 
 
 def is_json(request: Request) -> bool:

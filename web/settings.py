@@ -25,7 +25,7 @@ from services.clients.anthropic import MIN_REASONING_TOKENS
 from services.configuration import GroupConfig, InstanceConfig
 from services.policies import COUNT_WRITTEN, MONEY_WRITTEN, RATE_WRITTEN, SPAN_WRITTEN, check_rule, parse_zone
 from services.redaction import without_secrets
-from services.text import listed, utf8
+from services.text import listed, utf8, values_of
 
 log = logging.getLogger(__name__)
 
@@ -416,6 +416,8 @@ def _told(
         what = WRITTEN.get(where.rpartition(".")[2], what)
     if (unknown := _UNKNOWN.fullmatch(what)) is not None:
         what = _unknown(unknown[1], where)
+    if what.startswith("Invalid enum value"):
+        what = f"possible are {', '.join(values_of(_kind_at(where), where.rpartition('.')[2]))}"
     key = where.removeprefix("$.").partition("[")[0]
     return f"{PREFIX}{key.upper()}: {what}" if key in from_environment else f"{_whence(key, path)}{where}: {what}"
 
@@ -433,9 +435,14 @@ def _fits(value: object, kind: type) -> bool:
     return True
 
 
+def _kind_at(where: str) -> type[msgspec.Struct]:
+    """What the keys at this place belong to."""
+    return next((kind for table, kind in TABLES.items() if where.startswith(table)), Settings)
+
+
 def _unknown(key: str, where: str) -> str:
     """That there is no such key, and what may be meant."""
-    kind = next((kind for table, kind in TABLES.items() if where.startswith(table)), Settings)
+    kind = _kind_at(where)
     known = sorted({field.encode_name for field in msgspec.structs.fields(kind)} - NOT_IN_A_FILE)
     near = difflib.get_close_matches(key, known, 1)
     return f"there is no key “{key}”; " + (f"did you mean “{near[0]}”?" if near else f"there are {', '.join(known)}")

@@ -352,6 +352,9 @@ def test_a_mistake_in_the_environment_is_named_by_its_variable(name: str, value:
         ),
         ("time_zone = 'Mars'", "time_zone: there is no time zone"),
         ("[groups.user]\nturns = '9 or so'", "$.groups.user.turns: a rate is written like"),
+        ("log_format = 'xml'", "$.log_format: possible are text, json"),
+        ("[groups.user]\non_missing_model = 'x'", "$.groups.user.on_missing_model: possible are fallback, block"),
+        ("[[models]]\nid = 'a'\nprovider = 'builtin'\nstate = 'x'", "$.models[0].state: possible are active, deprec"),
     ],
 )
 def test_a_mistake_names_its_file_its_group_and_the_keys_there_are(text: str, told: str) -> None:
