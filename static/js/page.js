@@ -168,11 +168,14 @@ on("click", ({ target }) => {
 const reachable = "summary, button, input:not([type=hidden]), textarea, select, a[href]";
 let held;
 
-on("focusin", ({ target }) => {
+function hold(node) {
   const places = [];
-  for (let node = target; node; node = node.parentElement) places.push(node.id || node.getAttribute("popovertarget"));
-  held = { node: target, places };
-});
+  for (let place = node; place; place = place.parentElement) places.push(place.id || place.getAttribute("popovertarget"));
+  held = { node, places };
+}
+on("focusin", ({ target }) => hold(target));
+// a field may have it before this script runs
+if (document.activeElement !== document.body) hold(document.activeElement);
 
 /** What can have the keyboard where this stands, or opens it. */
 function inPlaceOf(place) {
@@ -278,7 +281,7 @@ on("change", keep);
 function restore(form, all) {
   const values = kept[formId(form)];
   // what a browser brings back by itself may be another account's
-  if (!values && again) for (const field of form.querySelectorAll("textarea")) field.value = field.defaultValue;
+  for (const field of form.querySelectorAll("textarea")) field.autocomplete = "off";
   // what a message was to be comes back however one returns
   if (!values || !(all || form.matches("[data-composer]"))) return;
   for (const field of form.elements) {
@@ -294,6 +297,8 @@ function restore(form, all) {
 for (const form of document.forms) restore(form, again);
 
 for (const box of $$("[data-composer] textarea")) {
+  // typed before this script ran
+  if (box.value !== box.defaultValue) keep({ target: box });
   measure(box);
   box.setSelectionRange(box.value.length, box.value.length);
 }

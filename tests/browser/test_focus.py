@@ -1,7 +1,7 @@
 """The keyboard is never lost: what is swapped while it has the focus hands it on to what stands in its place."""
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import Chat
 
@@ -66,6 +66,24 @@ def test_a_chat_that_is_closed_while_one_types_keeps_the_text_and_presses_nothin
     page.go_back()
     expect(note).to_be_visible()
     expect(unsent).to_be_hidden()
+
+
+def test_what_was_typed_before_the_script_came_is_kept_and_the_keyboard_handed_on(chat: Chat) -> None:
+    page = chat.page
+    url = chat.begin("Hello")
+    chat.see("done")
+    held: list[Route] = []
+    page.route("**/page*.js*", lambda route: held.append(route))
+    page.reload(wait_until="commit")
+    expect(chat.box).to_be_focused()
+    page.keyboard.type("early")
+    while not held:
+        page.wait_for_timeout(10)
+    held[0].continue_()
+    page.wait_for_load_state()
+    assert page.request.post(f"{url}/close", headers={"Accept": "application/json"}, data={}).ok
+    expect(page.get_by_label("Not sent")).to_be_focused()
+    expect(page.get_by_label("Not sent")).to_have_value("early")
 
 
 def test_what_was_kept_in_a_chat_goes_along_without_javascript(plain: Chat) -> None:
