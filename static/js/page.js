@@ -163,7 +163,7 @@ on("click", ({ target }) => {
   if (fold) folds.set(fold.id, !fold.open);
 });
 
-// ---- what has the keyboard may be swapped: then what stands in its place has it
+// ---- what is swapped hands the keyboard on
 
 const reachable = "summary, button, input:not([type=hidden]), textarea, select, a[href]";
 let held;
@@ -235,13 +235,13 @@ function measure(field) {
   field.setCustomValidity(over > 0 ? `${count} over the ${most} limit.` : "");
 }
 
-// ---- what was typed or chosen outlives a reload and the way back until it was accepted
+// ---- typed text outlives a reload and the way back
 
-// a form that was refused and sent without htmx is shown at its own address
+// a form refused without htmx is shown at its own address
 const at = document.body.dataset.at;
 if (at) history.replaceState(null, "", at);
 
-// where a login ended and somebody else signs in, nobody is shown what another account typed
+// nobody is shown what another account typed
 const shelfOf = (who) => `kept ${who} ${location.pathname}`;
 const shelf = shelfOf(document.body.dataset.who ?? "");
 const kept = JSON.parse(sessionStorage.getItem(shelf) ?? sessionStorage.getItem(shelfOf("")) ?? "{}");
@@ -280,7 +280,7 @@ on("change", keep);
 
 function restore(form, all) {
   const values = kept[formId(form)];
-  // what a browser brings back by itself may be another account's
+  // the browser would bring back another account's text
   for (const field of form.querySelectorAll("textarea")) field.autocomplete = "off";
   // what a message was to be comes back however one returns
   if (!values || !(all || form.matches("[data-composer]"))) return;
@@ -357,18 +357,13 @@ const lost = (is) => {
   tell(is ? node.textContent : "The connection is back.");
   node.hidden = !is;
 };
-// once it can be reached again, nothing says that it cannot
 const reached = () => {
   const notice = $("#notice[data-code=unreachable]");
-  notice?.replaceChildren();
-  notice?.removeAttribute("class");
+  if (notice) notice.className = notice.textContent = "";
 };
 addEventListener("online", reached);
 on("htmx:sse:error", () => lost(true));
-on("htmx:sse:after:connection", () => {
-  lost(false);
-  reached();
-});
+on("htmx:sse:after:connection", () => (lost(false), reached()));
 on("gone", ({ detail }) => detail.data && say(detail.data));
 
 // ---- WebKit does not hold the place where one reads while the end of the log grows
