@@ -64,8 +64,9 @@ provider = "builtin"
 sessions_created = "6000/min burst 2000"
 turns = "6000/min burst 2000"
 switches = "6000/min burst 2000"
-concurrent_turns = 20
-open_sessions = 2000
+# all tests share one network, and some leave replies running
+concurrent_turns = 200
+open_sessions = 20000
 
 [groups.user]
 sessions_created = "6000/min burst 2000"

@@ -296,7 +296,7 @@ def test_config_show_tells_what_holds_without_secrets(tmp_path: Path) -> None:
     values = json.loads(done.stdout)
     assert values["port"] == server.port
     assert [model["id"] for model in values["models"]] == ["fast", "smart", "guide"]
-    assert values["groups"]["guest"]["open_sessions"] == 2000
+    assert values["groups"]["guest"]["open_sessions"] == 20000
     assert "canary" not in done.stdout + done.stderr
 
 
@@ -869,10 +869,10 @@ def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tupl
         (limits,) = [group["limits"] for group in groups if group["name"] == "guest"]
         return next((limit["value"], limit["set_by"]) for limit in limits if limit["name"] == name)
 
-    assert limit_of("concurrent_turns") == ("20", None)
+    assert limit_of("concurrent_turns") == ("200", None)
     set_ = of(here.run("group", "limit", "guest", "concurrent_turns", "1", "--reason", "a flood", "--json"))
     assert set_ == {
-        "group": "guest", "limit": "concurrent_turns", "value": "1", "before": "20", "effective": "1",
+        "group": "guest", "limit": "concurrent_turns", "value": "1", "before": "200", "effective": "1",
         "followed_by": [],
     }  # fmt: skip
     assert limit_of("concurrent_turns") == ("1", OPERATOR)
@@ -882,9 +882,9 @@ def test_limits_are_listed_set_and_given_back_and_usage_is_added_up(beside: tupl
         refusal = guest.post("/chat", json={"prompt": "x", "session_id": create(guest, title="x")["id"]})
         assert refusal.json()["code"] == "concurrency_limited"
         assert here.run("group", "limit", "guest", "concurrent_turns").stdout == (
-            "concurrent_turns of guest is 20; it was 1, as the configuration says.\n"
+            "concurrent_turns of guest is 200; it was 1, as the configuration says.\n"
         )
-        assert limit_of("concurrent_turns") == ("20", None)
+        assert limit_of("concurrent_turns") == ("200", None)
         chat(guest, "three words here", session_id=create(guest, title="y")["id"])
     refused(here.run("group", "limit", "guest", "concurrent_turns", "many"))
     refused(here.run("group", "limit", "nobody", "concurrent_turns", "1"))

@@ -51,20 +51,27 @@ def bob(either: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_A3_a_refusal_comes_before_the_first_byte_of_a_stream(ann: httpx.Client) -> None:
-    turn = begin(ann, "/hang")
+@pytest.fixture
+def cy(either: Server) -> Iterator[httpx.Client]:
+    """Somebody with an account, whose limits are nobody else's."""
+    with either.guest(Accept=JSON, Authorization=f"Bearer {either.people('cy')['cy']}") as client:
+        yield client
+
+
+def test_A3_a_refusal_comes_before_the_first_byte_of_a_stream(cy: httpx.Client) -> None:
+    turn = begin(cy, "/hang")
     for body, status, code in (
         ({"prompt": "x", "session_id": ABSENT}, 404, "session_not_found"),
         ({"prompt": "x", "model": "none"}, 422, "model_unknown"),
         ({"prompt": "x", "session_id": turn["session_id"]}, 409, "session_busy"),
     ):
-        problem(ann.post("/chat", json=body, headers={"Accept": STREAM}), status, code)
+        problem(cy.post("/chat", json=body, headers={"Accept": STREAM}), status, code)
     # Twenty at once is the limit; the next is no stream that begins well and then fails.
-    running = [turn, *(begin(ann, "/hang") for _ in range(19))]
-    told = problem(ann.post("/chat", json={"prompt": "x"}, headers={"Accept": STREAM}), 429, "concurrency_limited")
+    running = [turn, *(begin(cy, "/hang") for _ in range(19))]
+    told = problem(cy.post("/chat", json={"prompt": "x"}, headers={"Accept": STREAM}), 429, "concurrency_limited")
     assert told["limit"] == "concurrent_turns"
     for one in running:
-        ann.post(f"/chat/{one['id']}/stop", json={}).raise_for_status()
+        cy.post(f"/chat/{one['id']}/stop", json={}).raise_for_status()
 
 
 def test_A4_attaching_again_and_again_makes_no_session(ann: httpx.Client) -> None:
